@@ -1,0 +1,61 @@
+"""The description of a network as data: builder, named widths, options, pipelines. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A network before it is built: what is saved, searched, grown and compared.
+
+    `widths` names everything that can grow (channels of a convolution, units of a fully connected
+    layer); names that start with "fc" are fully connected. `options` are the builder's keyword
+    arguments (`classes`, `image`, ...). `pipelines` maps a name to the data of another way through
+    the network, e.g. `{"cut2": {"before": "conv3", "kernel": 2, "stride": 2}}`.
+    """
+
+    builder: str
+    widths: Mapping[str, int]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    pipelines: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, width in self.widths.items():
+            if isinstance(width, bool) or not isinstance(width, int) or width < 1:
+                raise ValueError(f"width {name} must be a whole number >= 1, got {width!r}")
+        if "base" in self.pipelines:
+            raise ValueError("'base' is the backbone's own pipeline; give the cut another name")
+        # Tuples become lists, so that an architecture equals itself after a round through JSON.
+        for name in ("widths", "options", "pipelines"):
+            object.__setattr__(self, name, json.loads(json.dumps(dict(getattr(self, name)))))
+
+    def __hash__(self) -> int:
+        return hash(self.key())
+
+    def widen(self, name: str, channels: int) -> Architecture:
+        """The same network with `channels` more channels in layer `name`."""
+        if name not in self.widths:
+            raise ValueError(f"{name!r} is not a width; widths are {', '.join(self.widths)}")
+        return replace(self, widths={**self.widths, name: self.widths[name] + channels})
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "builder": self.builder,
+            "widths": dict(self.widths),
+            "options": dict(self.options),
+            "pipelines": {name: dict(spec) for name, spec in self.pipelines.items()},
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Architecture:
+        return cls(**{name: data[name] for name in ("builder", "widths", "options", "pipelines")})
+
+    def key(self) -> str:
+        """16 hexadecimal digits that are equal exactly for equal architectures."""
+        canonical = json.dumps(self.to_dict(), sort_keys=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]

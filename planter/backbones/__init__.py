@@ -1,0 +1,129 @@
+"""The backbones planter knows by name, and the door for a user's own."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from planter.arch import Architecture
+from planter.backbones import convnet, toy, vgg
+from planter.backbones.staged import StagedNet
+
+__all__ = [
+    "BUILDERS",
+    "Builder",
+    "StagedNet",
+    "build_backbone",
+    "convolutions",
+    "find_builder",
+    "full_widths",
+    "import_object",
+    "with_data_options",
+]
+
+
+@dataclass(frozen=True)
+class Builder:
+    """A function `widths, **options -> network` and the widths it has when none are given."""
+
+    function: Callable[..., nn.Module]
+    widths: Mapping[str, int]
+
+    def options(self) -> set[str]:
+        """Names of the keyword options the function takes."""
+        return set(inspect.signature(self.function).parameters) - {"widths"}
+
+
+BUILDERS: dict[str, Builder] = {
+    "convnet": Builder(convnet.convnet, convnet.WIDTHS),
+    "toy": Builder(toy.toy, toy.WIDTHS),
+    "vgg16": Builder(vgg.vgg16, vgg.WIDTHS),
+}
+
+_DATA_OPTIONS = {"classes", "image"}
+
+
+def import_object(place: str) -> Any:
+    """The object at "package.module:name". Raises ValueError that says which half is missing."""
+    module_name, _, name = place.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ValueError(f"cannot import {module_name!r} for {place!r}: {error}") from error
+    if not hasattr(module, name):
+        raise ValueError(f"module {module_name!r} has no {name!r}")
+    return getattr(module, name)
+
+
+def find_builder(key: str) -> Builder:
+    """The builder of that name, or the function at "my_pkg.nets:build" (default widths: its
+    attribute `widths`, if it has one)."""
+    if key in BUILDERS:
+        return BUILDERS[key]
+    if ":" in key:
+        function = import_object(key)
+        return Builder(function, getattr(function, "widths", {}))
+    raise ValueError(
+        f"unknown builder {key!r}; builders are {', '.join(BUILDERS)}, or your own as "
+        "'my_pkg.nets:build'"
+    )
+
+
+def convolutions(widths: Mapping[str, int]) -> list[str]:
+    """The names among `widths` that are not fully connected (do not start with "fc")."""
+    return [name for name in widths if not name.startswith("fc")]
+
+
+def full_widths(key: str, widths: int | Mapping[str, int] | None = None) -> dict[str, int]:
+    """Every width of a builder by name: its defaults, with those given put in.
+
+    One number stands for every convolution; fully connected layers then keep their default.
+    """
+    full = dict(find_builder(key).widths)
+    if isinstance(widths, int):
+        if not full:
+            raise ValueError(f"builder {key!r} names no default widths; give each width by name")
+        return {**full, **dict.fromkeys(convolutions(full), widths)}
+    given = dict(widths or {})
+    if full and (unknown := sorted(set(given) - set(full))):
+        raise ValueError(f"{key} has no width {', '.join(unknown)}; widths are {', '.join(full)}")
+    return {**full, **given}
+
+
+def with_data_options(
+    architecture: Architecture, classes: int, image: Sequence[int]
+) -> Architecture:
+    """The architecture with every width named and the data's facts (`classes`, `image`) put in."""
+    return Architecture(
+        architecture.builder,
+        full_widths(architecture.builder, architecture.widths),
+        {**architecture.options, "classes": classes, "image": list(image)},
+        architecture.pipelines,
+    )
+
+
+def build_backbone(architecture: Architecture, seed: int = 0) -> nn.Module:
+    """A freshly initialised network of the architecture, without its pipelines.
+
+    The initial weights depend on `seed` alone. `classes` and `image` are kept in every
+    architecture and passed on to builders that take them. Raises ValueError for an unknown
+    builder, width or option and for an image the builder cannot take.
+    """
+    builder = find_builder(architecture.builder)
+    takes = builder.options()
+    if unknown := sorted(set(architecture.options) - takes - _DATA_OPTIONS):
+        raise ValueError(
+            f"{architecture.builder} has no option {', '.join(unknown)}; "
+            f"options are {', '.join(sorted(takes))}"
+        )
+    options = {name: value for name, value in architecture.options.items() if name in takes}
+    widths = full_widths(architecture.builder, architecture.widths)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return builder.function(widths, **options)

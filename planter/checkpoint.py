@@ -1,0 +1,122 @@
+"""Networks on disk: a folder with the architecture as JSON and the weights as tensors."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from planter.arch import Architecture
+from planter.pipelines import build_network
+
+FORMAT = 1
+ARCHITECTURE, WEIGHTS = "arch.json", "weights.safetensors"
+
+
+def save(
+    folder: Path,
+    network: nn.Module,
+    architecture: Architecture,
+    pipeline: str,
+    info: Mapping[str, Any],
+) -> None:
+    """Writes a detached network; the folder appears whole or not at all.
+
+    `info` (metrics, seed, versions, normalisation, ...) is kept in `arch.json` beside the spec.
+    """
+    spec = {
+        "format": FORMAT,
+        "architecture": architecture.to_dict(),
+        "pipeline": pipeline,
+        **info,
+    }
+    with _appearing(folder) as fresh:
+        (fresh / ARCHITECTURE).write_text(json.dumps(spec, indent=2) + "\n")
+        state = {name: tensor.contiguous().cpu() for name, tensor in network.state_dict().items()}
+        save_file(state, fresh / WEIGHTS)
+
+
+def load(folder: str | Path) -> nn.Module:
+    """The network saved in a folder such as `runs/quickstart/models/s0012/cut2`: a plain module in
+    eval mode that takes normalised images `[batch, channels, height, width]`.
+
+    Raises ValueError where the folder holds no network, or one of another format.
+    """
+    spec = read_spec(folder)
+    network = build_network(Architecture.from_dict(spec["architecture"]), spec["pipeline"])
+    network.load_state_dict(load_file(Path(folder) / WEIGHTS))
+    return network.eval()
+
+
+def read_spec(folder: str | Path) -> dict[str, Any]:
+    """What `arch.json` of a saved network says."""
+    path = Path(folder) / ARCHITECTURE
+    if not path.is_file() or not (path.parent / WEIGHTS).is_file():
+        raise ValueError(
+            f"{folder} holds no saved network: expected {ARCHITECTURE} and {WEIGHTS}, "
+            "as in runs/NAME/models/TRIAL/PIPELINE"
+        )
+    spec: dict[str, Any] = json.loads(path.read_text())
+    if spec.get("format") != FORMAT:
+        raise ValueError(f"{path} has format {spec.get('format')}, this planter reads {FORMAT}")
+    return spec
+
+
+def write_training(path: Path, state: Mapping[str, Any]) -> None:
+    """Writes a training checkpoint (tensors and plain values) so that a kill leaves the old one."""
+    fresh = path.with_suffix(f".{uuid.uuid4().hex[:8]}.new")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(dict(state), fresh)
+    _sync(fresh)
+    fresh.replace(path)
+
+
+def read_training(path: Path) -> dict[str, Any] | None:
+    """A training checkpoint, or None where there is none that can be read."""
+    try:
+        state: dict[str, Any] = torch.load(path, weights_only=True)
+    except FileNotFoundError:
+        return None
+    except Exception:  # torch raises several kinds for a file cut short; training starts afresh
+        path.unlink()
+        return None
+    return state
+
+
+@contextmanager
+def _appearing(folder: Path) -> Iterator[Path]:
+    """A fresh folder beside `folder` that takes its place, synced, when the block has ended."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.new"
+    fresh.mkdir()
+    try:
+        yield fresh
+        for path in [*fresh.iterdir(), fresh]:
+            _sync(path)
+        if folder.exists():
+            old = fresh.with_suffix(".old")
+            folder.rename(old)
+            fresh.rename(folder)
+            shutil.rmtree(old)
+        else:
+            fresh.rename(folder)
+        _sync(folder.parent)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,131 @@
+"""Points of a run and the documents that hold them: pareto.json, pareto.csv, planting.csv."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from planter.pareto import hypervolume, pareto_front
+
+Method = Literal["plant", "sample", "teacher", "baseline"]
+COLUMNS = [
+    "id", "trial", "pipeline", "method", "accuracy", "test_accuracy", "macs", "params",
+    "on_front", "model", "train_macs",
+]  # fmt: skip
+PLANTING_COLUMNS = [
+    "round", "layer", "channels", "accepted", "widths", "params", "macs", "val_loss",
+    "val_accuracy", "seconds",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Point:
+    """One network that can be shipped: a pipeline of a trial.
+
+    `accuracy` is on validation images, 0..1; `train_macs` and `seconds` are those of the whole
+    trial, which its points share.
+    """
+
+    trial: str
+    pipeline: str
+    method: Method
+    accuracy: float
+    loss: float
+    macs: int
+    params: int
+    train_macs: int
+    seconds: float
+    architecture: Mapping[str, Any]
+
+    @property
+    def id(self) -> str:
+        return f"{self.trial}/{self.pipeline}"
+
+    @property
+    def searched(self) -> bool:
+        """Whether the search proposed it; the teacher and the baselines are there to compare."""
+        return self.method in ("plant", "sample")
+
+
+def front_of(points: Sequence[Point]) -> list[Point]:
+    """The searched points that no other searched point dominates, by rising macs."""
+    searched = [point for point in points if point.searched]
+    mask = pareto_front([(p.accuracy, p.macs) for p in searched])
+    front = [point for point, kept in zip(searched, mask, strict=True) if kept]
+    return sorted(front, key=lambda p: (p.macs, -p.accuracy, p.id))
+
+
+def covered(points: Sequence[Point], reference: Sequence[float]) -> float:
+    """Hypervolume of the searched points."""
+    return hypervolume([(p.accuracy, p.macs) for p in points if p.searched], reference)
+
+
+def document(
+    study: str,
+    points: Sequence[Point],
+    reference: Sequence[float],
+    test_accuracy: Mapping[str, float],
+    run: Path,
+) -> dict[str, Any]:
+    """What pareto.json says of a run."""
+    on_front = {point.id for point in front_of(points)}
+    rows = []
+    for point in sorted(points, key=lambda p: (p.macs, p.id)):
+        model = Path("models") / point.id
+        rows.append(
+            {
+                "id": point.id,
+                "trial": point.trial,
+                "pipeline": point.pipeline,
+                "method": point.method,
+                "accuracy": point.accuracy,
+                "test_accuracy": test_accuracy.get(point.id),
+                "macs": point.macs,
+                "params": point.params,
+                "on_front": point.id in on_front,
+                "model": str(model) if (run / model).is_dir() else None,
+                "train_macs": point.train_macs,
+            }
+        )
+    return {
+        "study": study,
+        "objectives": ["accuracy", "macs"],
+        "points": rows,
+        "hypervolume": covered(points, reference),
+        "reference_point": list(reference),
+    }
+
+
+def read_front(run: Path) -> dict[str, Any]:
+    """pareto.json of a run. Raises ValueError where the folder is no run or has no point yet."""
+    path = run / "pareto.json"
+    if not path.is_file():
+        known = "the run has no finished trial yet" if run.is_dir() else "there is no such folder"
+        raise ValueError(f"{run} has no pareto.json: {known}; expected a run folder, runs/NAME")
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def to_csv(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str:
+    """Rows as CSV text with a header; None is an empty field."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces a file so that a reader or a kill never meets half of it."""
+    fresh = path.with_name(f".{path.name}.new")
+    with fresh.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.replace(path)

@@ -1,0 +1,133 @@
+"""What a network costs: parameters and multiply-adds, with the convention named.
+
+`macs` are the multiply-adds of convolutions and linear layers for one image, without bias and norm:
+torch's `FlopCounterMode` / 2. `macs_all` follows the table of CNSN: macs + 1 per convolution output
+(a bias, present or not) + 2 per batch-norm element + 1 per ReLU element + the inputs of poolings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.utils.flop_counter import FlopCounterMode
+
+from planter.arch import Architecture
+from planter.pipelines import Pipelines, build
+
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One part of a network: what it costs and the shape it hands on (without the batch)."""
+
+    name: str
+    macs: int
+    macs_all: int
+    params: int
+    output: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Cost of one network; of its base and of every pipeline where it has several."""
+
+    macs: int
+    macs_all: int
+    params: int
+    stages: tuple[Stage, ...]
+    pipelines: dict[str, Cost] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def cost(network: Architecture | nn.Module, image: Sequence[int] | None = None) -> Cost:
+    """Multiply-adds and parameters of a network for one image of shape (channels, height, width).
+
+    An architecture is counted without allocating its weights, and knows its image. A module is run
+    once on one blank image, in eval mode, and left in the mode it had. Raises ValueError for a
+    module with expanded kernels: the count is that of the network that is shipped.
+    """
+    if isinstance(network, Architecture):
+        shape = image or network.options.get("image")
+        if shape is None:
+            raise ValueError("cost needs the image shape, e.g. image=(3, 32, 32)")
+        with torch.device("meta"):
+            return _cost(build(network), torch.empty(1, *shape))
+    if image is None:
+        raise ValueError("cost of a module needs the image shape, e.g. image=(3, 32, 32)")
+    like = next(network.parameters())
+    return _cost(network, like.new_zeros(1, *image))
+
+
+def _cost(network: nn.Module, images: Tensor) -> Cost:
+    for place, module in network.named_modules():
+        if parametrize.is_parametrized(module):
+            raise ValueError(f"{place} is expanded; collapse_kernels_(model) before counting")
+    if isinstance(network, Pipelines):
+        pipelines = {name: _cost_of_one(network.detach(name), images) for name in network.names}
+        base = pipelines["base"]
+        return Cost(base.macs, base.macs_all, base.params, base.stages, pipelines)
+    if hasattr(network, "stages") and hasattr(network, "head"):
+        network = Pipelines(network, {}).detach("base")
+    alone = _cost_of_one(network, images)
+    return Cost(alone.macs, alone.macs_all, alone.params, alone.stages, {"base": alone})
+
+
+def _cost_of_one(network: nn.Module, images: Tensor) -> Cost:
+    parts = list(network.named_children()) if isinstance(network, nn.Sequential) else []
+    if not parts:
+        parts = [("network", network)]
+    stages = []
+    was_training = network.training
+    network.eval()
+    x: Any = images
+    try:
+        with torch.no_grad():
+            for name, part in parts:
+                extra = _Extra(part)
+                counter = FlopCounterMode(display=False)
+                with extra, counter:
+                    x = part(x)
+                macs = counter.get_total_flops() // 2
+                params = sum(p.numel() for p in part.parameters())
+                output = tuple(x.shape[1:])
+                stages.append(Stage(name, macs, macs + extra.count, params, output))
+    finally:
+        network.train(was_training)
+    macs, macs_all = sum(s.macs for s in stages), sum(s.macs_all for s in stages)
+    params = sum(p.numel() for p in network.parameters())
+    return Cost(macs, macs_all, params, tuple(stages))
+
+
+class _Extra:
+    """Counts, while active, what `macs_all` adds to the multiply-adds."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.count = 0
+        self._network = network
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+
+    def __enter__(self) -> None:
+        for module in self._network.modules():
+            self._hooks.append(module.register_forward_hook(self._add))
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def _add(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if isinstance(module, _CONVS) or isinstance(module, nn.ReLU):
+            self.count += output.numel()
+        elif isinstance(module, _NORMS):
+            self.count += 2 * output.numel()
+        elif isinstance(module, _POOLS) and inputs[0].shape != output.shape:
+            self.count += inputs[0].numel()

@@ -1,0 +1,45 @@
+"""From one shape of a network to another: weights are inherited by name and leading slice."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Inherited(NamedTuple):
+    """Names of the state that found no partner: only in the child, only in the parent."""
+
+    fresh: list[str]
+    dropped: list[str]
+
+
+def inherit_weights(
+    child: nn.Module, parent: nn.Module, outgoing: Literal["zero", "random"] = "zero"
+) -> Inherited:
+    """Copies the parent's state into a child of another width: each tensor's leading slice.
+
+    A wider child keeps its fresh values in new output channels; what reads the new channels starts
+    at zero with `outgoing="zero"` (the child then computes what the parent computes) or stays
+    fresh. A narrower child takes the leading part: sub-network extraction. Flattened maps append
+    at the end, so leading slices are right there too. The rule holds for `[out, in, ...]` layouts
+    (convolutions, linear layers, norms); it does not keep the function across concatenation,
+    group norm over all channels or grouped convolutions.
+    """
+    old, new = parent.state_dict(), child.state_dict()
+    with torch.no_grad():
+        for name, target in new.items():
+            source = old.get(name)
+            if source is None or source.dim() != target.dim():
+                continue
+            if outgoing == "zero" and target.dim() > 1:
+                target[:, source.shape[1] :] = 0
+            shared = shared_slice(source, target)
+            target[shared] = source[shared].to(target)
+    return Inherited(sorted(set(new) - set(old)), sorted(set(old) - set(new)))
+
+
+def shared_slice(old: Tensor, new: Tensor) -> tuple[slice, ...]:
+    """The leading block that two tensors of the same number of axes have in common."""
+    return tuple(slice(min(a, b)) for a, b in zip(old.shape, new.shape, strict=True))

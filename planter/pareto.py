@@ -1,0 +1,51 @@
+"""The front of accuracy against cost, and the hypervolume it covers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import moocore
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+
+def pareto_front(values: ArrayLike, maximise: Sequence[bool] = (True, False)) -> NDArray[np.bool_]:
+    """Which rows of `values` `[points, objectives]` no other row dominates.
+
+    By default the objectives are (accuracy, macs): more and less are better. Rows that are equal
+    stay together: all of them are on the front or none. Raises ValueError for values that are not
+    numbers.
+    """
+    table = _table(values, len(maximise))
+    if not len(table):
+        return np.zeros(0, dtype=bool)
+    mask = moocore.is_nondominated(table, maximise=list(maximise), keep_weakly=True)
+    return np.asarray(mask, dtype=bool)
+
+
+def hypervolume(points: ArrayLike, reference_point: Sequence[float]) -> float:
+    """Area between the points `[points, (accuracy, macs)]` and the reference (accuracy, macs).
+
+    Accuracy counts from 0 to 1, macs by their decimal logarithm: one unit is ten times fewer
+    multiply-adds at an accuracy of 1. Points beyond the reference add nothing.
+    """
+    table = _table(points, 2)
+    if not len(table):
+        return 0.0
+    if (table[:, 1] <= 0).any() or reference_point[1] <= 0:
+        raise ValueError("macs must be above 0 for the hypervolume's logarithm")
+    # moocore minimises: a higher accuracy is a lower negative one.
+    flipped = np.column_stack([-table[:, 0], np.log10(table[:, 1])])
+    reference = [-reference_point[0], np.log10(reference_point[1])]
+    return float(moocore.hypervolume(flipped, ref=reference))
+
+
+def _table(values: ArrayLike, columns: int) -> NDArray[np.float64]:
+    table = np.asarray(values, dtype=np.float64)
+    if not table.size:
+        return np.zeros((0, columns))
+    if table.ndim != 2 or table.shape[1] != columns:
+        raise ValueError(f"expected rows of {columns} values, got an array {table.shape}")
+    if not np.isfinite(table).all():
+        raise ValueError("points must be finite numbers")
+    return table

@@ -1,0 +1,249 @@
+"""One visible training loop, scoring, and batch-norm statistics."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils import parametrize
+
+from planter.checkpoint import read_training, write_training
+from planter.data import Split
+from planter.kernels import kernel_decay
+from planter.recipe import Augment, Recipe, make_optimizer
+
+log = logging.getLogger(__name__)
+_SCORE_BATCH = 512
+_CHECKPOINT_EVERY_S = 10.0
+
+
+class Batch(NamedTuple):
+    """Normalised images `[batch, channels, height, width]`, labels `[batch]` and, with a teacher,
+    its logits `[batch, classes]`."""
+
+    images: Tensor
+    labels: Tensor
+    teacher: Tensor | None
+
+
+class Score(NamedTuple):
+    """Share of images classified correctly (0..1) and mean cross-entropy."""
+
+    accuracy: float
+    loss: float
+
+
+class Epoch(NamedTuple):
+    """What one pass over the training images gave."""
+
+    epoch: int
+    loss: float
+    lr: float
+    seconds: float
+
+
+def fit(
+    model: nn.Module,
+    loss: Callable[[nn.Module, Batch], Tensor],
+    split: Split,
+    recipe: Recipe,
+    *,
+    seed: int,
+    teacher: Tensor | nn.Module | None = None,
+    checkpoint: Path | None = None,
+    on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+) -> nn.Module:
+    """Trains the model's trainable parameters in place and returns it.
+
+    `teacher` is its logits for the whole split `[n, classes]`, right while the recipe changes no
+    images, or a network that is asked for every batch. Batches, augmentation and dropout depend on
+    `seed` and the epoch alone, so a training taken up from `checkpoint` (written every few
+    seconds, removed at the end) goes on as if it had not stopped. Raises FloatingPointError when
+    the loss is no longer a number.
+    """
+    if recipe.augment.changes() and isinstance(teacher, Tensor):
+        raise ValueError("cached teacher logits do not fit augmented images; give the network")
+    optimizer = make_optimizer(model, recipe)
+    start = 0
+    if checkpoint is not None and (state := read_training(checkpoint)) is not None:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        start = state["epoch"]
+        log.info("taken up after epoch %d of %d", start, recipe.epochs)
+    saved_at = time.monotonic()
+    for epoch in range(start, recipe.epochs):
+        began = time.monotonic()
+        with torch.random.fork_rng(devices=_cuda_devices(split)):
+            mean = _epoch(model, loss, split, recipe, optimizer, epoch, seed, teacher)
+        if not math.isfinite(mean):
+            raise FloatingPointError(
+                f"training loss became {mean} in epoch {epoch + 1} of {recipe.epochs}; "
+                f"a lower lr than {recipe.lr} may help"
+            )
+        on_epoch(Epoch(epoch + 1, mean, recipe.lr_at(epoch), time.monotonic() - began))
+        due = time.monotonic() - saved_at > _CHECKPOINT_EVERY_S
+        if checkpoint is not None and due and epoch + 1 < recipe.epochs:
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            write_training(checkpoint, {"epoch": epoch + 1, **state})
+            saved_at = time.monotonic()
+    return model
+
+
+def _epoch(
+    model: nn.Module,
+    loss: Callable[[nn.Module, Batch], Tensor],
+    split: Split,
+    recipe: Recipe,
+    optimizer: torch.optim.Optimizer,
+    epoch: int,
+    seed: int,
+    teacher: Tensor | nn.Module | None,
+) -> float:
+    """One pass; the mean loss over the images."""
+    torch.manual_seed(_mix(seed, epoch))  # for dropout and whatever else draws in the model
+    generator = torch.Generator().manual_seed(_mix(seed, epoch))
+    model.train()
+    total = torch.zeros((), device=split.labels.device)
+    steps = math.ceil(len(split) / recipe.batch)
+    for i, batch in enumerate(_batches(split, steps, recipe.augment, generator, teacher)):
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.lr_at(epoch + i / steps)
+        optimizer.zero_grad()
+        # Each generated kernel is computed once a step, for the network and for its decay.
+        with parametrize.cached():
+            value = loss(model, batch)
+            decayed = value
+            if recipe.weight_decay and (decay := kernel_decay(model)) is not None:
+                decayed = value + recipe.weight_decay * decay
+            decayed.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        total += value.detach() * len(batch.labels)
+    return float(total) / len(split)
+
+
+def evaluate(model: nn.Module, split: Split) -> Score:
+    """Accuracy and cross-entropy of a network on a split, in eval mode; its mode is kept.
+
+    Raises ValueError for an empty split or for None, which stands for a data set without test
+    part.
+    """
+    if split is None or not len(split):
+        raise ValueError("nothing to evaluate on: the split is empty or missing")
+    device = next(model.parameters()).device
+    split = split.to(device)
+    correct, loss = 0, 0.0
+    for images, labels in _plain_batches(split):
+        logits = _eval_logits(model, images)
+        correct += int((logits.argmax(dim=1) == labels).sum())
+        loss += float(functional.cross_entropy(logits, labels, reduction="sum"))
+    return Score(correct / len(split), loss / len(split))
+
+
+def predict(model: nn.Module, split: Split) -> Tensor:
+    """Logits `[n, classes]` of a network for every image of a split, in eval mode."""
+    return torch.cat([_eval_logits(model, images) for images, _ in _plain_batches(split)])
+
+
+def recalibrate_batchnorm_(model: nn.Module, split: Split, images: int = 10_000) -> nn.Module:
+    """Batch-norm statistics as the plain mean over training images, for the weights as they are.
+
+    During training they trail behind the weights; after a cut they belong to other inputs.
+    """
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    if not norms:
+        return model
+    momenta = [norm.momentum for norm in norms]
+    was_training = model.training
+    try:
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # torch's word for a cumulative average
+        model.train()
+        with torch.no_grad():
+            for batch, _ in _plain_batches(split, limit=images):
+                model(batch)
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        model.train(was_training)
+    return model
+
+
+def augmented(images: Tensor, augment: Augment, generator: torch.Generator) -> Tensor:
+    """Raw images `[batch, channels, height, width]`, each cropped and mirrored at random."""
+    count, channels, height, width = images.shape
+    device = images.device
+    if augment.crop:
+        padded = functional.pad(images, [augment.crop] * 4)
+        offsets = torch.randint(0, 2 * augment.crop + 1, (2, count, 1), generator=generator)
+        rows, columns = offsets.to(device)
+        rows = rows + torch.arange(height, device=device)
+        columns = columns + torch.arange(width, device=device)
+        images = padded[
+            torch.arange(count, device=device)[:, None, None, None],
+            torch.arange(channels, device=device)[:, None, None],
+            rows[:, None, :, None],
+            columns[:, None, None, :],
+        ]
+    if augment.flip:
+        mirrored = torch.rand(count, generator=generator).to(device) < 0.5
+        images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
+    return images
+
+
+def _batches(
+    split: Split,
+    steps: int,
+    augment: Augment,
+    generator: torch.Generator,
+    teacher: Tensor | nn.Module | None,
+) -> Iterator[Batch]:
+    """The split in random order, in batches that differ by one image at most (a last batch of a
+    single image has no batch statistics)."""
+    order = torch.randperm(len(split), generator=generator).to(split.labels.device)
+    for index in order.tensor_split(steps):
+        raw = split.images[index]
+        if augment.changes():
+            raw = augmented(raw, augment, generator)
+        images = split.normalise(raw)
+        logits = None
+        if isinstance(teacher, Tensor):
+            logits = teacher[index]
+        elif teacher is not None:
+            logits = _eval_logits(teacher, images)
+        yield Batch(images, split.labels[index], logits)
+
+
+def _plain_batches(split: Split, limit: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    count = min(len(split), limit or len(split))
+    for at in range(0, count, _SCORE_BATCH):
+        part = slice(at, min(at + _SCORE_BATCH, count))
+        yield split.normalise(split.images[part]), split.labels[part]
+
+
+def _eval_logits(model: nn.Module, images: Tensor) -> Tensor:
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            logits: Tensor = model(images)
+    finally:
+        model.train(was_training)
+    return logits
+
+
+def _cuda_devices(split: Split) -> list[torch.device]:
+    device = split.labels.device
+    return [device] if device.type == "cuda" else []
+
+
+def _mix(seed: int, epoch: int) -> int:
+    # Any injective mixing does: consecutive seeds must not share batches of later epochs.
+    return (seed * 1_000_003 + epoch) % 2**63
