@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -69,6 +70,12 @@ def read_spec(folder: str | Path) -> dict[str, Any]:
     if spec.get("format") != FORMAT:
         raise ValueError(f"{path} has format {spec.get('format')}, this planter reads {FORMAT}")
     return spec
+
+
+def content_key(settings: Any) -> str:
+    """16 hexadecimal digits that are equal for equal settings (anything JSON can hold)."""
+    canonical = json.dumps(settings, sort_keys=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
 def write_training(path: Path, state: Mapping[str, Any]) -> None:

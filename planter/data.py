@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -72,6 +73,14 @@ class Data:
         """Shape (channels, height, width) of one image."""
         channels, height, width = self.train.images.shape[1:]
         return channels, height, width
+
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits of the training and validation images and labels."""
+        digest = hashlib.sha256()
+        for split in (self.train, self.validation):
+            for tensor in (split.images, split.labels):
+                digest.update(tensor.cpu().contiguous().numpy().data)
+        return digest.hexdigest()[:16]
 
     def to(self, device: str | torch.device) -> Data:
         test = self.test.to(device) if self.test is not None else None

@@ -53,28 +53,37 @@ class Point:
         return self.method in ("plant", "sample")
 
 
-def front_of(points: Sequence[Point]) -> list[Point]:
-    """The searched points that no other searched point dominates, by rising macs."""
-    searched = [point for point in points if point.searched]
+def within(point: Point, limits: Mapping[str, int]) -> bool:
+    """Whether a point keeps to limits on `macs` and `params`."""
+    return all(getattr(point, name) <= limit for name, limit in limits.items())
+
+
+def front_of(points: Sequence[Point], limits: Mapping[str, int]) -> list[Point]:
+    """The searched points within the limits that no other of them dominates, by rising macs."""
+    searched = [point for point in points if point.searched and within(point, limits)]
     mask = pareto_front([(p.accuracy, p.macs) for p in searched])
     front = [point for point, kept in zip(searched, mask, strict=True) if kept]
     return sorted(front, key=lambda p: (p.macs, -p.accuracy, p.id))
 
 
-def covered(points: Sequence[Point], reference: Sequence[float]) -> float:
-    """Hypervolume of the searched points."""
-    return hypervolume([(p.accuracy, p.macs) for p in points if p.searched], reference)
+def covered(
+    points: Sequence[Point], reference: Sequence[float], limits: Mapping[str, int]
+) -> float:
+    """Hypervolume of the searched points within the limits."""
+    searched = [p for p in points if p.searched and within(p, limits)]
+    return hypervolume([(p.accuracy, p.macs) for p in searched], reference)
 
 
 def document(
     study: str,
     points: Sequence[Point],
     reference: Sequence[float],
+    limits: Mapping[str, int],
     test_accuracy: Mapping[str, float],
     run: Path,
 ) -> dict[str, Any]:
     """What pareto.json says of a run."""
-    on_front = {point.id for point in front_of(points)}
+    on_front = {point.id for point in front_of(points, limits)}
     rows = []
     for point in sorted(points, key=lambda p: (p.macs, p.id)):
         model = Path("models") / point.id
@@ -97,7 +106,7 @@ def document(
         "study": study,
         "objectives": ["accuracy", "macs"],
         "points": rows,
-        "hypervolume": covered(points, reference),
+        "hypervolume": covered(points, reference, limits),
         "reference_point": list(reference),
     }
 

@@ -93,6 +93,10 @@ class Bounds(_Section):
     macs: Annotated[int | None, Field(gt=0, description="most multiply-adds of a point")] = None
     params: Annotated[int | None, Field(gt=0, description="most parameters of a point")] = None
 
+    def limits(self) -> dict[str, int]:
+        """The bounds that are set, by the quantity they bound."""
+        return {name: value for name, value in self.model_dump().items() if value is not None}
+
 
 class Objectives(_Section):
     """What the search is after: accuracy up, macs down."""

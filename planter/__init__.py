@@ -1,0 +1,83 @@
+"""planter grows CNNs and selects sub-networks; see `planter.search` and the README."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from planter.arch import Architecture
+    from planter.backbones import BUILDERS, StagedNet
+    from planter.checkpoint import load
+    from planter.data import load_data
+    from planter.driver.run import search
+    from planter.kernels import KernelFilter, collapse_kernels_, expand_kernels_
+    from planter.losses import distillation_loss, multi_pipeline_loss
+    from planter.macs import cost
+    from planter.morph import inherit_weights
+    from planter.pareto import hypervolume, pareto_front
+    from planter.pipelines import Pipelines, build, cuts, takes_stride
+    from planter.recipe import Recipe
+    from planter.space import Candidate
+    from planter.train import evaluate
+
+_PLACES = {
+    "Architecture": "arch",
+    "BUILDERS": "backbones",
+    "Candidate": "space",
+    "KernelFilter": "kernels",
+    "Pipelines": "pipelines",
+    "Recipe": "recipe",
+    "StagedNet": "backbones",
+    "build": "pipelines",
+    "collapse_kernels_": "kernels",
+    "cost": "macs",
+    "cuts": "pipelines",
+    "distillation_loss": "losses",
+    "evaluate": "train",
+    "expand_kernels_": "kernels",
+    "hypervolume": "pareto",
+    "inherit_weights": "morph",
+    "load": "checkpoint",
+    "load_data": "data",
+    "multi_pipeline_loss": "losses",
+    "pareto_front": "pareto",
+    "search": "driver.run",
+    "takes_stride": "pipelines",
+}
+
+__all__ = [
+    "BUILDERS",
+    "Architecture",
+    "Candidate",
+    "KernelFilter",
+    "Pipelines",
+    "Recipe",
+    "StagedNet",
+    "build",
+    "collapse_kernels_",
+    "cost",
+    "cuts",
+    "distillation_loss",
+    "evaluate",
+    "expand_kernels_",
+    "hypervolume",
+    "inherit_weights",
+    "load",
+    "load_data",
+    "multi_pipeline_loss",
+    "pareto_front",
+    "search",
+    "takes_stride",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # torch takes seconds to import; `planter --help` should not wait for it.
+    if name not in _PLACES:
+        raise AttributeError(f"module 'planter' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"planter.{_PLACES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

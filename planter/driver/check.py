@@ -1,0 +1,311 @@
+"""What only the data and the networks can tell of a study, before anything is trained."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from planter import checkpoint
+from planter.arch import Architecture
+from planter.backbones import convolutions, with_data_options
+from planter.data import Data, load_data
+from planter.driver.plain import baseline_id
+from planter.driver.sampling import draw
+from planter.driver.worker import network_of
+from planter.macs import Cost, cost
+from planter.pipelines import build, check_architecture
+from planter.recipe import Recipe, make_optimizer
+from planter.space import Candidate, Space, load_space
+from planter.study import Network, Problem, Study, StudyError
+
+log = logging.getLogger(__name__)
+_DRAWS = 8
+_Result = TypeVar("_Result")
+
+
+@dataclass
+class Prepared:
+    """A study found sound, with what the check had to build anyway."""
+
+    data: Data
+    fingerprint: str
+    layers: list[str]
+    reference: list[float]
+    space: Space | None
+    networks: dict[str, tuple[Architecture, Recipe]]
+    warnings: list[str]
+
+    def costs(self) -> dict[str, Cost]:
+        return {name: cost(architecture) for name, (architecture, _) in self.networks.items()}
+
+
+@dataclass
+class _Findings:
+    problems: list[Problem] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def add(self, place: str, got: Any, expected: str) -> None:
+        self.problems.append(Problem(place, str(got), expected))
+
+    def attempt(self, place: str, got: Any, what: Callable[[], _Result]) -> _Result | None:
+        """The result of a call; a ValueError it raises becomes a problem of that place."""
+        try:
+            return what()
+        except ValueError as error:
+            self.add(place, got, str(error))
+            return None
+
+
+def prepare(study: Study) -> Prepared:
+    """Loads the data, builds every network without weights and draws from the search space.
+
+    Raises StudyError with every problem found.
+    """
+    found = _Findings()
+    _whole(study, found)
+    settings = study.data
+    data = found.attempt(
+        "data", settings.name, lambda: load_data(**settings.model_dump(), seed=study.seed)
+    )
+    if data is None:
+        raise StudyError(study.name, found.problems)
+    fingerprint = data.fingerprint()
+    networks: dict[str, tuple[Architecture, Recipe]] = {}
+    teacher = _teacher(study, data, fingerprint, found)
+    if teacher is not None:
+        assert study.teacher is not None
+        networks["teacher"] = (teacher, study.teacher.recipe or study.recipe)
+    names: set[str] = set()
+    for index, baseline in enumerate(study.baselines):
+        place = f"baselines.{index}"
+        architecture = _network(study, baseline, baseline.widths, data, place, found)
+        if architecture is None:
+            continue
+        name = baseline_id(study, baseline)
+        if name in names:
+            found.add(place, f"a second {name}", "a name of its own: set name")
+        names.add(name)
+        networks[name] = (architecture, study.recipe)
+    layers: list[str] = []
+    if study.plant is not None:
+        start = _network(study, study.plant, study.plant.start, data, "plant", found)
+        if start is not None:
+            networks["start"] = (start, study.recipe)
+            layers = _layers(study, start, found)
+    space = _space(study, data, networks, found)
+    reference = _reference(study, data, networks, found)
+    if found.problems:
+        raise StudyError(study.name, found.problems)
+    return Prepared(data, fingerprint, layers, reference, space, networks, found.warnings)
+
+
+def estimate_seconds(study: Study, prepared: Prepared) -> float:
+    """How long the study would take here: a few training steps of each of its networks are timed,
+    on as many threads as a worker has, and multiplied."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(study.resources.cpu)
+    try:
+        seconds = {
+            name: _training_seconds(architecture, recipe, prepared.data)
+            for name, (architecture, recipe) in prepared.networks.items()
+        }
+    finally:
+        torch.set_num_threads(threads)
+    total = sum(s for name, s in seconds.items() if not name.startswith("sample"))
+    if study.plant is not None:
+        share = study.plant.recipe.epochs / study.recipe.epochs
+        plants = study.plant.rounds * len(prepared.layers)
+        total += plants * share * seconds["start"]
+    drawn = [s for name, s in seconds.items() if name.startswith("sample")]
+    if study.sample is not None and drawn:
+        total += study.sample.trials * sum(drawn) / len(drawn)
+    return total / max(worker_count(study), 1)
+
+
+def worker_count(study: Study) -> int:
+    """Trainings at a time: as asked, or as many as the machine has cores (or GPUs) for."""
+    resources = study.resources
+    if resources.workers is not None:
+        return resources.workers
+    if resources.gpu:
+        return max(int(torch.cuda.device_count() / resources.gpu), 1)
+    return max((os.cpu_count() or 1) // resources.cpu, 1)
+
+
+def _whole(study: Study, found: _Findings) -> None:
+    """What concerns several sections at once."""
+    if study.plant is None and study.sample is None and not study.baselines:
+        found.add("study", "nothing to train", "at least one of plant, sample and baselines")
+    if study.teacher is None:
+        if study.plant is not None:
+            found.add("plant", "no teacher", "a teacher: plants learn from its logits")
+        for index, baseline in enumerate(study.baselines):
+            if baseline.kd is not None:
+                found.add(f"baselines.{index}.kd", "no teacher", "a teacher to learn from")
+    if study.resources.gpu and not torch.cuda.is_available():
+        found.add("resources.gpu", study.resources.gpu, "0: this machine has no GPU torch can use")
+
+
+def _network(
+    study: Study,
+    section: Network,
+    widths: int | dict[str, int] | None,
+    data: Data,
+    place: str,
+    found: _Findings,
+) -> Architecture | None:
+    def built() -> Architecture:
+        architecture = network_of(study, section, data, widths)
+        check_architecture(architecture)
+        return architecture
+
+    teacher = study.teacher.builder if study.teacher else None
+    return found.attempt(place, f"{section.builder or teacher} {widths or ''}".strip(), built)
+
+
+def _teacher(
+    study: Study, data: Data, fingerprint: str, found: _Findings
+) -> Architecture | None:
+    settings = study.teacher
+    if settings is None:
+        return None
+    if settings.model is None:
+        if settings.builder is None:
+            found.add("teacher", "neither builder nor model", "one of them")
+            return None
+        return _network(study, settings, settings.widths, data, "teacher", found)
+    if settings.builder is not None or settings.recipe is not None or settings.widths is not None:
+        found.add("teacher", "model beside builder, widths or recipe", "model alone, or no model")
+        return None
+    model = settings.model
+    spec = found.attempt("teacher.model", model, lambda: checkpoint.read_spec(model))
+    if spec is None:
+        return None
+    architecture = Architecture.from_dict(spec["architecture"])
+    facts = {"classes": data.classes, "image": list(data.image)}
+    for name, fact in facts.items():
+        if architecture.options.get(name) != fact:
+            found.add(
+                "teacher.model",
+                f"a network with {name} {architecture.options.get(name)}",
+                f"one with {name} {fact}, as the data has",
+            )
+    if spec.get("data") != fingerprint:
+        found.warnings.append(
+            "the teacher was trained on another split or data set: images that select here may "
+            "have trained it, and accuracies may be too high"
+        )
+    return architecture
+
+
+def _layers(study: Study, start: Architecture, found: _Findings) -> list[str]:
+    assert study.plant is not None
+    layers = study.plant.layers
+    if layers is None:
+        layers = convolutions(start.widths)
+    for layer in layers:
+        place = "plant.layers"
+        if layer not in start.widths:
+            found.add(place, layer, f"widths of {start.builder}: {', '.join(start.widths)}")
+            continue
+        found.attempt(
+            place, layer, lambda layer=layer: check_architecture(start.widen(layer, 1))
+        )
+    return list(layers)
+
+
+def _space(
+    study: Study, data: Data, networks: dict[str, tuple[Architecture, Recipe]], found: _Findings
+) -> Space | None:
+    """The study's search space, tried on a few random trials, which join the networks."""
+    settings = study.sample
+    if settings is None:
+        return None
+    space = found.attempt(
+        "sample.space",
+        settings.space,
+        lambda: load_space(settings.space, image=data.image, classes=data.classes),
+    )
+    if space is None:
+        return None
+    for index, drawn in enumerate(draw(space, _DRAWS, study.seed)):
+        if isinstance(drawn, Exception):
+            found.add("sample.space", settings.space, f"{type(drawn).__name__}: {drawn}")
+            return None
+        kept = found.attempt(
+            "sample.space",
+            settings.space,
+            lambda drawn=drawn: _candidate(drawn, study, data),
+        )
+        if kept is None:
+            return None
+        networks[f"sample{index}"] = kept
+    return space
+
+
+def _candidate(drawn: Any, study: Study, data: Data) -> tuple[Architecture, Recipe]:
+    if not isinstance(drawn, Candidate):
+        raise ValueError(f"a space returns a planter.Candidate, got {type(drawn).__name__}")
+    architecture = with_data_options(drawn.architecture, data.classes, data.image)
+    check_architecture(architecture)
+    if unknown := sorted(set(drawn.weights) - {"base", *architecture.pipelines}):
+        raise ValueError(f"weights of pipelines that are not there: {', '.join(unknown)}")
+    if drawn.kd_weight and study.teacher is None:
+        raise ValueError(f"kd_weight {drawn.kd_weight} needs a teacher in the study")
+    recipe = Recipe.model_validate({**study.recipe.model_dump(), **drawn.recipe})
+    return architecture, recipe
+
+
+def _reference(
+    study: Study,
+    data: Data,
+    networks: dict[str, tuple[Architecture, Recipe]],
+    found: _Findings,
+) -> list[float]:
+    """The point hypervolume is measured from: chance accuracy and the teacher's macs."""
+    macs = study.objectives.macs_reference
+    if macs is None and "teacher" in networks:
+        macs = float(cost(networks["teacher"][0]).macs)
+    if macs is None and study.teacher is None:
+        baselines = [a for name, (a, _) in networks.items() if name.startswith("b-")]
+        macs = max((float(cost(a).macs) for a in baselines), default=None)
+        if macs is None:
+            found.add(
+                "objectives.macs_reference",
+                "nothing",
+                "macs to measure the hypervolume from, as there is no teacher and no baseline",
+            )
+    return [1 / data.classes, macs or math.nan]
+
+
+def _training_seconds(architecture: Architecture, recipe: Recipe, data: Data) -> float:
+    """Time of a whole training, from two steps after one to warm up."""
+    network = build(architecture)
+    optimizer = make_optimizer(network, recipe)
+    split = data.train
+    images = split.normalise(split.images[: recipe.batch])
+    labels = split.labels[: recipe.batch]
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        output = network(images)
+        ways = output.values() if isinstance(output, dict) else [output]
+        losses = [functional.cross_entropy(logits, labels) for logits in ways]
+        optimizer.zero_grad()
+        torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        times.append(time.perf_counter() - began)
+    steps = math.ceil(len(split) / recipe.batch) * recipe.epochs
+    return steps * sum(times[1:]) / 2
+

@@ -1,0 +1,164 @@
+"""Jobs on Ray Tune workers: processes that import torch once and train one job after another."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import secrets
+import shutil
+import signal
+import tempfile
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from planter.data import Data, Split
+from planter.driver.jobs import Job, Outcome
+from planter.driver.worker import Worker
+
+# Read by Ray when it is imported or started. Ray's own books, loggers and reports are switched
+# off: the study's storage is the only truth, and the console is the user's.
+_ENVIRONMENT = {
+    "RAY_AUTH_MODE": "token",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_LOG_TO_DRIVER": "0",
+    "RAY_SCHEDULER_EVENTS": "0",
+    "RAY_LOGGER_LEVEL": "critical",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_enable_metrics_collection": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+    "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_AUTO_INIT": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_STATE_REFRESH_PERIOD": "1000000000",
+    "TUNE_WARN_THRESHOLD_S": "1000",
+}
+_STORE_AT_LEAST = 150 * 2**20
+
+
+def train_on_ray(
+    worker: Worker,
+    propose: Callable[[], Job | None],
+    finish: Callable[[Job, Outcome], None],
+    complete: Callable[[], bool],
+    workers: int,
+    address: str | None,
+) -> None:
+    """Hands jobs to Ray workers until there are none; whatever `propose` or `finish` raises ends
+    the hand-out and is raised again when the running jobs have ended."""
+    # Inside a folder of its own that only this user can enter: Ray opens its session folder to
+    # everybody. It stands in the system's temporary folder because socket paths must be short.
+    folder = Path(tempfile.mkdtemp(prefix="planter-"))
+    resources = worker.study.resources
+    try:
+        with _ray(folder, worker, workers, address):
+            from planter.driver.tune import run_tune
+
+            run_tune(
+                _parcel(worker),
+                propose,
+                finish,
+                complete,
+                workers,
+                {"cpu": resources.cpu, **({"gpu": resources.gpu} if resources.gpu else {})},
+                folder,
+            )
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _ray(folder: Path, worker: Worker, workers: int, address: str | None) -> Iterator[None]:
+    """Ray, started for this search alone and bound to the loopback, or the cluster at `address`."""
+    resources = worker.study.resources
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    os.environ["OMP_NUM_THREADS"] = str(resources.cpu)
+    # Ray stages one trial at a time for a searcher it does not know.
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(workers)
+    if address is None:
+        # On Linux only this makes Ray take 127.0.0.1 for the address of its node.
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    import ray
+
+    for name in ("ray", "ray.tune", "ray.train", "ray.data"):
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+    quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
+    if address is None:
+        size = sum(array.nbytes for array in _parcel(worker)["data"].values())
+        ray.init(
+            address="local",
+            num_cpus=workers * resources.cpu,
+            num_gpus=None if resources.gpu else 0,
+            include_dashboard=False,
+            object_store_memory=max(2 * size, _STORE_AT_LEAST),
+            _temp_dir=str(folder / "r"),
+            _node_ip_address="127.0.0.1",
+            **quiet,
+        )
+    else:
+        ray.init(address=address, **quiet)
+    before = None
+    if threading.current_thread() is threading.main_thread():
+        before = signal.signal(signal.SIGTERM, _interrupt)  # Ray has put its own there
+    try:
+        yield
+    finally:
+        ray.shutdown()
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _parcel(worker: Worker) -> dict[str, Any]:
+    """A worker as plain values and arrays: Ray shares arrays between processes without copies."""
+    data = worker.data
+    arrays = {
+        f"{part}.{name}": tensor.numpy()
+        for part, split in (("train", data.train), ("validation", data.validation))
+        for name, tensor in vars(split).items()
+    }
+    bare = replace(worker, data=None)  # type: ignore[arg-type]
+    return {"worker": bare, "data": arrays, "class_names": data.class_names}
+
+
+def unpack(parcel: dict[str, Any]) -> Worker:
+    """The worker of a parcel, in the process that trains, on its device."""
+    arrays: dict[str, np.ndarray[Any, Any]] = parcel["data"]
+    splits = {}
+    with warnings.catch_warnings():
+        # The shared arrays are read-only; nothing writes to raw images or labels.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        for part in ("train", "validation"):
+            fields = ("images", "labels", "mean", "std")
+            splits[part] = Split(*(torch.from_numpy(arrays[f"{part}.{name}"]) for name in fields))
+    data = Data(splits["train"], splits["validation"], None, parcel["class_names"])
+    worker: Worker = parcel["worker"]
+    return replace(worker, data=data.to(worker.device))
+
+
+def job_to_text(job: Job) -> str:
+    return json.dumps(asdict(job))
+
+
+def job_from_text(text: str) -> Job:
+    return Job(**json.loads(text))

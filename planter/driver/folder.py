@@ -1,0 +1,113 @@
+"""The run folder: what a search writes beside its database, and how it recognises itself."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from filelock import FileLock, Timeout
+
+from planter.driver.jobs import seed_of
+from planter.front import write_text
+from planter.study import Problem, Study, StudyError
+
+_PACKAGES = ("planter", "torch", "torchvision", "optuna", "ray", "numpy", "scikit-learn")
+_MAY_GROW = (("sample", "trials"), ("plant", "rounds"))
+_MAY_CHANGE = ("resources", "keep")
+
+
+def lock_run(run: Path) -> FileLock:
+    """Takes the run for this process until it ends. Raises StudyError where another has it."""
+    run.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(run / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise StudyError(
+            str(run),
+            [Problem("run folder", "another search at work in it", "one search a run folder")],
+        ) from None
+    return lock
+
+
+def write_settings(run: Path, study: Study, source: Path | None, *, accept_changes: bool) -> None:
+    """Writes study.yaml, resolved.yaml and environment.json.
+
+    Raises StudyError, with the difference, where the folder holds a run of another study. More
+    trials or rounds than before, other resources and other models to keep are no difference.
+    """
+    resolved = yaml.safe_dump(study.model_dump(), sort_keys=False)
+    file = run / "resolved.yaml"
+    if file.is_file() and not accept_changes:
+        before = Study.model_validate(yaml.safe_load(file.read_text()))
+        if changes := _changes(before, study):
+            raise StudyError(
+                str(run),
+                [
+                    Problem(
+                        "study",
+                        f"another study than the one begun here\n{changes}",
+                        "the study as it was, another name (--set name=...), "
+                        "or --accept-changes to go on with the new one",
+                    )
+                ],
+            )
+    if source is not None:
+        shutil.copyfile(source, run / "study.yaml")
+    else:
+        write_text(run / "study.yaml", resolved)
+    write_text(file, resolved)
+    write_text(run / "environment.json", json.dumps(_environment(study), indent=2) + "\n")
+
+
+def _changes(before: Study, now: Study) -> str:
+    """A readable difference of two studies; empty where the second may go on with the first."""
+    old, new = before.model_dump(), now.model_dump()
+    for key in _MAY_CHANGE:
+        old.pop(key)
+        new.pop(key)
+    for section, key in _MAY_GROW:
+        if old[section] and new[section] and new[section][key] >= old[section][key]:
+            old[section][key] = new[section][key]
+    texts = [yaml.safe_dump(d, sort_keys=False).splitlines() for d in (old, new)]
+    lines = difflib.unified_diff(*texts, "as begun", "as given", lineterm="", n=1)
+    return "\n".join(f"    {line}" for line in lines)
+
+
+def _environment(study: Study) -> dict[str, Any]:
+    cuda = study.resources.gpu > 0 and torch.cuda.is_available()
+    return {
+        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name() if cuda else "cpu",
+        "cpus": os.cpu_count(),
+        "threads_per_worker": study.resources.cpu,
+        "seed": study.seed,
+        "seeds": "a trial's seed is planter.driver.jobs.seed_of(seed, id)",
+        "teacher_seed": seed_of(study.seed, "teacher"),
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the checkout planter runs from, if it runs from one."""
+    top = Path(__file__).resolve().parents[2]
+    if not (top / ".git").exists():
+        return None
+    command = ["git", "-C", str(top), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,50 @@
+"""What is handed to a worker and what comes back."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from planter.front import Point
+
+Outcome = dict[str, Any]
+"""What a worker returns, fit for JSON: `points` (fields of Point without the trial), `seconds`,
+`train_macs` and what its kind adds; or `error`, and `retry` where another try may help."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training. `params` is all its kind needs beside the study, fit for JSON."""
+
+    id: str
+    kind: Literal["teacher", "baseline", "start", "plant", "sample"]
+    params: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Proposer(Protocol):
+    """A source of jobs that keeps its own book of them."""
+
+    def next(self) -> Job | None:
+        """A job to train now; None while there is none, for good or until another has finished."""
+
+    def finish(self, job: Job, outcome: Outcome) -> list[Point]:
+        """Writes what became of a job into the book; the points that are now certain."""
+
+    def left(self) -> int:
+        """How many jobs, at most, are still to be finished; 0 ends this proposer."""
+
+
+def seed_of(study_seed: int, job_id: str) -> int:
+    """A trial's own seed: a function of the study's seed and the trial's id alone."""
+    digest = hashlib.sha256(f"{study_seed}/{job_id}".encode()).digest()
+    return int.from_bytes(digest[:4], "big")
+
+
+def points_of(job_id: str, method: Any, outcome: Outcome) -> list[Point]:
+    """The points of a finished training."""
+    shared = {"train_macs": outcome["train_macs"], "seconds": outcome["seconds"]}
+    return [
+        Point(trial=job_id, method=method, **shared, **fields) for fields in outcome["points"]
+    ]

@@ -1,0 +1,99 @@
+"""Jobs that nobody searches for: the teacher and the baselines, known by their points."""
+
+from __future__ import annotations
+
+import logging
+
+from planter.backbones import convolutions, full_widths
+from planter.driver.jobs import Job, Outcome, points_of
+from planter.driver.storage import PointBook
+from planter.front import Point
+from planter.study import Baseline, Study
+
+log = logging.getLogger(__name__)
+
+
+class Teacher:
+    """Offers the teacher's training once. See `Proposer`."""
+
+    def __init__(self, book: PointBook) -> None:
+        self._book = book
+        self._open = not book.has("teacher")
+        self._handed = False
+        self.error: str | None = None
+
+    def next(self) -> Job | None:
+        if not self._open or self._handed:
+            return None
+        self._handed = True
+        return Job("teacher", "teacher")
+
+    def finish(self, job: Job, outcome: Outcome) -> list[Point]:
+        self._open = False
+        if "error" in outcome:
+            self.error = outcome["error"]
+            return []
+        points = points_of(job.id, "teacher", outcome)
+        self._book.add(points, {}, {})
+        return points
+
+    def left(self) -> int:
+        return int(self._open)
+
+
+class Baselines:
+    """Offers the study's baselines; those that are guided wait for the teacher. See `Proposer`.
+
+    A baseline that failed is tried again when the study is continued.
+    """
+
+    def __init__(self, study: Study, book: PointBook, teacher: Teacher | None) -> None:
+        self._study = study
+        self._book = book
+        self._teacher = teacher
+        self._failed: set[str] = set()
+        self._handed: set[str] = set()
+        self._waiting = {
+            baseline_id(study, baseline): index
+            for index, baseline in enumerate(study.baselines)
+            if not book.has(baseline_id(study, baseline))
+        }
+
+    def next(self) -> Job | None:
+        for name, index in self._waiting.items():
+            guided = self._study.baselines[index].kd is not None
+            waits = guided and self._teacher is not None and self._teacher.left()
+            if name in self._handed or waits:
+                continue
+            self._handed.add(name)
+            return Job(name, "baseline", {"index": index})
+        return None
+
+    def finish(self, job: Job, outcome: Outcome) -> list[Point]:
+        del self._waiting[job.id]
+        if "error" in outcome:
+            log.warning("%s failed: %s", job.id, outcome["error"])
+            self._failed.add(job.id)
+            return []
+        points = points_of(job.id, "baseline", outcome)
+        self._book.add(points, {}, {})
+        return points
+
+    def left(self) -> int:
+        return len(self._waiting)
+
+    def failed(self) -> int:
+        return len(self._failed)
+
+
+def baseline_id(study: Study, baseline: Baseline) -> str:
+    """`b-NAME`, or `b-widthN` where every convolution has width N, else the widths in a row."""
+    if baseline.name is not None:
+        return f"b-{baseline.name}"
+    builder = baseline.builder or (study.teacher.builder if study.teacher else None)
+    assert builder is not None
+    widths = full_widths(builder, baseline.widths)
+    different = {widths[name] for name in convolutions(widths)}
+    if len(different) == 1:
+        return f"b-width{different.pop()}"
+    return "b-width" + "-".join(str(width) for width in widths.values())

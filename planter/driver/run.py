@@ -1,0 +1,252 @@
+"""A search from a study to a front: check, train, keep the books, read the test data, report."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from planter import checkpoint
+from planter.data import Data, Split
+from planter.driver.check import Prepared, prepare, worker_count
+from planter.driver.folder import lock_run, write_settings
+from planter.driver.jobs import Job, Outcome
+from planter.driver.plain import Baselines, Teacher
+from planter.driver.rounds import Rounds
+from planter.driver.sampling import Sampling
+from planter.driver.schedule import Schedule
+from planter.driver.storage import PointBook, database_url, open_storage
+from planter.driver.worker import Worker
+from planter.front import (
+    COLUMNS,
+    PLANTING_COLUMNS,
+    Point,
+    covered,
+    document,
+    front_of,
+    to_csv,
+    write_text,
+)
+from planter.plots import front_figure, write_html
+from planter.study import Study, find_study, read_study
+from planter.train import evaluate
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a search stands, for whoever shows it."""
+
+    event: str
+    done: int
+    failed: int
+    running: tuple[str, ...]
+    left: int
+    front: tuple[Point, ...]
+    hypervolume: float
+    seconds_left: float | None
+
+
+Observer = Callable[[Progress], None]
+
+
+def search(
+    study: Study | str | Path,
+    *,
+    out: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    accept_changes: bool = False,
+    ray_address: str | None = None,
+    observe: Observer = lambda progress: None,
+) -> dict[str, Any]:
+    """Runs a study, or what is left of it, and returns what `pareto.json` says.
+
+    `study` is a file, the name of a shipped study or a `Study`; the run folder is `out` or
+    `runs/NAME`. Raises StudyError for a study that cannot be run (nothing was trained then),
+    SearchStoppedError where the teacher or too many trials failed, KeyboardInterrupt on Ctrl-C;
+    after the last two the same call goes on from what is finished.
+    """
+    source = None
+    if not isinstance(study, Study):
+        source = find_study(study)
+        study = read_study(source, overrides)
+    prepared = prepare(study)
+    for warning in prepared.warnings:
+        log.warning("%s", warning)
+    run = Path(out if out is not None else Path("runs") / study.name).resolve()
+    with lock_run(run):
+        write_settings(run, study, source, accept_changes=accept_changes)
+        going = _Search(study, run, prepared, observe)
+        going.train(ray_address)
+        return going.report()
+
+
+class _Search:
+    """One search at work: its books and its folder."""
+
+    def __init__(self, study: Study, run: Path, prepared: Prepared, observe: Observer) -> None:
+        self._study = study
+        self._run = run
+        self._data = prepared.data
+        self._observe = observe
+        self._limits = study.objectives.bounds.limits()
+        storage = open_storage(database_url(run, study.storage))
+        self._book = PointBook(storage, study.name)
+        self._reference = self._book.reference(prepared.reference)
+        self._workers = worker_count(study)
+        teacher = Teacher(self._book) if study.teacher else None
+        self._rounds = None
+        if study.plant is not None:
+            self._rounds = Rounds(study, storage, prepared.layers, self._book)
+        self._sampling = None
+        if prepared.space is not None:
+            self._sampling = Sampling(
+                study, storage, prepared.space, prepared.data, self._book, self._reference
+            )
+        baselines = Baselines(study, self._book, teacher)
+        self._schedule = Schedule(
+            teacher, baselines, self._rounds, self._sampling, study.resources.max_failures
+        )
+        self._worker = Worker(
+            study,
+            run,
+            # Workers have no use for the test images, and so cannot misuse them.
+            replace(prepared.data, test=None),
+            prepared.fingerprint,
+            run.parent / ".teachers",
+            "cuda" if study.resources.gpu else "cpu",
+        )
+
+    def train(self, ray_address: str | None) -> None:
+        """Runs every job that is left."""
+        self._write()
+        if self._schedule.complete():
+            return
+        if self._workers == 0:
+            self._train_here()
+            return
+        from planter.driver.cluster import train_on_ray
+
+        train_on_ray(
+            self._worker, self.next, self.finish, self._schedule.complete, self._workers, ray_address
+        )
+
+    def _train_here(self) -> None:
+        with _threads(self._study.resources.cpu):
+            while (job := self.next()) is not None:
+                self.finish(job, self._worker.do(job))
+
+    def next(self) -> Job | None:
+        job = self._schedule.next()
+        if job is not None:
+            self._tell(f"{job.id} starts")
+        return job
+
+    def finish(self, job: Job, outcome: Outcome) -> None:
+        points = self._schedule.finish(job, outcome)
+        self._write()
+        if "error" in outcome:
+            self._tell(f"{job.id} failed: {outcome['error']} (trials/{job.id}/log.txt)")
+            return
+        shown = ", ".join(
+            f"{fields['pipeline']} {100 * fields['accuracy']:.2f} % at {fields['macs']:,} macs"
+            for fields in outcome["points"]
+        )
+        self._tell(f"{job.id} done: {shown}")
+        if self._rounds is not None and job.kind == "plant" and points:
+            accepted = self._rounds.accepted()[-1]
+            number = job.params["round"]
+            if any(point.trial == accepted for point in points):
+                self._tell(f"planting round {number}: accepted {accepted}")
+            else:
+                self._tell(f"planting round {number}: no candidate improves, planting ends")
+
+    def report(self) -> dict[str, Any]:
+        """Reads the test data for what is reported and writes the run's documents."""
+        known = self._test_accuracies()
+        if (test := self._data.test) is not None:
+            for point in self._reported():
+                if point.id not in known:
+                    known[point.id] = self._test_accuracy(point, test)
+        self._write(known)
+        found = document(
+            self._study.name, self._book.points, self._reference, self._limits, known, self._run
+        )
+        write_html(front_figure([found]), self._run / "pareto.html")
+        return found
+
+    def _reported(self) -> list[Point]:
+        """The front, the teacher and the baselines."""
+        others = [point for point in self._book.points if not point.searched]
+        return front_of(self._book.points, self._limits) + others
+
+    def _test_accuracy(self, point: Point, test: Split) -> float:
+        network = checkpoint.load(self._run / "models" / point.id)
+        return evaluate(network, test).accuracy
+
+    def _test_accuracies(self) -> dict[str, float]:
+        """What was read from the test data before; it is not read twice."""
+        file = self._run / "pareto.json"
+        if not file.is_file():
+            return {}
+        rows = json.loads(file.read_text())["points"]
+        return {r["id"]: r["test_accuracy"] for r in rows if r["test_accuracy"] is not None}
+
+    def _write(self, test_accuracies: dict[str, float] | None = None) -> None:
+        """Brings the folder's documents and models up to the books."""
+        points = self._book.points
+        self._drop_models(points)
+        if not points:
+            return
+        known = self._test_accuracies() if test_accuracies is None else test_accuracies
+        found = document(
+            self._study.name, points, self._reference, self._limits, known, self._run
+        )
+        write_text(self._run / "pareto.json", json.dumps(found, indent=2) + "\n")
+        write_text(self._run / "pareto.csv", to_csv(found["points"], COLUMNS))
+        if self._rounds is not None:
+            text = to_csv(self._rounds.table(), PLANTING_COLUMNS)
+            write_text(self._run / "planting.csv", text)
+
+    def _drop_models(self, points: Sequence[Point]) -> None:
+        """Removes saved networks that are neither reported nor needed for planting to go on."""
+        if self._study.keep == "all":
+            return
+        kept = {point.id for point in self._reported()}
+        needed = self._rounds.needed() if self._rounds is not None else set()
+        for point in points:
+            if point.id not in kept and point.trial not in needed:
+                shutil.rmtree(self._run / "models" / point.id, ignore_errors=True)
+
+    def _tell(self, event: str) -> None:
+        front = front_of(self._book.points, self._limits)
+        self._observe(
+            Progress(
+                event,
+                self._schedule.done,
+                self._schedule.failed(),
+                tuple(self._schedule.running),
+                self._schedule.left(),
+                tuple(front),
+                covered(self._book.points, self._reference, self._limits),
+                self._schedule.seconds_left(self._workers),
+            )
+        )
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,178 @@
+"""Sampled trials: an Optuna sampler proposes, and is told one point of each training."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import optuna
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from planter.backbones import with_data_options
+from planter.data import Data
+from planter.driver.jobs import Job, Outcome, points_of, seed_of
+from planter.driver.storage import PointBook, open_study, read_result, write_result
+from planter.front import Point, covered
+from planter.macs import Cost, cost
+from planter.pipelines import check_architecture
+from planter.space import Candidate, Space
+from planter.study import Study
+
+log = logging.getLogger(__name__)
+
+
+def make_sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
+    """Optuna's sampler of a study's `sample.sampler`."""
+    if name == "random":
+        return optuna.samplers.RandomSampler(seed=seed)
+    if name == "nsgaii":
+        return optuna.samplers.NSGAIISampler(seed=seed)
+    return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
+
+
+def excess(limits: Mapping[str, int], ways: Iterable[Cost]) -> dict[str, float]:
+    """By how much, relatively, the cheapest of a trial's networks misses each limit; <= 0 keeps
+    it. Optuna's constraints, by name."""
+    ways = list(ways)
+    return {
+        name: min(getattr(way, name) for way in ways) / limit - 1 for name, limit in limits.items()
+    }
+
+
+class Sampling:
+    """The Optuna study `<name>/sampling`: one row a trial. See `Proposer`."""
+
+    def __init__(
+        self,
+        study: Study,
+        storage: RDBStorage,
+        space: Space,
+        data: Data,
+        book: PointBook,
+        reference: Sequence[float],
+    ) -> None:
+        assert study.sample is not None
+        self._settings = study
+        self._trials = study.sample.trials
+        self._space = space
+        self._data = data
+        self._book = book
+        self._reference = reference
+        self._limits = study.objectives.bounds.limits()
+        family = study.objectives.family
+        metrics = {"hypervolume": "maximize"}
+        if not family:
+            metrics = {"accuracy": "maximize", "macs": "minimize"}
+        self._family = family
+        self._study = open_study(storage, f"{study.name}/sampling", metrics)
+        self._handed: dict[str, FrozenTrial] = {}
+        self._interrupted: list[FrozenTrial] = []
+        for row in self._study.get_trials():
+            outcome = read_result(row)
+            if row.state == TrialState.RUNNING and outcome is None:
+                self._interrupted.append(row)
+            elif outcome is not None:
+                if row.state == TrialState.RUNNING:
+                    self._tell(row, outcome)
+                self._publish(row, outcome)
+
+    def next(self) -> Job | None:
+        while True:
+            if self._interrupted:
+                row = self._interrupted.pop(0)
+                trial = Trial(self._study, row._trial_id)
+            elif len(self._study.get_trials(deepcopy=False)) < self._trials:
+                number = len(self._study.get_trials(deepcopy=False))
+                # One sampler a trial: a single one with a fixed seed would, after a restart,
+                # propose its first trials again.
+                assert self._settings.sample is not None
+                self._study.sampler = make_sampler(
+                    self._settings.sample.sampler, seed_of(self._settings.seed, _id(number))
+                )
+                trial = self._study.ask()
+            else:
+                return None
+            if (job := self._prepared(trial)) is not None:
+                return job
+
+    def finish(self, job: Job, outcome: Outcome) -> list[Point]:
+        row = self._handed.pop(job.id)
+        if "error" in outcome:
+            self._fail(row.number, row._trial_id, outcome["error"])
+            return []
+        write_result(self._study, row, outcome)
+        self._tell(row, outcome)
+        return self._publish(row, outcome)
+
+    def left(self) -> int:
+        rows = self._study.get_trials(deepcopy=False)
+        unasked = max(self._trials - len(rows), 0)
+        return unasked + sum(row.state == TrialState.RUNNING for row in rows)
+
+    def failed(self) -> int:
+        """Trials of the book that failed, in this run of the driver or before."""
+        rows = self._study.get_trials(deepcopy=False)
+        return sum(row.state == TrialState.FAIL for row in rows)
+
+    def _prepared(self, trial: Trial) -> Job | None:
+        """The job of an asked trial; None where its network is refused before training."""
+        try:
+            candidate: Candidate = self._space(trial)
+            architecture = with_data_options(
+                candidate.architecture, self._data.classes, self._data.image
+            )
+            check_architecture(architecture)
+        except Exception as error:  # a space is the user's code: what it raises fails its trial
+            self._fail(trial.number, trial._trial_id, f"{type(error).__name__}: {error}")
+            return None
+        beyond = excess(self._limits, cost(architecture).pipelines.values())
+        for bound, value in beyond.items():
+            trial.set_constraint(bound, value)
+        if any(value > 0 for value in beyond.values()):
+            trial.set_user_attr("refused", beyond)
+            self._study.tell(trial, state=TrialState.PRUNED)
+            return None
+        row = self._study._storage.get_trial(trial._trial_id)
+        job = Job(_id(trial.number), "sample", row.params)
+        self._handed[job.id] = row
+        return job
+
+    def _tell(self, row: FrozenTrial, outcome: Outcome) -> None:
+        points = points_of(_id(row.number), "sample", outcome)
+        before = [p for p in self._book.points if p.trial != _id(row.number)]
+        if self._family:
+            self._study.tell(row.number, covered(points, self._reference, self._limits))
+            return
+        best = max(
+            points,
+            key=lambda p: (covered([*before, p], self._reference, self._limits), p.accuracy),
+        )
+        self._study.tell(row.number, [best.accuracy, best.macs])
+
+    def _publish(self, row: FrozenTrial, outcome: Outcome) -> list[Point]:
+        points = points_of(_id(row.number), "sample", outcome)
+        self._book.add(points, row.params, row.distributions)
+        return points
+
+    def _fail(self, number: int, trial_id: int, reason: str) -> None:
+        log.warning("%s failed: %s", _id(number), reason)
+        self._study._storage.set_trial_user_attr(trial_id, "error", reason)
+        self._study.tell(number, state=TrialState.FAIL)
+
+
+def _id(number: int) -> str:
+    return f"s{number:04d}"
+
+
+def draw(space: Space, count: int, seed: int) -> list[Candidate | Exception]:
+    """What a space returns, or raises, for `count` random trials that are written nowhere."""
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+    found: list[Any] = []
+    for _ in range(count):
+        try:
+            found.append(space(study.ask()))
+        except Exception as error:  # the user's code: reported by the caller
+            found.append(error)
+    return found

@@ -1,0 +1,129 @@
+"""Who trains next: the proposers of a study behind one queue, and where the study stands."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from planter.driver.jobs import Job, Outcome, Proposer
+from planter.driver.plain import Baselines, Teacher
+from planter.driver.rounds import Rounds
+from planter.driver.sampling import Sampling
+from planter.front import Point
+
+_TRIES = 2
+
+
+class SearchStoppedError(RuntimeError):
+    """The study cannot go on: its teacher failed, or too many trials did."""
+
+
+@dataclass
+class Schedule:
+    """Hands out jobs and takes outcomes back; knows nothing of how they are run.
+
+    Planting comes before sampling: while a round waits for its last candidate, sampled trials
+    fill the free workers, so nobody idles.
+    """
+
+    teacher: Teacher | None
+    baselines: Baselines
+    rounds: Rounds | None
+    sampling: Sampling | None
+    max_failures: int
+    running: dict[str, Job] = field(default_factory=dict)
+    done: int = 0
+    _tries: dict[str, int] = field(default_factory=dict)
+    _again: list[Job] = field(default_factory=list)
+    _began: dict[str, float] = field(default_factory=dict)
+    _durations: dict[str, list[float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # A study continued after too many failures gets a fresh allowance.
+        self._failed_before = self.failed()
+
+    def next(self) -> Job | None:
+        """The next job, or None where all that is left waits for a running one.
+
+        Raises SearchStoppedError where going on makes no sense.
+        """
+        self._stop_if_hopeless()
+        job = self._again.pop() if self._again else self._propose()
+        if job is not None:
+            self.running[job.id] = job
+            self._tries[job.id] = self._tries.get(job.id, 0) + 1
+            self._began[job.id] = time.monotonic()
+        return job
+
+    def finish(self, job: Job, outcome: Outcome) -> list[Point]:
+        """Books an outcome; the points that are now certain. A job whose worker died is tried once
+        more."""
+        del self.running[job.id]
+        if outcome.get("retry") and self._tries[job.id] < _TRIES:
+            self._again.append(job)
+            return []
+        self.done += 1
+        self._durations.setdefault(job.kind, []).append(time.monotonic() - self._began[job.id])
+        return self._proposer(job).finish(job, outcome)
+
+    def complete(self) -> bool:
+        """Whether nothing is left to train."""
+        return not self.running and not self._again and not self.left()
+
+    def left(self) -> int:
+        """Jobs still to be finished, at most; the running ones are among them."""
+        return sum(proposer.left() for proposer in self._proposers())
+
+    def failed(self) -> int:
+        books = [self.baselines, self.rounds, self.sampling]
+        return sum(book.failed() for book in books if book is not None)
+
+    def seconds_left(self, workers: int) -> float | None:
+        """Time to the end if trainings go on taking what they took; None before the first."""
+        every = [seconds for kind in self._durations.values() for seconds in kind]
+        if not every:
+            return None
+        mean = sum(every) / len(every)
+        kinds = {"plant": self.rounds, "sample": self.sampling, "baseline": self.baselines}
+        total = 0.0
+        for kind, proposer in kinds.items():
+            known = self._durations.get(kind)
+            each = sum(known) / len(known) if known else mean
+            total += each * (proposer.left() if proposer is not None else 0)
+        return total / max(workers, 1)
+
+    def _propose(self) -> Job | None:
+        teacher_open = self.teacher is not None and self.teacher.left() > 0
+        for proposer in self._proposers():
+            if teacher_open and proposer in (self.rounds, self.sampling):
+                continue
+            if (job := proposer.next()) is not None:
+                return job
+        return None
+
+    def _proposers(self) -> Sequence[Proposer]:
+        every: list[Proposer | None] = [
+            self.teacher, self.baselines, self.rounds, self.sampling
+        ]  # fmt: skip
+        return [proposer for proposer in every if proposer is not None]
+
+    def _proposer(self, job: Job) -> Proposer:
+        owner = {
+            "teacher": self.teacher,
+            "baseline": self.baselines,
+            "start": self.rounds,
+            "plant": self.rounds,
+            "sample": self.sampling,
+        }[job.kind]
+        assert owner is not None
+        return owner
+
+    def _stop_if_hopeless(self) -> None:
+        if self.teacher is not None and self.teacher.error is not None:
+            raise SearchStoppedError(f"the teacher failed: {self.teacher.error}")
+        failed = self.failed() - self._failed_before
+        if failed > self.max_failures:
+            raise SearchStoppedError(
+                f"{failed} trials failed, resources.max_failures is {self.max_failures}"
+            )

@@ -1,0 +1,112 @@
+"""Optuna's storage of a run and the book of points in it (the others: sampling.py, rounds.py)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.storages import RDBStorage
+
+from planter.front import Point
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+# Metric names, grouped TPE and the like: planter pins what it needs of them with its tests.
+warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+
+_BUSY_S = 60
+
+
+def database_url(run: Path, storage: str | None) -> str:
+    """The study's own storage URL, or `study.db` in the run folder."""
+    return storage or f"sqlite:///{run / 'study.db'}"
+
+
+def open_storage(url: str) -> RDBStorage:
+    """The storage at an Optuna URL. SQLite writes ahead, so that readers (the dashboard) and the
+    driver never lock each other out; both wait rather than fail."""
+    if not url.startswith("sqlite"):
+        return RDBStorage(url)
+    storage = RDBStorage(url, engine_kwargs={"connect_args": {"timeout": _BUSY_S}})
+    with storage.engine.connect() as connection:
+        connection.exec_driver_sql("PRAGMA journal_mode=WAL")
+    return storage
+
+
+def open_study(
+    storage: RDBStorage, name: str, metrics: Mapping[str, str]
+) -> optuna.Study:
+    """An Optuna study of that name, made if need be; `metrics` maps names to directions."""
+    study = optuna.create_study(
+        study_name=name,
+        storage=storage,
+        directions=list(metrics.values()),
+        load_if_exists=True,
+    )
+    if study.metric_names is None:
+        study.set_metric_names(list(metrics))
+    return study
+
+
+class PointBook:
+    """The Optuna study people look at: one row a point, written once, read by no sampler."""
+
+    def __init__(self, storage: RDBStorage, name: str) -> None:
+        self._study = open_study(storage, name, {"accuracy": "maximize", "macs": "minimize"})
+        self._points = {point.id: point for point in map(_point, self._study.get_trials())}
+
+    @property
+    def points(self) -> list[Point]:
+        return list(self._points.values())
+
+    def has(self, trial: str) -> bool:
+        return any(point.trial == trial for point in self._points.values())
+
+    def reference(self, default: Sequence[float]) -> list[float]:
+        """The hypervolume's reference point: `default` at a study's start, the same ever after."""
+        written = self._study.user_attrs.get("reference_point")
+        if written is None:
+            written = list(default)
+            self._study.set_user_attr("reference_point", written)
+        return list(written)
+
+    def add(
+        self,
+        points: Iterable[Point],
+        params: Mapping[str, Any],
+        distributions: Mapping[str, BaseDistribution],
+    ) -> None:
+        """Writes the points that are not in the book yet."""
+        for point in points:
+            if point.id in self._points:
+                continue
+            attributes = {"id": point.id, **dataclasses.asdict(point)}
+            row = optuna.trial.create_trial(
+                values=[point.accuracy, point.macs],
+                params=dict(params),
+                distributions=dict(distributions),
+                user_attrs=attributes,
+            )
+            self._study.add_trial(row)
+            self._points[point.id] = point
+
+
+def read_result(row: optuna.trial.FrozenTrial) -> dict[str, Any] | None:
+    """What a worker returned for a row, or None where none is written yet."""
+    written = row.user_attrs.get("result")
+    return json.loads(written) if written is not None else None
+
+
+def write_result(study: optuna.Study, row: optuna.trial.FrozenTrial, outcome: Any) -> None:
+    """One attribute holds all of a result, so that a kill leaves it whole or absent."""
+    study._storage.set_trial_user_attr(row._trial_id, "result", json.dumps(outcome))
+
+
+def _point(row: optuna.trial.FrozenTrial) -> Point:
+    names = (field.name for field in dataclasses.fields(Point))
+    return Point(**{name: row.user_attrs[name] for name in names})
