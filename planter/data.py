@@ -1,4 +1,4 @@
-"""Images and labels in memory: where they come from, how they are split, how they are normalised."""
+"""Images and labels in memory: where they come from, how they are split and normalised."""
 
 from __future__ import annotations
 
@@ -213,7 +213,7 @@ def _torchvision(name: str, root: Path, download: bool) -> _Raw:
 
 
 def _arrays(part: Any) -> tuple[Tensor, Tensor]:
-    """uint8 images `[n, channels, height, width]` and labels of a torchvision data set in memory."""
+    """uint8 images `[n, channels, height, width]` and labels of a torchvision data set."""
     images = torch.as_tensor(part.data)
     labels = torch.as_tensor(part.targets if hasattr(part, "targets") else part.labels)
     if images.dim() == 3:
@@ -299,9 +299,7 @@ def _pair(part: Any, rule: str) -> tuple[Tensor, Tensor]:
     else:
         raise ValueError(f"{rule}; got {type(part).__name__}")
     if images.dim() != 4 or labels.dim() != 1 or len(images) != len(labels) or not len(labels):
-        raise ValueError(
-            f"{rule}; got images {list(images.shape)} and labels {list(labels.shape)}"
-        )
+        raise ValueError(f"{rule}; got images {list(images.shape)} and labels {list(labels.shape)}")
     if images.dtype != torch.uint8:
         images = images.float()
     labels = labels.long()
@@ -333,7 +331,7 @@ def _stratified(
 ) -> tuple[Tensor, Tensor]:
     """`count` of the indices `among`, each class in proportion, and the rest; both in order."""
     shuffled = among[torch.randperm(len(among), generator=generator)]
-    by_class = [shuffled[labels[shuffled] == c] for c in labels[among].unique()]
+    by_class = [shuffled[labels[shuffled] == c] for c in torch.unique(labels[among])]
     shares = [count * len(members) / len(among) for members in by_class]
     takes = [math.floor(share) for share in shares]
     # The largest remainders get what rounding down left over.
@@ -358,7 +356,7 @@ def _statistics(images: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation `[channels, 1, 1]`; a constant channel gets deviation 1."""
     scale = 255 if images.dtype == torch.uint8 else 1
     # Chunks keep the float64 copy of a large data set from filling the memory.
-    chunks = images.split(4096)
+    chunks = torch.split(images, 4096)
     pixels = images.numel() / images.shape[1]
     total = sum(chunk.double().sum((0, 2, 3)) for chunk in chunks)
     mean = torch.as_tensor(total) / pixels / scale

@@ -1,8 +1,9 @@
 """Training forms of a kernel: Kernel Filtering Linear Overparameterization (KFLO).
 
-The deployed kernel W' [out, in/groups, kh, kw] is made of a bank W_1 of r = round(rho * out) filters
-and matrices that mix them, W' = (W_B ... W_2) W_1 (KFLO, arXiv 2207.05532, sec. 3.1). While a network
-is expanded, each layer keeps its type and its `.weight`, which is W'; collapsing writes W' back.
+The deployed kernel W' [out, in/groups, kh, kw] is made of a bank W_1 of r = round(rho * out)
+filters and matrices that mix them, W' = (W_B ... W_2) W_1 (arXiv 2207.05532, sec. 3.1). While a
+network is expanded, each layer keeps its type and its `.weight`, which is W'; collapsing writes W'
+back.
 """
 
 from __future__ import annotations

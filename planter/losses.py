@@ -64,9 +64,7 @@ def multi_pipeline_loss(
     """
     weights = dict(weights or {})
     if unknown := sorted(set(weights) - set(logits)):
-        raise ValueError(
-            f"weights name {', '.join(unknown)}; pipelines are {', '.join(logits)}"
-        )
+        raise ValueError(f"weights name {', '.join(unknown)}; pipelines are {', '.join(logits)}")
     full = {name: float(weights.get(name, 1.0)) for name in logits}
     if min(full.values()) < 0 or sum(full.values()) <= 0:
         raise ValueError(f"pipeline weights must be >= 0 and one above 0, got {full}")

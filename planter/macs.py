@@ -125,7 +125,7 @@ class _Extra:
             hook.remove()
 
     def _add(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if isinstance(module, _CONVS) or isinstance(module, nn.ReLU):
+        if isinstance(module, (*_CONVS, nn.ReLU)):
             self.count += output.numel()
         elif isinstance(module, _NORMS):
             self.count += 2 * output.numel()

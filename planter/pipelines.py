@@ -67,7 +67,7 @@ class Pipelines(nn.Module):
 
     @property
     def names(self) -> list[str]:
-        """"base" first, then the entries in the order given."""
+        """ "base" first, then the entries in the order given."""
         return ["base", *self._before]
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -276,7 +276,7 @@ def _stage_names(backbone: nn.Module) -> list[str]:
 
 
 def _sequence(backbone: nn.Module, first: str) -> nn.Sequential:
-    """Stages from `first` on, then the head, as one sequence (the modules themselves, no copies)."""
+    """Stages from `first` on, then the head, in sequence: the modules themselves, no copies."""
     stages, head = backbone.stages, backbone.head
     assert isinstance(stages, nn.Sequential)
     assert isinstance(head, nn.Module)

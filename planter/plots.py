@@ -44,9 +44,7 @@ def front_info(fronts: Sequence[Mapping[str, Any]]) -> FrontInfo:
             by_kind["pipeline" if cut else point["method"]].append(point)
         run = front["study"]
         series += [Series(run, kind, points) for kind, points in by_kind.items() if points]
-        best = sorted(
-            {(p["macs"], 100 * p["accuracy"]) for p in front["points"] if p["on_front"]}
-        )
+        best = sorted({(p["macs"], 100 * p["accuracy"]) for p in front["points"] if p["on_front"]})
         steps[run] = best
     return FrontInfo(series, steps)
 

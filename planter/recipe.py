@@ -1,4 +1,4 @@
-"""How a network is trained: the recipe's settings, its optimiser and its learning rate over time."""
+"""How a network is trained: the recipe, its optimiser and the course of its learning rate."""
 
 from __future__ import annotations
 

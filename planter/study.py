@@ -30,9 +30,9 @@ class DataSettings(_Section):
     ] = "digits"
     root: Annotated[str | None, Field(description="folder that holds the data set")] = None
     download: Annotated[bool, Field(description="fetch a torchvision set into root")] = False
-    resize: Annotated[
-        int | None, Field(ge=1, description="bring every image to N x N pixels")
-    ] = None
+    resize: Annotated[int | None, Field(ge=1, description="bring every image to N x N pixels")] = (
+        None
+    )
     subset: Annotated[
         int | float | None,
         Field(gt=0, description="stratified part of the training data: a count, or a share < 1"),
@@ -83,7 +83,8 @@ class Baseline(Network):
         Field(pattern=r"^[A-Za-z0-9_-]+$", description="its id is b-NAME; default: b-widthN"),
     ] = None
     kd: Annotated[
-        Distillation | None, Field(description="guided by the teacher as well; default: labels only")
+        Distillation | None,
+        Field(description="guided by the teacher as well; default: labels only"),
     ] = None
 
 

@@ -22,7 +22,7 @@ def convnet(
     """Five 3x3 convolutions with bias and ReLU, max-pooling, two fully connected layers, no norm.
 
     `pool_after` names the convolutions followed by 2x2 max-pooling; by default the paper's places:
-    conv1, conv2, conv5 for images below 64 pixels (CIFAR), and conv3 as well from there on (STL-10).
+    conv1, conv2, conv5 for images below 64 pixels (CIFAR), conv3 as well from there on (STL-10).
     `fc1` is 128 whatever the other widths are (settled by the paper's parameter counts).
     """
     channels, height, width = image

@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -173,9 +173,7 @@ def _network(
     return found.attempt(place, f"{section.builder or teacher} {widths or ''}".strip(), built)
 
 
-def _teacher(
-    study: Study, data: Data, fingerprint: str, found: _Findings
-) -> Architecture | None:
+def _teacher(study: Study, data: Data, fingerprint: str, found: _Findings) -> Architecture | None:
     settings = study.teacher
     if settings is None:
         return None
@@ -218,9 +216,7 @@ def _layers(study: Study, start: Architecture, found: _Findings) -> list[str]:
         if layer not in start.widths:
             found.add(place, layer, f"widths of {start.builder}: {', '.join(start.widths)}")
             continue
-        found.attempt(
-            place, layer, lambda layer=layer: check_architecture(start.widen(layer, 1))
-        )
+        found.attempt(place, layer, partial(check_architecture, start.widen(layer, 1)))
     return list(layers)
 
 
@@ -245,7 +241,7 @@ def _space(
         kept = found.attempt(
             "sample.space",
             settings.space,
-            lambda drawn=drawn: _candidate(drawn, study, data),
+            partial(_candidate, drawn, study, data),
         )
         if kept is None:
             return None
@@ -308,4 +304,3 @@ def _training_seconds(architecture: Architecture, recipe: Recipe, data: Data) ->
         times.append(time.perf_counter() - began)
     steps = math.ceil(len(split) / recipe.batch) * recipe.epochs
     return steps * sum(times[1:]) / 2
-

@@ -78,8 +78,8 @@ def _changes(before: Study, now: Study) -> str:
     for section, key in _MAY_GROW:
         if old[section] and new[section] and new[section][key] >= old[section][key]:
             old[section][key] = new[section][key]
-    texts = [yaml.safe_dump(d, sort_keys=False).splitlines() for d in (old, new)]
-    lines = difflib.unified_diff(*texts, "as begun", "as given", lineterm="", n=1)
+    begun, given = (yaml.safe_dump(d, sort_keys=False).splitlines() for d in (old, new))
+    lines = difflib.unified_diff(begun, given, "as begun", "as given", lineterm="", n=1)
     return "\n".join(f"    {line}" for line in lines)
 
 

@@ -45,6 +45,4 @@ def seed_of(study_seed: int, job_id: str) -> int:
 def points_of(job_id: str, method: Any, outcome: Outcome) -> list[Point]:
     """The points of a finished training."""
     shared = {"train_macs": outcome["train_macs"], "seconds": outcome["seconds"]}
-    return [
-        Point(trial=job_id, method=method, **shared, **fields) for fields in outcome["points"]
-    ]
+    return [Point(trial=job_id, method=method, **shared, **fields) for fields in outcome["points"]]

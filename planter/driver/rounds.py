@@ -69,7 +69,7 @@ class Rounds:
         if not opened:
             return 0
         waiting = sum(read_result(row) is None for row in opened)
-        rounds = self._settings.rounds - opened[0].params["round"]
+        rounds = self._settings.rounds - int(opened[0].params["round"])
         return waiting + rounds * len(self._layers)
 
     def failed(self) -> int:

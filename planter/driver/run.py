@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from planter import checkpoint
-from planter.data import Data, Split
+from planter.data import Split
 from planter.driver.check import Prepared, prepare, worker_count
 from planter.driver.folder import lock_run, write_settings
 from planter.driver.jobs import Job, Outcome
@@ -136,7 +136,12 @@ class _Search:
         from planter.driver.cluster import train_on_ray
 
         train_on_ray(
-            self._worker, self.next, self.finish, self._schedule.complete, self._workers, ray_address
+            self._worker,
+            self.next,
+            self.finish,
+            self._schedule.complete,
+            self._workers,
+            ray_address,
         )
 
     def _train_here(self) -> None:
@@ -207,9 +212,7 @@ class _Search:
         if not points:
             return
         known = self._test_accuracies() if test_accuracies is None else test_accuracies
-        found = document(
-            self._study.name, points, self._reference, self._limits, known, self._run
-        )
+        found = document(self._study.name, points, self._reference, self._limits, known, self._run)
         write_text(self._run / "pareto.json", json.dumps(found, indent=2) + "\n")
         write_text(self._run / "pareto.csv", to_csv(found["points"], COLUMNS))
         if self._rounds is not None:

@@ -13,7 +13,14 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from planter.backbones import with_data_options
 from planter.data import Data
 from planter.driver.jobs import Job, Outcome, points_of, seed_of
-from planter.driver.storage import PointBook, open_study, read_result, write_result
+from planter.driver.storage import (
+    METRICS,
+    Direction,
+    PointBook,
+    open_study,
+    read_result,
+    write_result,
+)
 from planter.front import Point, covered
 from planter.macs import Cost, cost
 from planter.pipelines import check_architecture
@@ -21,6 +28,7 @@ from planter.space import Candidate, Space
 from planter.study import Study
 
 log = logging.getLogger(__name__)
+FAMILY_METRICS: dict[str, Direction] = {"hypervolume": "maximize"}
 
 
 def make_sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
@@ -62,9 +70,7 @@ class Sampling:
         self._reference = reference
         self._limits = study.objectives.bounds.limits()
         family = study.objectives.family
-        metrics = {"hypervolume": "maximize"}
-        if not family:
-            metrics = {"accuracy": "maximize", "macs": "minimize"}
+        metrics = FAMILY_METRICS if family else METRICS
         self._family = family
         self._study = open_study(storage, f"{study.name}/sampling", metrics)
         self._handed: dict[str, FrozenTrial] = {}

@@ -7,7 +7,7 @@ import json
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 from optuna.distributions import BaseDistribution
@@ -20,6 +20,8 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
 _BUSY_S = 60
+Direction = Literal["maximize", "minimize"]
+METRICS: dict[str, Direction] = {"accuracy": "maximize", "macs": "minimize"}
 
 
 def database_url(run: Path, storage: str | None) -> str:
@@ -38,9 +40,7 @@ def open_storage(url: str) -> RDBStorage:
     return storage
 
 
-def open_study(
-    storage: RDBStorage, name: str, metrics: Mapping[str, str]
-) -> optuna.Study:
+def open_study(storage: RDBStorage, name: str, metrics: Mapping[str, Direction]) -> optuna.Study:
     """An Optuna study of that name, made if need be; `metrics` maps names to directions."""
     study = optuna.create_study(
         study_name=name,
@@ -57,7 +57,7 @@ class PointBook:
     """The Optuna study people look at: one row a point, written once, read by no sampler."""
 
     def __init__(self, storage: RDBStorage, name: str) -> None:
-        self._study = open_study(storage, name, {"accuracy": "maximize", "macs": "minimize"})
+        self._study = open_study(storage, name, METRICS)
         self._points = {point.id: point for point in map(_point, self._study.get_trials())}
 
     @property

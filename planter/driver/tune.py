@@ -16,10 +16,12 @@ from planter.driver.cluster import job_from_text, job_to_text, unpack
 from planter.driver.jobs import Job, Outcome
 
 
-class TrainingActor(tune.Trainable):  # type: ignore[misc]
+class TrainingActor(tune.Trainable):
     """A warm process; one Ray trial is one job is one `step`."""
 
-    def setup(self, config: dict[str, Any], parcel: dict[str, Any]) -> None:
+    def setup(  # type: ignore[override]
+        self, config: dict[str, Any], parcel: dict[str, Any]
+    ) -> None:
         self._worker = unpack(parcel)
         torch.set_num_threads(self._worker.study.resources.cpu)
         self._job = job_from_text(config["job"])
@@ -33,7 +35,7 @@ class TrainingActor(tune.Trainable):  # type: ignore[misc]
         return {"done": True, "outcome": json.dumps(self._worker.do(self._job))}
 
 
-class JobSearcher(Searcher):  # type: ignore[misc]
+class JobSearcher(Searcher):
     """Feeds Ray Tune from a queue of ours instead of a search space."""
 
     def __init__(
@@ -51,7 +53,9 @@ class JobSearcher(Searcher):  # type: ignore[misc]
         self._running: dict[str, Job] = {}
         self.error: BaseException | None = None
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(  # type: ignore[override]
+        self, trial_id: str
+    ) -> dict[str, Any] | str | None:
         # What our own code raises must reach our caller: Ray would wrap or swallow it.
         try:
             if self.error is not None or self._complete():
@@ -95,7 +99,7 @@ class JobSearcher(Searcher):  # type: ignore[misc]
         """Nothing: see `save`."""
 
 
-class WarmActors(FIFOScheduler):  # type: ignore[misc]
+class WarmActors(FIFOScheduler):
     """Keeps idle actors for the next job.
 
     Ray Tune keeps one idle actor at most and, given the choice, throws away an actor that is still
@@ -104,7 +108,7 @@ class WarmActors(FIFOScheduler):  # type: ignore[misc]
     """
 
     def __init__(self, workers: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._workers = workers
         self._raised = False
 

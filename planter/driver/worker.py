@@ -12,9 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-import torch
 from filelock import FileLock
 from optuna.trial import FixedTrial
 from safetensors.torch import load_file, save_file
@@ -218,12 +216,8 @@ class Worker:
         assert settings is not None
         space = load_space(settings.space, image=self.data.image, classes=self.data.classes)
         candidate = space(FixedTrial(dict(job.params)))
-        architecture = with_data_options(
-            candidate.architecture, self.data.classes, self.data.image
-        )
-        recipe = Recipe.model_validate(
-            {**self.study.recipe.model_dump(), **candidate.recipe}
-        )
+        architecture = with_data_options(candidate.architecture, self.data.classes, self.data.image)
+        recipe = Recipe.model_validate({**self.study.recipe.model_dump(), **candidate.recipe})
         seed = seed_of(self.study.seed, job.id)
         network = build(architecture, seed)
         if not isinstance(network, Pipelines):

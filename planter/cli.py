@@ -1,0 +1,485 @@
+"""The command line: one function a command; each imports what it needs when it is called."""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from planter.macs import Cost
+
+app = typer.Typer(
+    name="planter",
+    help="Grows CNNs and selects sub-networks: a Pareto front of accuracy against MACs.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the study. Repeatable."),
+]
+StudyArgument = Annotated[
+    str, typer.Argument(metavar="STUDY", help="A study file, or the name of a shipped study.")
+]
+RunArgument = Annotated[
+    str, typer.Argument(metavar="RUN", help="A run folder, or a name in runs/.")
+]
+
+
+def main() -> None:
+    """Entry point of `planter`: a user's mistake is one message and exit code 2."""
+    debug = "--debug" in sys.argv
+    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    # The user's own modules (my_pkg.nets:build) stand in the folder planter is called from.
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        app()
+    except (ValueError, OSError) as error:
+        if debug:
+            traceback.print_exc()
+        err.print(f"[red]planter:[/red] {escape(str(error))}", soft_wrap=True)
+        if not debug:
+            err.print("[dim]--debug shows where this was raised[/dim]")
+        sys.exit(2)
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show where an error was raised (in any place).")
+    ] = False,
+) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        out.print(f"planter {installed('planter')}")
+        raise typer.Exit
+
+
+@app.command(epilog="Example: planter search quickstart --set recipe.epochs=10 --workers 2")
+def search(
+    study: StudyArgument,
+    out_folder: Annotated[
+        Path | None, typer.Option("--out", help="Run folder. Default: runs/NAME.")
+    ] = None,
+    overrides: Set = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Trainings at a time; 0 trains in this process.")
+    ] = None,
+    storage: Annotated[
+        str | None, typer.Option(help="Optuna storage URL. Default: study.db in the run folder.")
+    ] = None,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(help="A running Ray cluster, host:port. Default: Ray started here."),
+    ] = None,
+    accept_changes: Annotated[
+        bool, typer.Option("--accept-changes", help="Go on with a run whose study has changed.")
+    ] = False,
+) -> None:
+    """Run a study: teacher, baselines, planting rounds and sampled trials, to one Pareto front.
+
+    The same command continues a run that was interrupted, to exactly the trials asked for.
+    """
+    with err.status("loading"):
+        from planter.driver.run import search as run_search
+        from planter.driver.schedule import SearchStoppedError
+        from planter.progress import ProgressDisplay
+        from planter.study import read_study
+
+    given = _overrides(overrides, workers, storage)
+    name = read_study(study, given).name
+    run = (out_folder if out_folder is not None else Path("runs") / name).resolve()
+    try:
+        with ProgressDisplay(out) as display:
+            front = run_search(
+                study,
+                out=run,
+                overrides=given,
+                accept_changes=accept_changes,
+                ray_address=ray_address,
+                observe=display.show,
+            )
+    except KeyboardInterrupt:
+        err.print(
+            f"\ninterrupted; what is finished stays in {_shown(run)}; "
+            "the same command goes on from there",
+            soft_wrap=True,
+        )
+        raise typer.Exit(130) from None
+    except SearchStoppedError as error:
+        err.print(
+            f"[red]stopped:[/red] {escape(str(error))}\n"
+            f"logs: {_shown(run)}/trials/ID/log.txt; the same command goes on from what is finished",
+            soft_wrap=True,
+        )
+        raise typer.Exit(4) from None
+    _print_front(front)
+    shown = _shown(run)
+    out.print(
+        f"\nwritten to {shown}: pareto.html, pareto.csv, pareto.json, planting.csv, models/\n"
+        f"next: planter show {shown} · planter dashboard {shown} · planter pareto {shown}",
+        soft_wrap=True,
+    )
+    if not any(point["on_front"] for point in front["points"]):
+        err.print("nothing within the bounds")
+        raise typer.Exit(3)
+
+
+@app.command(epilog="Example: planter check studies/quickstart.yaml --json")
+def check(
+    study: Annotated[
+        str | None,
+        typer.Argument(metavar="STUDY", help="A study file, or the name of a shipped study."),
+    ] = None,
+    overrides: Set = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON schema of study files and stop.")
+    ] = False,
+) -> None:
+    """Find every mistake in a study, and say what it would cost, without training anything."""
+    from planter.study import Study, StudyError, read_study
+
+    if schema:
+        typer.echo(json.dumps(Study.model_json_schema(), indent=2))
+        return
+    if study is None:
+        raise ValueError("check needs a STUDY (or --schema)")
+    from planter.driver.check import estimate_seconds, prepare, worker_count
+    from planter.progress import duration
+
+    try:
+        checked = read_study(study, overrides or [])
+        prepared = prepare(checked)
+    except StudyError as error:
+        if not as_json:
+            raise
+        problems = [
+            {"place": p.place, "got": p.got, "expected": p.expected} for p in error.problems
+        ]
+        empty: dict[str, Any] = {"estimate_s": None, "macs": {}, "params": {}}
+        typer.echo(json.dumps({"ok": False, "problems": problems, **empty}, indent=2))
+        raise typer.Exit(2) from None
+    costs = prepared.costs()
+    seconds = estimate_seconds(checked, prepared)
+    if as_json:
+        found = {
+            "ok": True,
+            "problems": [],
+            "estimate_s": round(seconds, 1),
+            "macs": {name: cost.macs for name, cost in costs.items()},
+            "params": {name: cost.params for name, cost in costs.items()},
+        }
+        typer.echo(json.dumps(found, indent=2))
+        return
+    for warning in prepared.warnings:
+        err.print(f"[yellow]warning:[/yellow] {escape(warning)}", soft_wrap=True)
+    table = Table("network", "macs", "parameters", "pipelines", box=None, pad_edge=False)
+    for name, cost in costs.items():
+        shown = f"random draw {name.removeprefix('sample')}" if name.startswith("sample") else name
+        ways = ", ".join(f"{way} {c.macs:,}" for way, c in cost.pipelines.items() if way != "base")
+        table.add_row(shown, f"{cost.macs:,}", f"{cost.params:,}", ways)
+    out.print(table)
+    out.print(
+        f"\n{study} is sound. About {duration(seconds)} of training on this machine "
+        f"with {worker_count(checked)} workers.\nnext: planter search {study}",
+        soft_wrap=True,
+    )
+
+
+@app.command(
+    epilog="Example: planter pareto quickstart runs/other --html fronts.html --csv fronts.csv"
+)
+def pareto(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run folders or names.")],
+    html: Annotated[Path | None, typer.Option(help="Draw the fronts into this page.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Write every point as a table.")] = None,
+    png: Annotated[
+        Path | None, typer.Option(help="Draw a picture: .png, .svg or .pdf by its ending.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print what pareto.json says; a list for several runs.")
+    ] = False,
+) -> None:
+    """Show the front of one run, or lay the fronts of several over each other."""
+    from planter.front import COLUMNS, read_front, to_csv, write_text
+
+    fronts = [read_front(_run(run)) for run in runs]
+    if as_json:
+        typer.echo(json.dumps(fronts[0] if len(fronts) == 1 else fronts, indent=2))
+    else:
+        for front in fronts:
+            _print_front(front)
+    if csv is not None:
+        rows = [{"study": f["study"], **point} for f in fronts for point in f["points"]]
+        csv.parent.mkdir(parents=True, exist_ok=True)
+        write_text(csv, to_csv(rows, ["study", *COLUMNS]))
+        err.print(f"written: {csv}")
+    if html is not None or png is not None:
+        from planter.plots import front_figure, write_html, write_image
+
+        figure = front_figure(fronts)
+        for file, write in ((html, write_html), (png, write_image)):
+            if file is not None:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                write(figure, file)
+                err.print(f"written: {file}")
+
+
+@app.command(epilog="Example: planter show quickstart s0010/cut3")
+def show(
+    run: RunArgument,
+    point: Annotated[
+        str | None, typer.Argument(metavar="ID", help="A trial or a point, e.g. s0012/cut2.")
+    ] = None,
+) -> None:
+    """Show a run's points, or one trial: architecture, cost, accuracy, files."""
+    from planter.driver.read import read_points
+    from planter.front import read_front
+
+    folder = _run(run)
+    front = read_front(folder)
+    if point is None:
+        _print_front(front, every=True)
+        out.print(f"\nnext: planter show {run} ID · planter cost {run}/ID", soft_wrap=True)
+        return
+    matching = [p for p in read_points(folder) if point in (p.trial, p.id)]
+    if not matching:
+        trials = sorted({p["trial"] for p in front["points"]})
+        raise ValueError(f"{run} has no trial or point {point!r}; trials are {', '.join(trials)}")
+    rows = {row["id"]: row for row in front["points"]}
+    first = matching[0]
+    out.print(f"[bold]{first.trial}[/bold], {first.method}, {first.seconds:.1f} s of training")
+    widths = " ".join(f"{name}={width}" for name, width in first.architecture["widths"].items())
+    out.print(f"{first.architecture['builder']}: {widths}", soft_wrap=True)
+    for name, spec in first.architecture["pipelines"].items():
+        out.print(f"{name}: " + " ".join(f"{key}={value}" for key, value in spec.items()))
+    _print_front({**front, "points": [rows[p.id] for p in matching]}, every=True)
+    out.print(f"\nfiles: {_shown(folder)}/trials/{first.trial}/ (log.txt, metrics.jsonl)")
+
+
+@app.command(epilog="Example: planter cost vgg16 --cut cut2 --cut cut7 --image 3x32x32")
+def cost(
+    target: Annotated[
+        str, typer.Argument(metavar="RUN/ID|BUILDER", help="A point of a run, or a builder's name.")
+    ],
+    image: Annotated[
+        str, typer.Option(help="channels x height x width, for a builder.")
+    ] = "3x32x32",
+    classes: Annotated[int, typer.Option(help="Number of classes, for a builder.")] = 10,
+    widths: Annotated[
+        str | None,
+        typer.Option(help="One number for every convolution, or names: conv1=8,conv2=16."),
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="An option of the builder. Repeatable."),
+    ] = None,
+    cut: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Add a sub-model that enters there. Repeatable."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Count parameters and multiply-adds of a network, by stage and by pipeline.
+
+    macs are those of convolutions and linear layers for one image, without bias and norm.
+    macs_all adds 1 per convolution output, 2 per batch-norm element, 1 per ReLU element and the
+    inputs of poolings.
+    """
+    from planter.macs import cost as count
+    from planter.pipelines import check_architecture
+
+    architecture = _architecture(target, image, classes, widths, option or [], cut or [])
+    check_architecture(architecture)
+    found = count(architecture)
+    if as_json:
+        typer.echo(json.dumps(_cost_json(found), indent=2))
+        return
+    table = Table("stage", "output", "macs", "macs_all", "parameters", box=None, pad_edge=False)
+    for stage in found.stages:
+        numbers = (f"{n:,}" for n in (stage.macs, stage.macs_all, stage.params))
+        table.add_row(stage.name, "x".join(map(str, stage.output)), *numbers)
+    table.add_section()
+    for name, way in found.pipelines.items():
+        numbers = (f"{n:,}" for n in (way.macs, way.macs_all, way.params))
+        table.add_row(f"[bold]{name}[/bold]", "", *numbers)
+    out.print(table)
+    out.print("\nmacs: multiply-adds of convolutions and linear layers, one image, no bias or norm")
+
+
+@app.command(epilog="Example: planter dashboard quickstart --port 8080")
+def dashboard(
+    run: RunArgument,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine.")] = 8080,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; others than 127.0.0.1 open it to a network.")
+    ] = "127.0.0.1",
+) -> None:
+    """Open optuna-dashboard on a running or finished run. Ctrl-C ends it."""
+    from planter.driver.read import run_study, serve_dashboard
+
+    folder = _run(run)
+    run_study(folder)
+    shown = f"http://{host}:{port}/dashboard/"
+    out.print(f"{run} at {shown} (Ctrl-C ends)", soft_wrap=True)
+    try:
+        serve_dashboard(folder, host, port)
+    except KeyboardInterrupt:
+        out.print("ended")
+    except OSError as error:
+        raise ValueError(f"cannot listen on {host}:{port}: {error}; try another --port") from error
+
+
+def _overrides(given: Sequence[str] | None, workers: int | None, storage: str | None) -> list[str]:
+    every = list(given or [])
+    if workers is not None:
+        every.append(f"resources.workers={workers}")
+    if storage is not None:
+        every.append(f"storage={json.dumps(storage)}")
+    return every
+
+
+def _run(name: str) -> Path:
+    """The run folder of a name. Raises ValueError, naming the runs there are."""
+    for folder in (Path(name), Path("runs") / name):
+        if (folder / "resolved.yaml").is_file():
+            return folder
+    there = sorted(f.parent.name for f in Path("runs").glob("*/resolved.yaml"))
+    known = f"runs here are {', '.join(there)}" if there else "there are no runs here"
+    raise ValueError(f"no run {name!r}: expected a run folder, or a name under runs/; {known}")
+
+
+def _architecture(
+    target: str,
+    image: str,
+    classes: int,
+    widths: str | None,
+    options: Sequence[str],
+    cuts: Sequence[str],
+) -> Any:
+    from planter.arch import Architecture
+    from planter.backbones import full_widths, with_data_options
+
+    if "/" in target:
+        return _architecture_of_point(target)
+    shape = image.split("x")
+    if len(shape) != 3 or not all(part.isdigit() and int(part) for part in shape):
+        raise ValueError(f"--image {image!r}: expected channels x height x width, e.g. 3x32x32")
+    pairs = dict(_pair("--option", text) for text in options)
+    plain = Architecture(
+        target, full_widths(target, _widths(widths)), pairs, {name: {} for name in cuts}
+    )
+    return with_data_options(plain, classes, [int(part) for part in shape])
+
+
+def _architecture_of_point(target: str) -> Any:
+    from planter.arch import Architecture
+    from planter.driver.read import read_points
+
+    parts = target.split("/")
+    for at in range(len(parts) - 1, 0, -1):
+        run, wanted = "/".join(parts[:at]), "/".join(parts[at:])
+        try:
+            folder = _run(run)
+        except ValueError:
+            continue
+        for point in read_points(folder):
+            if wanted in (point.trial, point.id):
+                return Architecture.from_dict(point.architecture)
+        raise ValueError(f"{run} has no point {wanted!r}; planter show {run} lists them")
+    raise ValueError(f"no run in {target!r}: expected RUN/ID, e.g. quickstart/s0012/cut2")
+
+
+def _pair(flag: str, text: str) -> tuple[str, Any]:
+    import yaml
+
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise ValueError(f"{flag} {text!r}: expected KEY=VALUE")
+    return key, yaml.safe_load(value)
+
+
+def _widths(text: str | None) -> int | dict[str, int] | None:
+    if text is None:
+        return None
+    if text.isdigit():
+        return int(text)
+    pairs = dict(_pair("--widths", part) for part in text.split(","))
+    if not all(isinstance(width, int) for width in pairs.values()):
+        raise ValueError(f"--widths {text!r}: expected one number or conv1=8,conv2=16")
+    return pairs
+
+
+def _cost_json(cost: Cost) -> dict[str, Any]:
+    stages = [
+        {
+            "name": stage.name,
+            "macs": stage.macs,
+            "macs_all": stage.macs_all,
+            "params": stage.params,
+            "output": list(stage.output),
+        }
+        for stage in cost.stages
+    ]
+    whole = {"macs": cost.macs, "macs_all": cost.macs_all, "params": cost.params, "stages": stages}
+    ways = {
+        name: {"macs": way.macs, "macs_all": way.macs_all, "params": way.params}
+        for name, way in cost.pipelines.items()
+    }
+    return {**whole, "pipelines": ways}
+
+
+def _print_front(front: Mapping[str, Any], every: bool = False) -> None:
+    """The front as a table; with `every`, all points, those of the front marked."""
+    points = [p for p in front["points"] if every or p["on_front"] or p["method"] in _COMPARED]
+    table = Table(
+        "", "id", "method", "accuracy", "test", "macs", "parameters", box=None, pad_edge=False
+    )
+    for column in table.columns[3:]:
+        column.justify = "right"
+    for point in points:
+        test = point["test_accuracy"]
+        table.add_row(
+            "*" if point["on_front"] else "",
+            point["id"],
+            point["method"],
+            f"{100 * point['accuracy']:.2f} %",
+            "" if test is None else f"{100 * test:.2f} %",
+            f"{point['macs']:,}",
+            f"{point['params']:,}",
+        )
+    out.print(table)
+    reference = front["reference_point"]
+    out.print(
+        f"{front['study']}: * on the front of {len(front['points'])} points; hypervolume "
+        f"{front['hypervolume']:.4f} from ({reference[0]:.3g}, {reference[1]:,.0f} macs)",
+        soft_wrap=True,
+    )
+
+
+_COMPARED = ("teacher", "baseline")
+
+
+def _shown(path: Path) -> str:
+    """A path relative to the working folder where it lies below it."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

@@ -1,0 +1,50 @@
+"""Reading a run that another process may be writing: its points, its dashboard."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from wsgiref.simple_server import WSGIRequestHandler, make_server
+
+import yaml
+
+from planter.driver.storage import PointBook, database_url, open_storage
+from planter.front import Point
+from planter.study import Study
+
+
+def run_study(run: Path) -> Study:
+    """The study of a run folder. Raises ValueError where the folder holds none."""
+    file = run / "resolved.yaml"
+    if not file.is_file():
+        raise ValueError(f"{run} is no run folder: it has no resolved.yaml; expected runs/NAME")
+    return Study.model_validate(yaml.safe_load(file.read_text()))
+
+
+def read_points(run: Path) -> list[Point]:
+    """Every point in a run's database."""
+    study = run_study(run)
+    return PointBook(open_storage(database_url(run, study.storage)), study.name).points
+
+
+def serve_dashboard(run: Path, host: str, port: int, ready: threading.Event | None = None) -> None:
+    """Serves optuna-dashboard on a run's database until interrupted; sets `ready` when it listens.
+
+    The dashboard reads through a connection of its own that waits rather than fails, so a running
+    search is not disturbed.
+    """
+    import optuna_dashboard
+
+    study = run_study(run)
+    app = optuna_dashboard.wsgi(open_storage(database_url(run, study.storage)))
+    with make_server(host, port, app, handler_class=_Quiet) as server:
+        if ready is not None:
+            ready.set()
+        server.serve_forever()
+
+
+class _Quiet(WSGIRequestHandler):
+    """Does not write a line for every request."""
+
+    def log_message(self, *args: object) -> None:
+        pass
