@@ -203,9 +203,7 @@ def check(
     )
 
 
-@app.command(
-    epilog="Example: planter pareto quickstart runs/other --html fronts.html --csv fronts.csv"
-)
+@app.command(epilog="Example: planter pareto quickstart runs/other --html fronts.html")
 def pareto(
     runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run folders or names.")],
     html: Annotated[Path | None, typer.Option(help="Draw the fronts into this page.")] = None,

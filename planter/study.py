@@ -292,7 +292,7 @@ _Loader.add_implicit_resolver(
 
 
 def _override(raw: dict[str, Any], text: str) -> Problem | None:
-    """Puts `a.b=value` into the raw study."""
+    """Puts `a.b=value` into the raw study: the value at that key is replaced whole."""
     key, equals, value_text = text.partition("=")
     parts = key.split(".")
     if not equals or not all(parts):
@@ -301,27 +301,21 @@ def _override(raw: dict[str, Any], text: str) -> Problem | None:
         value = yaml.load(value_text, Loader=_Loader)
     except yaml.YAMLError:
         return Problem("--set", text, "a YAML value after =")
-    fragment: dict[str, Any] = {}
-    inner = fragment
+    inner = raw
     for part in parts[:-1]:
-        inner = inner.setdefault(part, {})
+        if inner.get(part) is None:
+            inner[part] = {}
+        inner = inner[part]
+        if not isinstance(inner, dict):
+            return Problem("--set", key, f"a key inside mappings; set {part} whole")
     inner[parts[-1]] = value
-    _absolute(fragment, Path.cwd())
-    return _merge(raw, fragment, key)
-
-
-def _merge(raw: dict[str, Any], fragment: dict[str, Any], key: str) -> Problem | None:
-    for name, value in fragment.items():
-        if isinstance(raw.get(name), list) and isinstance(value, dict):
-            return Problem("--set", key, f"a key inside mappings; {name} is a list, set it whole")
-        if isinstance(value, dict) and isinstance(raw.get(name), dict):
-            return _merge(raw[name], value, key)
-        raw[name] = value
+    # Paths of the file are absolute by now: only a new one is taken from the working folder.
+    _absolute(raw, Path.cwd())
     return None
 
 
 def _absolute(raw: dict[str, Any], base: Path) -> None:
-    """Makes the paths of a raw study absolute, in place; names are left alone."""
+    """Makes the paths of a raw study absolute, in place; names and absolute ones stay."""
     for section, key in (("data", "root"), ("teacher", "model")):
         part = raw.get(section)
         if isinstance(part, dict) and isinstance(part.get(key), str):

@@ -5,7 +5,7 @@ Copy this file, edit it, and name it in a study as `sample: {space: my_space.py:
 
 from planter import Architecture, Candidate, KernelFilter, cuts, takes_stride
 
-WIDTHS = [8, 12, 16, 24, 32, 48]
+WIDTHS = [8, 12, 16, 24, 32]
 
 
 def space(trial, *, image, classes):

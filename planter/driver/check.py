@@ -19,9 +19,8 @@ from planter import checkpoint
 from planter.arch import Architecture
 from planter.backbones import convolutions, with_data_options
 from planter.data import Data, load_data
-from planter.driver.plain import baseline_id
+from planter.driver.networks import baseline_id, builder_of, network_of
 from planter.driver.sampling import draw
-from planter.driver.worker import network_of
 from planter.macs import Cost, cost
 from planter.pipelines import build, check_architecture
 from planter.recipe import Recipe, make_optimizer
@@ -169,8 +168,10 @@ def _network(
         check_architecture(architecture)
         return architecture
 
-    teacher = study.teacher.builder if study.teacher else None
-    return found.attempt(place, f"{section.builder or teacher} {widths or ''}".strip(), built)
+    got = found.attempt(place, "no builder", lambda: builder_of(study, section))
+    if got is None:
+        return None
+    return found.attempt(place, f"{got} {widths or ''}".strip(), built)
 
 
 def _teacher(study: Study, data: Data, fingerprint: str, found: _Findings) -> Architecture | None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 
-from planter.backbones import convolutions, full_widths
 from planter.driver.jobs import Job, Outcome, points_of
+from planter.driver.networks import baseline_id
 from planter.driver.storage import PointBook
 from planter.front import Point
-from planter.study import Baseline, Study
+from planter.study import Study
 
 log = logging.getLogger(__name__)
 
@@ -84,16 +84,3 @@ class Baselines:
 
     def failed(self) -> int:
         return len(self._failed)
-
-
-def baseline_id(study: Study, baseline: Baseline) -> str:
-    """`b-NAME`, or `b-widthN` where every convolution has width N, else the widths in a row."""
-    if baseline.name is not None:
-        return f"b-{baseline.name}"
-    builder = baseline.builder or (study.teacher.builder if study.teacher else None)
-    assert builder is not None
-    widths = full_widths(builder, baseline.widths)
-    different = {widths[name] for name in convolutions(widths)}
-    if len(different) == 1:
-        return f"b-width{different.pop()}"
-    return "b-width" + "-".join(str(width) for width in widths.values())

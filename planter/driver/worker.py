@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from planter import checkpoint
 from planter.arch import Architecture
-from planter.backbones import full_widths, with_data_options
+from planter.backbones import with_data_options
 from planter.data import Data
 from planter.driver.jobs import Job, Outcome, seed_of
+from planter.driver.networks import network_of
 from planter.kernels import collapse_kernels_, expand_kernels_
 from planter.losses import classification_loss, multi_pipeline_loss
 from planter.macs import cost
@@ -30,23 +31,12 @@ from planter.pipelines import Pipelines, build, build_network
 from planter.planting import live_channels, plant, train_plant
 from planter.recipe import Recipe
 from planter.space import load_space
-from planter.study import Network, Study
+from planter.study import Study
 from planter.train import Batch, Epoch, evaluate, fit, predict, recalibrate_batchnorm_
 
 log = logging.getLogger(__name__)
 _PACKAGES = ("planter", "torch", "optuna", "ray", "numpy")
 _LOGITS = "logits.safetensors"
-
-
-def network_of(
-    study: Study, section: Network, data: Data, widths: int | dict[str, int] | None
-) -> Architecture:
-    """The architecture a section of a study describes; its builder defaults to the teacher's."""
-    builder = section.builder or (study.teacher.builder if study.teacher else None)
-    if builder is None:
-        raise ValueError("no builder: name one here or in the teacher")
-    plain = Architecture(builder, full_widths(builder, widths), section.options)
-    return with_data_options(plain, data.classes, data.image)
 
 
 @dataclass

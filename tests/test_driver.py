@@ -1,0 +1,377 @@
+"""The driver without Ray: small studies trained in this process."""
+
+import csv
+import json
+from pathlib import Path
+
+import optuna
+import pytest
+import torch
+import yaml
+
+import planter
+from planter.driver import worker as worker_module
+from planter.driver.read import read_points
+from planter.driver.schedule import SearchStoppedError
+from planter.study import Study, StudyError, read_study
+
+SMALL = """
+name: small
+data: {name: digits, subset: 240, validation: 0.25}
+teacher: {builder: convnet, widths: 8}
+baselines: [{widths: 4}]
+recipe: {epochs: 2, batch: 30, optimizer: adam, lr: 0.01, schedule: onecycle}
+plant:
+  start: 3
+  channels: 2
+  rounds: 2
+  layers: [conv1, conv5]
+  recipe: {epochs: 3, batch: 30, optimizer: adam, lr: 0.01, weight_decay: 0.0}
+sample: {space: "SPACE:space", trials: 4}
+resources: {workers: 0}
+"""
+SPACE = """
+from planter import Architecture, Candidate, KernelFilter
+
+def space(trial):
+    width = trial.suggest_categorical("width", [4, 6])
+    cut = trial.suggest_categorical("cut", ["none", "cut1", "cut2"])
+    pipelines = {cut: {}} if cut != "none" else {}
+    depth = trial.suggest_int("depth", 1, 2)
+    return Candidate(
+        Architecture("convnet", dict.fromkeys(["conv1", "conv2", "conv3", "conv4", "conv5"], width),
+                     {}, pipelines),
+        kernels=KernelFilter(depth, rho=2),
+        kd_weight=trial.suggest_float("kd", 0.0, 1.0),
+    )
+"""
+
+
+def write_study(folder: Path) -> Path:
+    space = folder / "space.py"
+    space.write_text(SPACE)
+    file = folder / "small.yaml"
+    file.write_text(SMALL.replace("SPACE", str(space)))
+    return file
+
+
+@pytest.fixture
+def study_file(tmp_path):
+    return write_study(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """What the small study finds when nothing interrupts it."""
+    folder = tmp_path_factory.mktemp("whole")
+    return planter.search(write_study(folder), out=folder / "run")
+
+
+def rows(run: Path, name: str) -> list[optuna.trial.FrozenTrial]:
+    storage = f"sqlite:///{run / 'study.db'}"
+    return optuna.load_study(study_name=name, storage=storage).get_trials()
+
+
+def assert_complete(run: Path, trials: int = 4) -> None:
+    """What must hold of a finished run whatever happened on the way."""
+    front = json.loads((run / "pareto.json").read_text())
+    sampled = rows(run, "small/sampling")
+    assert [row.number for row in sampled] == list(range(trials))
+    assert all(row.state.name == "COMPLETE" for row in sampled)
+    assert all(row.state.name == "COMPLETE" for row in rows(run, "small/planting"))
+    ids = [row.user_attrs["id"] for row in rows(run, "small")]
+    assert len(ids) == len(set(ids))
+    assert {p["id"] for p in front["points"]} == set(ids)
+    assert {p["trial"] for p in front["points"] if p["method"] == "sample"} == {
+        f"s{number:04d}" for number in range(trials)
+    }
+    for method, count in (("teacher", 1), ("baseline", 1)):
+        assert sum(p["method"] == method for p in front["points"]) == count
+
+
+class Interruption(Exception):
+    """Stands for a kill: raised where the driver never catches anything."""
+
+
+def test_every_saved_model_has_exactly_the_accuracy_it_is_reported_with(study_file, tmp_path):
+    run = tmp_path / "run"
+    front = planter.search(study_file, out=run)
+    assert_complete(run)
+    data = planter.load_data(run)
+    saved = [point for point in front["points"] if point["model"]]
+    assert {p["id"] for p in saved} >= {p["id"] for p in front["points"] if p["on_front"]}
+    for point in saved:
+        network = planter.load(run / point["model"])
+        assert planter.evaluate(network, data.validation).accuracy == point["accuracy"]
+        if point["test_accuracy"] is not None:
+            assert planter.evaluate(network, data.test).accuracy == point["test_accuracy"]
+        counter = torch.utils.flop_counter.FlopCounterMode(display=False)
+        with counter:
+            network(torch.zeros(1, *data.image))
+        assert counter.get_total_flops() / 2 == point["macs"]
+        assert sum(p.numel() for p in network.parameters()) == point["params"]
+
+
+def test_only_the_front_the_teacher_and_the_baselines_are_scored_on_test_images(
+    study_file, tmp_path
+):
+    front = planter.search(study_file, out=tmp_path / "run")
+    for point in front["points"]:
+        reported = point["on_front"] or point["method"] in ("teacher", "baseline")
+        assert (point["test_accuracy"] is not None) == reported
+    stored = (tmp_path / "run" / "study.db").read_bytes()
+    assert b"test_accuracy" not in stored
+
+
+def test_the_front_is_what_brute_force_finds(study_file, tmp_path):
+    front = planter.search(study_file, out=tmp_path / "run")
+    searched = [p for p in front["points"] if p["method"] in ("plant", "sample")]
+    for point in searched:
+        dominated = any(
+            other["accuracy"] >= point["accuracy"]
+            and other["macs"] <= point["macs"]
+            and (other["accuracy"], -other["macs"]) != (point["accuracy"], -point["macs"])
+            for other in searched
+        )
+        assert point["on_front"] == (not dominated)
+    assert not any(p["on_front"] for p in front["points"] if p not in searched)
+
+
+def test_planting_log_follows_the_greedy_rule(study_file, tmp_path):
+    run = tmp_path / "run"
+    planter.search(study_file, out=run)
+    log = list(csv.DictReader((run / "planting.csv").open()))
+    assert [row["layer"] for row in log if row["round"] == "0"] == ["start"]
+    best = float(log[0]["val_loss"])
+    for number in sorted({int(row["round"]) for row in log} - {0}):
+        candidates = [row for row in log if int(row["round"]) == number]
+        assert {row["layer"] for row in candidates} == {"conv1", "conv5"}
+        smallest = min(float(row["val_loss"]) for row in candidates)
+        for row in candidates:
+            chosen = row["accepted"] == "True"
+            assert chosen == (float(row["val_loss"]) == smallest < best)
+        best = smallest
+
+
+@pytest.mark.parametrize("job_number", range(1, 12))
+def test_an_interruption_at_any_job_loses_and_doubles_nothing(
+    study_file, whole, tmp_path, monkeypatch, job_number
+):
+    done = []
+    do = worker_module.Worker.do
+
+    def interrupted(self, job):
+        done.append(job.id)
+        if len(done) == job_number:
+            raise Interruption
+        return do(self, job)
+
+    monkeypatch.setattr(worker_module.Worker, "do", interrupted)
+    run = tmp_path / "run"
+    with pytest.raises(Interruption):
+        planter.search(study_file, out=run)
+    monkeypatch.undo()
+    resumed = planter.search(study_file, out=run)
+    assert_complete(run)
+    # With one job at a time nothing depends on timing: the outcome is the uninterrupted one.
+    assert resumed["points"] == whole["points"]
+    assert resumed["hypervolume"] == whole["hypervolume"]
+
+
+@pytest.mark.parametrize("when", ["before tell", "after tell"])
+def test_a_kill_between_the_writes_of_one_result_loses_and_doubles_nothing(
+    study_file, whole, tmp_path, monkeypatch, when
+):
+    tell = optuna.Study.tell
+    calls = []
+
+    def killed(self, *args, **kwargs):
+        calls.append(args)
+        if len(calls) == 4 and when == "before tell":
+            raise Interruption
+        told = tell(self, *args, **kwargs)
+        if len(calls) == 4:
+            raise Interruption
+        return told
+
+    monkeypatch.setattr(optuna.Study, "tell", killed)
+    run = tmp_path / "run"
+    with pytest.raises(Interruption):
+        planter.search(study_file, out=run)
+    monkeypatch.undo()
+    assert planter.search(study_file, out=run)["points"] == whole["points"]
+    assert_complete(run)
+
+
+def test_a_finished_run_trains_nothing_again_and_goes_on_when_more_is_asked(
+    study_file, tmp_path, monkeypatch
+):
+    run = tmp_path / "run"
+    first = planter.search(study_file, out=run)
+    trained = []
+    do = worker_module.Worker.do
+    monkeypatch.setattr(
+        worker_module.Worker, "do", lambda self, job: trained.append(job.id) or do(self, job)
+    )
+    assert planter.search(study_file, out=run) == first
+    assert trained == []
+    planter.search(study_file, out=run, overrides=["sample.trials=6"])
+    assert trained == ["s0004", "s0005"]
+    assert_complete(run, trials=6)
+
+
+def test_a_changed_study_is_refused_with_the_difference(study_file, tmp_path):
+    run = tmp_path / "run"
+    planter.search(study_file, out=run)
+    with pytest.raises(StudyError, match=r"(?s)-  epochs: 2.*\+  epochs: 3.*--accept-changes"):
+        planter.search(study_file, out=run, overrides=["recipe.epochs=3"])
+
+
+def test_a_second_driver_on_a_run_is_turned_away(study_file, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    seen = []
+    do = worker_module.Worker.do
+
+    def second(self, job):
+        if not seen:
+            with pytest.raises(StudyError, match="another search at work") as caught:
+                planter.search(study_file, out=run)
+            seen.append(caught)
+        return do(self, job)
+
+    monkeypatch.setattr(worker_module.Worker, "do", second)
+    planter.search(study_file, out=run)
+    assert seen
+
+
+def test_a_failing_trial_is_recorded_with_its_reason_and_the_study_goes_on(
+    study_file, tmp_path, monkeypatch
+):
+    sample = worker_module.Worker._sample
+
+    def failing(self, job):
+        if job.id == "s0001":
+            raise FloatingPointError("the loss became nan")
+        return sample(self, job)
+
+    monkeypatch.setattr(worker_module.Worker, "_sample", failing)
+    run = tmp_path / "run"
+    planter.search(study_file, out=run)
+    states = [row.state.name for row in rows(run, "small/sampling")]
+    assert states == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
+    assert "the loss became nan" in rows(run, "small/sampling")[1].user_attrs["error"]
+    assert "the loss became nan" in (run / "trials" / "s0001" / "log.txt").read_text()
+
+
+def test_too_many_failures_and_a_failing_teacher_stop_the_study(study_file, tmp_path, monkeypatch):
+    def failing(self, job):
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(worker_module.Worker, "_sample", failing)
+    with pytest.raises(SearchStoppedError, match=r"max_failures is 1"):
+        planter.search(study_file, out=tmp_path / "a", overrides=["resources.max_failures=1"])
+    monkeypatch.setattr(worker_module.Worker, "_teacher", failing)
+    with pytest.raises(SearchStoppedError, match="the teacher failed: RuntimeError: broken"):
+        planter.search(study_file, out=tmp_path / "b")
+
+
+def test_networks_beyond_a_bound_are_refused_before_training_and_told_as_constraints(
+    study_file, tmp_path
+):
+    run = tmp_path / "run"
+    limit = planter.cost(
+        planter.Architecture(
+            "convnet",
+            {**dict.fromkeys(["conv1", "conv2", "conv3", "conv4", "conv5"], 4), "fc1": 128},
+            {"image": [1, 8, 8]},
+        )
+    ).macs
+    front = planter.search(
+        study_file, out=run, overrides=[f"objectives.bounds.macs={limit}", "sample.trials=8"]
+    )
+    for row in rows(run, "small/sampling"):
+        refused = row.params["width"] == 6 and row.params["cut"] == "none"
+        assert (row.state.name == "PRUNED") == refused or row.params["cut"] != "none"
+        assert any(key.startswith("constraints") for key in row.system_attrs)
+    assert all(p["macs"] <= limit for p in front["points"] if p["on_front"])
+
+
+def test_a_family_study_is_told_the_hypervolume_of_each_trial(study_file, tmp_path):
+    run = tmp_path / "run"
+    planter.search(
+        study_file, out=run, overrides=["objectives.family=true", "plant=null", "sample.trials=2"]
+    )
+    points = read_points(run)
+    reference = json.loads((run / "pareto.json").read_text())["reference_point"]
+    for row in rows(run, "small/sampling"):
+        own = [p for p in points if p.trial == f"s{row.number:04d}"]
+        values = [(p.accuracy, p.macs) for p in own]
+        assert row.values == [planter.hypervolume(values, reference)]
+
+
+def test_a_teacher_is_trained_once_for_all_studies_that_share_it(study_file, tmp_path, monkeypatch):
+    fitted = []
+    fit = worker_module.fit
+    monkeypatch.setattr(
+        worker_module, "fit", lambda model, *a, **k: fitted.append(model) or fit(model, *a, **k)
+    )
+    lean = ["plant=null", "sample=null", "baselines=[{widths: 4, kd: {weight: 1.0}}]"]
+    first = planter.search(study_file, out=tmp_path / "a", overrides=lean)
+    second = planter.search(study_file, out=tmp_path / "b", overrides=lean)
+    assert len(fitted) == 3  # one teacher, two baselines
+    assert [p["accuracy"] for p in first["points"]] == [p["accuracy"] for p in second["points"]]
+
+
+def test_a_loaded_teacher_must_fit_the_data(study_file, tmp_path, caplog):
+    planter.search(study_file, out=tmp_path / "a", overrides=["sample=null", "plant=null"])
+    model = tmp_path / "a" / "models" / "teacher" / "base"
+    loaded = ["sample=null", "plant=null", f"teacher={{model: {model}}}"]
+    planter.search(study_file, out=tmp_path / "b", overrides=loaded)
+    assert "another split" not in caplog.text
+    planter.search(study_file, out=tmp_path / "c", overrides=[*loaded, "seed=5"])
+    assert "another split" in caplog.text
+    spec = json.loads((model / "arch.json").read_text())
+    spec["architecture"]["options"]["classes"] = 7
+    (model / "arch.json").write_text(json.dumps(spec))
+    with pytest.raises(
+        StudyError, match="got a network with classes 7, expected one with classes 10"
+    ):
+        planter.search(study_file, out=tmp_path / "d", overrides=loaded)
+
+
+def test_study_files_impossible_for_the_data_or_the_networks_are_refused_all_at_once(
+    study_file, tmp_path
+):
+    (tmp_path / "space.py").write_text(
+        SPACE.replace('"none", "cut1", "cut2"', '"cut9"').replace("0.0, 1.0", "0.5, 1.0")
+    )
+    with pytest.raises(StudyError) as caught:
+        planter.search(
+            study_file,
+            out=tmp_path / "run",
+            overrides=[
+                "baselines=[{widths: 4}, {widths: 4}, {builder: vgg16}, {builder: nonet}]",
+                "plant.layers=[conv1, conv7]",
+            ],
+        )
+    found = {problem.place: str(problem) for problem in caught.value.problems}
+    assert "b-width4" in found["baselines.1"]
+    assert "too small for vgg16" in found["baselines.2"]
+    assert "builders are convnet" in found["baselines.3"]
+    assert "conv7" in found["plant.layers"]
+    assert "'cut9' is not a cut; cuts are cut1 (before conv2)" in found["sample.space"]
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_was_resolved_is_written_and_reads_back_as_the_same_study(study_file, tmp_path):
+    run = tmp_path / "run"
+    planter.search(study_file, out=run, overrides=["sample=null", "plant=null", "seed=3"])
+    given = read_study(study_file, ["sample=null", "plant=null", "seed=3"])
+    assert Study.model_validate(yaml.safe_load((run / "resolved.yaml").read_text())) == given
+    environment = json.loads((run / "environment.json").read_text())
+    assert environment["versions"]["torch"] == torch.__version__.partition("+")[0] or (
+        environment["versions"]["torch"] == torch.__version__
+    )
+    assert environment["seed"] == 3
+    assert environment["device"] == "cpu"
+    assert (run / "study.yaml").read_text() == study_file.read_text()
