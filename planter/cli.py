@@ -125,7 +125,7 @@ def search(
     except SearchStoppedError as error:
         err.print(
             f"[red]stopped:[/red] {escape(str(error))}\n"
-            f"logs: {_shown(run)}/trials/ID/log.txt; the same command goes on from what is finished",
+            f"logs: {_shown(run)}/trials/ID/log.txt; the same command goes on",
             soft_wrap=True,
         )
         raise typer.Exit(4) from None

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
 
+from planter.modes import remove_parametrization_
 from planter.morph import shared_slice
 
+_Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 _Module = TypeVar("_Module", bound=nn.Module)
 
 
@@ -36,16 +38,16 @@ class PlantedNorm(nn.Module):
     """A batch norm of which the first channels keep their statistics and affine parameters, and
     the planted ones have a batch norm of their own."""
 
-    def __init__(self, norm: nn.BatchNorm2d, old: int) -> None:
+    def __init__(self, norm: _Norm, old: int) -> None:
         super().__init__()
         self.norm = norm
         self.old = old
         self.norm.requires_grad_(False)
-        self.new: nn.BatchNorm2d | None = None
+        self.new: _Norm | None = None
         if norm.num_features > old:
-            self.new = nn.BatchNorm2d(
-                norm.num_features - old, norm.eps, norm.momentum, norm.affine
-            ).to(norm.running_mean)
+            self.new = type(norm)(norm.num_features - old, norm.eps, norm.momentum, norm.affine).to(
+                norm.running_mean
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         norm, old = self.norm, self.old
@@ -62,7 +64,7 @@ class PlantedNorm(nn.Module):
         )
         return kept if self.new is None else torch.cat([kept, self.new(x[:, old:])], dim=1)
 
-    def merged(self) -> nn.BatchNorm2d:
+    def merged(self) -> _Norm:
         """One batch norm with the old channels untouched and the new ones as trained."""
         norm = self.norm.requires_grad_(True)
         if self.new is not None:
@@ -76,11 +78,14 @@ class PlantedNorm(nn.Module):
 def freeze_inherited_(child: nn.Module, parent: nn.Module) -> nn.Module:
     """Freezes in `child` all it inherited from `parent` (see `inherit_weights`) until `thaw_`.
 
-    Raises ValueError where nothing of the child is new.
+    Raises ValueError where nothing of the child is new, or a batch norm keeps no statistics.
     """
     old = parent.state_dict()
-    for place, norm in _modules(child, nn.BatchNorm2d):
-        _replace(child, place, PlantedNorm(norm, len(old[f"{place}.running_mean"])))
+    for place, norm in [found for kind in get_args(_Norm) for found in _modules(child, kind)]:
+        statistics = old.get(f"{place}.running_mean")
+        if statistics is None or norm.running_mean is None:
+            raise ValueError(f"{place}: cannot keep the statistics of a batch norm that has none")
+        _replace(child, place, PlantedNorm(norm, len(statistics)))
     for name, parameter in list(child.named_parameters()):
         if name not in old:
             continue  # of a PlantedNorm, which sees to itself
@@ -106,7 +111,7 @@ def thaw_(child: nn.Module) -> nn.Module:
         parametrizations = module.parametrizations
         assert isinstance(parametrizations, nn.ModuleDict)
         for tensor in list(parametrizations):
-            parametrize.remove_parametrizations(module, tensor, leave_parametrized=True)
+            remove_parametrization_(module, tensor)
     for place, planted in _modules(child, PlantedNorm):
         _replace(child, place, planted.merged())
     return child.requires_grad_(True)

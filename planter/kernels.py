@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from planter.modes import remove_parametrization_
+
 MIXING_DECAY = 1e-9  # KFLO sec. 3.3: on W_i, i >= 2; W_1 has none
 
 
@@ -119,7 +121,7 @@ def expand_kernels_(
 def collapse_kernels_(model: nn.Module) -> nn.Module:
     """Writes every generated kernel and bias into its plain layer and forgets the factors."""
     for module, tensor in _filtered(model):
-        parametrize.remove_parametrizations(module, tensor, leave_parametrized=True)
+        remove_parametrization_(module, tensor)
     return model
 
 

@@ -17,6 +17,8 @@ from torch.nn.utils import parametrize
 from torch.utils.flop_counter import FlopCounterMode
 
 from planter.arch import Architecture
+from planter.backbones import StagedNet
+from planter.modes import evaluating
 from planter.pipelines import Pipelines, build
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -76,33 +78,29 @@ def _cost(network: nn.Module, images: Tensor) -> Cost:
         pipelines = {name: _cost_of_one(network.detach(name), images) for name in network.names}
         base = pipelines["base"]
         return Cost(base.macs, base.macs_all, base.params, base.stages, pipelines)
-    if hasattr(network, "stages") and hasattr(network, "head"):
+    if isinstance(network, StagedNet):
         network = Pipelines(network, {}).detach("base")
     alone = _cost_of_one(network, images)
     return Cost(alone.macs, alone.macs_all, alone.params, alone.stages, {"base": alone})
 
 
 def _cost_of_one(network: nn.Module, images: Tensor) -> Cost:
-    parts = list(network.named_children()) if isinstance(network, nn.Sequential) else []
-    if not parts:
-        parts = [("network", network)]
+    parts: list[tuple[str, nn.Module | None]] = [("network", network)]
+    if isinstance(network, nn.Sequential) and type(network).forward is nn.Sequential.forward:
+        parts = list(network._modules.items())
     stages = []
-    was_training = network.training
-    network.eval()
     x: Any = images
-    try:
-        with torch.no_grad():
-            for name, part in parts:
-                extra = _Extra(part)
-                counter = FlopCounterMode(display=False)
-                with extra, counter:
-                    x = part(x)
-                macs = counter.get_total_flops() // 2
-                params = sum(p.numel() for p in part.parameters())
-                output = tuple(x.shape[1:])
-                stages.append(Stage(name, macs, macs + extra.count, params, output))
-    finally:
-        network.train(was_training)
+    with evaluating(network), torch.no_grad():
+        for name, part in parts:
+            assert part is not None
+            extra = _Extra(part)
+            counter = FlopCounterMode(display=False)
+            with extra, counter:
+                x = part(x)
+            macs = counter.get_total_flops() // 2
+            params = sum(p.numel() for p in part.parameters())
+            output = tuple(x.shape[1:])
+            stages.append(Stage(name, macs, macs + extra.count, params, output))
     macs, macs_all = sum(s.macs for s in stages), sum(s.macs_all for s in stages)
     params = sum(p.numel() for p in network.parameters())
     return Cost(macs, macs_all, params, tuple(stages))

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 
 class Inherited(NamedTuple):
-    """Names of the state that found no partner: only in the child, only in the parent."""
+    """Names of the state that found no partner: only in the child, only in the parent, or in both
+    with another number of axes."""
 
     fresh: list[str]
     dropped: list[str]
@@ -28,16 +29,20 @@ def inherit_weights(
     group norm over all channels or grouped convolutions.
     """
     old, new = parent.state_dict(), child.state_dict()
+    other = set()
     with torch.no_grad():
         for name, target in new.items():
             source = old.get(name)
-            if source is None or source.dim() != target.dim():
+            if source is None:
+                continue
+            if source.dim() != target.dim():
+                other.add(name)
                 continue
             if outgoing == "zero" and target.dim() > 1:
                 target[:, source.shape[1] :] = 0
             shared = shared_slice(source, target)
             target[shared] = source[shared].to(target)
-    return Inherited(sorted(set(new) - set(old)), sorted(set(old) - set(new)))
+    return Inherited(sorted(set(new) - set(old) | other), sorted(set(old) - set(new) | other))
 
 
 def shared_slice(old: Tensor, new: Tensor) -> tuple[slice, ...]:

@@ -94,14 +94,17 @@ class Pipelines(nn.Module):
         if name == "base":
             if not hasattr(self.backbone, "stages"):
                 return copy.deepcopy(self.backbone)
-            return copy.deepcopy(_sequence(self.backbone, _stage_names(self.backbone)[0]))
+            whole = copy.deepcopy(_sequence(self.backbone, _stage_names(self.backbone)[0]))
+            whole.training = self.training
+            return whole
         tail = copy.deepcopy(self._tail(name))
         statistics = self.statistics[name]
         assert isinstance(statistics, _Statistics)
         tail.load_state_dict(statistics.by_name(), strict=False)
-        return nn.Sequential(
-            OrderedDict(step_down=copy.deepcopy(self.entries[name]), **dict(tail.named_children()))
-        )
+        parts = OrderedDict(step_down=copy.deepcopy(self.entries[name]), **tail._modules)
+        alone = nn.Sequential(parts)
+        alone.training = self.training
+        return alone
 
     def _tail(self, name: str) -> nn.Sequential:
         return _sequence(self.backbone, self._before[name])
@@ -132,7 +135,7 @@ def build(architecture: Architecture, seed: int = 0) -> nn.Module:
     if not architecture.pipelines:
         return backbone
     known = cuts(architecture)
-    channels = int(architecture.options["image"][0])
+    channels = image_of(architecture)[0]
     entries = {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 1)
@@ -196,17 +199,33 @@ def cuts(architecture: Architecture) -> dict[str, Cut]:
     Shapes are read off a forward pass without data. Raises ValueError for a network without
     `stages` and `head`, and for an image the network cannot take.
     """
+    channels, height, width = image_of(architecture)
     with torch.device("meta"):
         backbone = build_backbone(architecture).eval()
         names = _stage_names(backbone)
-        x = torch.empty(1, *architecture.options["image"])
-    height = x.shape[2]
+        # Enlarged, so that poolings that round an odd size down do not blur the stride.
+        x = torch.empty(1, channels, 32 * height, 32 * width)
     found = {}
     for i, name in enumerate(names):
         if i:
-            found[f"cut{i}"] = Cut(name, int(x.shape[1]), height // int(x.shape[2]))
+            found[f"cut{i}"] = Cut(name, int(x.shape[1]), 32 * height // int(x.shape[2]))
         x = backbone.stages.get_submodule(name)(x)  # type: ignore[union-attr]
     return found
+
+
+def image_of(architecture: Architecture) -> tuple[int, int, int]:
+    """Shape (channels, height, width) of the architecture's images.
+
+    Raises ValueError where its options do not name one.
+    """
+    image = architecture.options.get("image")
+    if not isinstance(image, list) or len(image) != 3:
+        raise ValueError(
+            f"{architecture.builder} needs the option image: [channels, height, width], "
+            f"got {image!r}"
+        )
+    channels, height, width = image
+    return channels, height, width
 
 
 def find_cut(known: Mapping[str, Cut], place: str) -> Cut:
@@ -221,7 +240,7 @@ def find_cut(known: Mapping[str, Cut], place: str) -> Cut:
 def check_architecture(architecture: Architecture) -> None:
     """Raises ValueError, naming the pipeline, unless every pipeline of the architecture takes an
     image and gives `classes` logits. Costs no arithmetic."""
-    image = architecture.options["image"]
+    image = image_of(architecture)
     with torch.device("meta"):
         network = build(architecture).eval()
         if not isinstance(network, Pipelines):
@@ -272,7 +291,7 @@ def _stage_names(backbone: nn.Module) -> list[str]:
             f"{type(backbone).__name__} has no named stages: pipelines need a network with "
             "stages (an nn.Sequential of named modules) and head, e.g. planter's StagedNet"
         )
-    return [name for name, _ in stages.named_children()]
+    return list(stages._modules)  # named_children() leaves out a module used twice
 
 
 def _sequence(backbone: nn.Module, first: str) -> nn.Sequential:

@@ -104,7 +104,5 @@ def live_channels(child: nn.Module, layer: str, first: int, split: Split) -> int
 def accept(losses: Mapping[str, float], parent_loss: float) -> str | None:
     """The candidate with the smallest validation loss, if it is below the parent's (steps 6 and
     7); of equal ones the first."""
-    if not losses:
-        return None
-    best = min(losses, key=lambda name: losses[name])
-    return best if losses[best] < parent_loss else None
+    below = {name: loss for name, loss in losses.items() if loss < parent_loss}
+    return min(below, key=lambda name: below[name]) if below else None

@@ -17,6 +17,7 @@ from torch.nn.utils import parametrize
 from planter.checkpoint import read_training, write_training
 from planter.data import Split
 from planter.kernels import kernel_decay
+from planter.modes import evaluating
 from planter.recipe import Augment, Recipe, make_optimizer
 
 log = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ def fit(
     `teacher` is its logits for the whole split `[n, classes]`, right while the recipe changes no
     images, or a network that is asked for every batch. Batches, augmentation and dropout depend on
     `seed` and the epoch alone, so a training taken up from `checkpoint` (written every few
-    seconds, removed at the end) goes on as if it had not stopped. Raises FloatingPointError when
+    seconds) goes on as if it had not stopped. Raises FloatingPointError when
     the loss is no longer a number.
     """
     if recipe.augment.changes() and isinstance(teacher, Tensor):
@@ -160,19 +161,17 @@ def recalibrate_batchnorm_(model: nn.Module, split: Split, images: int = 10_000)
     if not norms:
         return model
     momenta = [norm.momentum for norm in norms]
-    was_training = model.training
-    try:
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # torch's word for a cumulative average
-        model.train()
-        with torch.no_grad():
+    with evaluating(model), torch.no_grad():
+        try:
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None  # torch's word for a cumulative average
+                norm.train()  # the norms alone: dropout would change what they see
             for batch, _ in _plain_batches(split, limit=images):
                 model(batch)
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-        model.train(was_training)
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
     return model
 
 
@@ -222,20 +221,17 @@ def _batches(
 
 
 def _plain_batches(split: Split, limit: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    """The split in order, in batches that differ by one image at most: as above, and so that each
+    batch weighs the same in recalibrated statistics."""
     count = min(len(split), limit or len(split))
-    for at in range(0, count, _SCORE_BATCH):
-        part = slice(at, min(at + _SCORE_BATCH, count))
-        yield split.normalise(split.images[part]), split.labels[part]
+    order = torch.arange(count, device=split.labels.device)
+    for index in order.tensor_split(max(1, math.ceil(count / _SCORE_BATCH))):
+        yield split.normalise(split.images[index]), split.labels[index]
 
 
 def _eval_logits(model: nn.Module, images: Tensor) -> Tensor:
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            logits: Tensor = model(images)
-    finally:
-        model.train(was_training)
+    with evaluating(model), torch.no_grad():
+        logits: Tensor = model(images)
     return logits
 
 

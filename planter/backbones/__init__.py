@@ -37,7 +37,13 @@ class Builder:
 
     def options(self) -> set[str]:
         """Names of the keyword options the function takes."""
-        return set(inspect.signature(self.function).parameters) - {"widths"}
+        named = inspect.signature(self.function).parameters.values()
+        return {p.name for p in named if p.kind != p.VAR_KEYWORD} - {"widths"}
+
+    def takes_any(self) -> bool:
+        """Whether the function takes options of any name."""
+        named = inspect.signature(self.function).parameters.values()
+        return any(p.kind == p.VAR_KEYWORD for p in named)
 
 
 BUILDERS: dict[str, Builder] = {
@@ -117,6 +123,8 @@ def build_backbone(architecture: Architecture, seed: int = 0) -> nn.Module:
     """
     builder = find_builder(architecture.builder)
     takes = builder.options()
+    if builder.takes_any():
+        takes = set(architecture.options)
     if unknown := sorted(set(architecture.options) - takes - _DATA_OPTIONS):
         raise ValueError(
             f"{architecture.builder} has no option {', '.join(unknown)}; "

@@ -1,0 +1,193 @@
+"""The front's figure: what is drawn where, and a page that stands alone."""
+
+from html.parser import HTMLParser
+
+import pytest
+
+from planter.plots import Series, front_figure, front_info, write_html
+
+
+def _point(id_, method, accuracy, macs, *, on_front=False, test=None):
+    trial, _, pipeline = id_.partition("/")
+    return {
+        "id": id_, "trial": trial, "pipeline": pipeline, "method": method, "accuracy": accuracy,
+        "test_accuracy": test, "macs": macs, "params": macs // 10, "on_front": on_front,
+        "model": None, "train_macs": 5,
+    }  # fmt: skip
+
+
+def _front(name="first"):
+    return {
+        "study": name,
+        "objectives": ["accuracy", "macs"],
+        "points": [
+            _point("b-width8/base", "baseline", 0.75, 400, test=0.7),
+            _point("s0001/cut2", "sample", 0.5, 100, on_front=True, test=0.4875),
+            _point("s0001/base", "sample", 0.75, 2000),
+            _point("p01-conv1/base", "plant", 0.75, 1000, on_front=True, test=0.625),
+            _point("p02-conv2/base", "plant", 0.875, 3000, on_front=True, test=0.75),
+            _point("s0002/base", "sample", 0.25, 900),
+            _point("teacher/base", "teacher", 1.0, 9000, test=0.9375),
+        ],
+        "hypervolume": 1.0,
+        "reference_point": [0.1, 9000],
+    }
+
+
+def _ids(series):
+    return {(s.run, s.kind): [p["id"] for p in s.points] for s in series}
+
+
+def _lines(figure):
+    return [trace for trace in figure.data if trace.mode == "lines"]
+
+
+def _markers(figure):
+    return {trace.name: trace for trace in figure.data if trace.mode == "markers"}
+
+
+def test_every_point_stands_in_the_series_of_its_kind_and_nowhere_else():
+    assert _ids(front_info([_front()]).series) == {
+        ("first", "plant"): ["p01-conv1/base", "p02-conv2/base"],
+        ("first", "sample"): ["s0001/base", "s0002/base"],
+        ("first", "pipeline"): ["s0001/cut2"],
+        ("first", "teacher"): ["teacher/base"],
+        ("first", "baseline"): ["b-width8/base"],
+    }
+
+
+def test_the_step_line_is_the_front_by_rising_macs_without_teacher_and_baselines():
+    # The teacher is more accurate, the baseline cheaper than the front's neighbours.
+    corners = front_info([_front()]).steps["first"]
+    assert corners == [(100, 50.0), (1000, 75.0), (3000, 87.5)]
+
+
+def test_equal_points_make_one_corner():
+    front = _front()
+    front["points"].append(_point("s0009/base", "sample", 0.5, 100, on_front=True))
+    assert front_info([front]).steps["first"] == [(100, 50.0), (1000, 75.0), (3000, 87.5)]
+
+
+def test_kinds_without_points_make_no_series():
+    front = {**_front(), "points": [_point("s0001/base", "sample", 0.5, 10)]}
+    info = front_info([front])
+    assert info.series == [Series("first", "sample", front["points"])]
+    assert info.steps == {"first": []}
+    assert len(_markers(front_figure([front]))) == 1
+
+
+def test_the_drawn_line_climbs_after_it_has_gone_right():
+    """Between two corners the front holds the lower accuracy: more macs come before more of it."""
+    (line,) = _lines(front_figure([_front()]))
+    assert line.line.shape == "hv"
+    assert (list(line.x), list(line.y)) == ([100, 1000, 3000], [50.0, 75.0, 87.5])
+
+
+def test_dominated_points_are_faint_and_what_is_compared_with_is_not():
+    opacity, size = {}, {}
+    for trace in _markers(front_figure([_front()])).values():
+        for data, faintness, pixels in zip(
+            trace.customdata, trace.marker.opacity, trace.marker.size, strict=True
+        ):
+            opacity[data[0]], size[data[0]] = faintness, pixels
+    dominated = {"s0001/base", "s0002/base"}
+    assert {id_ for id_, value in opacity.items() if value < 1} == dominated
+    assert len(opacity) == 7
+    others = [value for id_, value in size.items() if id_ not in dominated]
+    assert max(size[id_] for id_ in dominated) < min(others)
+
+
+def test_hovering_tells_the_points_own_numbers():
+    markers = _markers(front_figure([_front()]))
+    shown = {}
+    for trace in markers.values():
+        assert trace.hovertemplate
+        for x, y, (id_, params, test, method) in zip(
+            trace.x, trace.y, trace.customdata, strict=True
+        ):
+            shown[id_] = (x, y, params, test, method)
+    assert shown["s0001/cut2"] == (100, 50.0, 10, "48.75 %", "sample")
+    assert shown["s0001/base"] == (2000, 75.0, 200, "not read", "sample")
+    assert shown["teacher/base"] == (9000, 100.0, 900, "93.75 %", "teacher")
+    assert len(shown) == 7
+
+
+def test_a_test_accuracy_of_zero_is_not_taken_for_one_not_read():
+    front = {**_front(), "points": [_point("s0001/base", "sample", 0.5, 10, test=0.0)]}
+    (trace,) = _markers(front_figure([front])).values()
+    assert trace.customdata[0][2] == "0.00 %"
+
+
+def test_several_runs_keep_their_points_lines_and_names_apart():
+    second = {
+        **_front("second"),
+        "points": [_point("s0001/base", "sample", 0.5, 10, on_front=True)],
+    }
+    info = front_info([_front(), second])
+    assert info.steps == {
+        "first": [(100, 50.0), (1000, 75.0), (3000, 87.5)],
+        "second": [(10, 50.0)],
+    }
+    assert {s.run for s in info.series} == {"first", "second"}
+    assert _ids(info.series)["second", "sample"] == ["s0001/base"]
+    figure = front_figure([_front(), second])
+    names = [trace.name for trace in figure.data]
+    assert len(set(names)) == len(names) == 2 + 5 + 1
+    assert all("first" in name or "second" in name for name in names)
+    dashes = {line.line.dash for line in _lines(figure)}
+    assert len(dashes) == 2
+
+
+def test_two_runs_of_one_study_both_keep_their_front():
+    second = {**_front(), "points": [_point("s0001/base", "sample", 0.5, 10, on_front=True)]}
+    lines = _lines(front_figure([_front(), second]))
+    assert sorted(list(line.x) for line in lines) == [[10], [100, 1000, 3000]]
+
+
+def test_macs_stand_on_a_logarithmic_axis():
+    assert front_figure([_front()]).layout.xaxis.type == "log"
+
+
+class _Page(HTMLParser):
+    """Addresses that a browser would fetch, and the text of the page's scripts."""
+
+    def __init__(self):
+        super().__init__()
+        self.fetched, self.tags = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.fetched += [
+            value for name, value in attrs if name in ("src", "href", "data", "srcset")
+        ]
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    hostile = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
+    file = tmp_path_factory.mktemp("page") / "pareto.html"
+    write_html(front_figure([_front(hostile)]), file)
+    return file.read_text(encoding="utf-8")
+
+
+def test_the_page_fetches_nothing(page):
+    parser = _Page()
+    parser.feed(page)
+    assert "script" in parser.tags
+    assert parser.fetched == []
+    assert "@import" not in page.split("<script", 1)[0]
+
+
+def test_the_page_holds_its_points_and_the_drawing_code(page):
+    for point in _front()["points"]:
+        assert point["id"].split("/")[0] in page
+    assert len(page) > 1_000_000  # plotly.js itself, not a link to it
+    assert "Plotly.newPlot" in page
+
+
+def test_a_study_name_cannot_put_code_into_the_page(page):
+    assert "alert(1)" in page
+    assert "<script>alert" not in page
+    parser = _Page()
+    parser.feed(page)
+    assert "img" not in parser.tags

@@ -1,0 +1,183 @@
+"""Search spaces: how they are found, what they are told, what the shipped one draws."""
+
+import textwrap
+from pathlib import Path
+
+import optuna
+import pytest
+import torch
+
+from planter.arch import Architecture
+from planter.pipelines import build, check_architecture
+from planter.space import Candidate, load_space
+
+_IMAGE, _CLASSES = (3, 16, 16), 7
+_SHIPPED = Path(__file__).parent.parent / "search_spaces" / "convnet_cuts.py"
+
+
+def _write(tmp_path, text, name="mine.py"):
+    file = tmp_path / name
+    file.write_text(textwrap.dedent(text))
+    return file
+
+
+def _load(place):
+    return load_space(place, image=_IMAGE, classes=_CLASSES)
+
+
+def _ask(count, seed):
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+    return [study.ask() for _ in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("signature", "expected"),
+    [
+        ("trial", {}),
+        ("trial, image", {"image": _IMAGE}),
+        ("trial, *, classes", {"classes": _CLASSES}),
+        ("trial, *, image, classes", {"image": _IMAGE, "classes": _CLASSES}),
+        ("trial, *, classes=2, other=5", {"classes": _CLASSES, "other": 5}),
+    ],
+)
+def test_a_space_is_told_the_facts_it_names_and_no_other(tmp_path, signature, expected):
+    file = _write(tmp_path, f"def mine({signature}):\n    return locals()\n")
+    assert _load(f"{file}:mine")("the trial") == {"trial": "the trial", **expected}
+
+
+def test_a_file_may_define_dataclasses_and_several_spaces(tmp_path):
+    file = _write(
+        tmp_path,
+        """
+        from __future__ import annotations
+        from dataclasses import dataclass
+
+        @dataclass
+        class Choice:
+            width: int
+
+        def narrow(trial):
+            return Choice(1)
+
+        def wide(trial):
+            return Choice(2)
+        """,
+    )
+    assert [_load(f"{file}:{name}")(None).width for name in ("narrow", "wide")] == [1, 2]
+
+
+def test_two_files_of_one_name_are_two_spaces(tmp_path):
+    (tmp_path / "other").mkdir()
+    places = [_write(tmp_path, "def f(trial): return 1"), tmp_path / "other" / "mine.py"]
+    places[1].write_text("def f(trial): return 2")
+    spaces = [_load(f"{place}:f") for place in places]
+    assert [space(None) for space in spaces] == [1, 2]
+
+
+def test_an_edited_file_is_read_anew(tmp_path):
+    file = _write(tmp_path, "def f(trial): return 1")
+    assert _load(f"{file}:f")(None) == 1
+    file.write_text("def f(trial): return 'edited'")
+    assert _load(f"{file}:f")(None) == "edited"
+
+
+def test_a_shipped_space_is_found_by_its_name_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    by_name, by_file = _load("convnet_cuts"), _load(f"{_SHIPPED}:space")
+    (one,), (other,) = _ask(1, seed=3), _ask(1, seed=3)
+    assert by_name(one) == by_file(other)
+
+
+@pytest.mark.parametrize("place", ["no_such_space", "gone.py:space", "", ":space", "folder.py:f"])
+def test_a_space_that_is_not_there_names_the_shipped_ones(tmp_path, monkeypatch, place):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.py").mkdir()
+    with pytest.raises(ValueError, match="convnet_cuts"):
+        _load(place)
+
+
+def test_a_function_that_is_not_there_is_named(tmp_path):
+    file = _write(tmp_path, "NUMBER = 3\n")
+    for name in ("gone", "NUMBER"):
+        with pytest.raises(ValueError, match=rf"mine\.py has no function '{name}'"):
+            _load(f"{file}:{name}")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("def f(trial:\n", "SyntaxError"),
+        ("import no_such_package_of_mine", "no_such_package_of_mine"),
+        ("1 / 0", "ZeroDivisionError"),
+    ],
+)
+def test_a_file_that_cannot_be_loaded_is_named_with_the_reason(tmp_path, text, shown):
+    file = _write(tmp_path, text)
+    with pytest.raises(ValueError, match=rf"mine\.py cannot be loaded.*{shown}"):
+        _load(f"{file}:f")
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path):
+    file = _write(tmp_path, "def f(trial): return 1", name="mine.txt")
+    with pytest.raises(ValueError, match=r"mine\.txt"):
+        _load(f"{file}:f")
+
+
+@pytest.fixture(scope="module", params=[(1, 8, 8), (3, 32, 32)], ids=["1x8x8", "3x32x32"])
+def drawn(request):
+    """Thirty draws of the shipped space: image, parameters and candidate of each."""
+    space = load_space("convnet_cuts", image=request.param, classes=_CLASSES)
+    draws = []
+    for trial in _ask(30, seed=1):
+        candidate = space(trial)
+        draws.append((space, request.param, dict(trial.params), candidate))
+    return draws
+
+
+def test_the_shipped_space_draws_networks_that_take_the_image(drawn):
+    for _, image, params, candidate in drawn:
+        assert isinstance(candidate, Candidate), params
+        check_architecture(candidate.architecture)
+        network = build(candidate.architecture).eval()
+        with torch.no_grad():
+            logits = network(torch.zeros(2, *image))
+        by_name = logits if candidate.architecture.pipelines else {"base": logits}
+        assert set(by_name) == {"base", *candidate.architecture.pipelines}
+        assert {tuple(one.shape) for one in by_name.values()} == {(2, _CLASSES)}
+
+
+def test_the_shipped_space_draws_a_loss_weight_for_each_cut_and_for_nothing_else(drawn):
+    assert {len(c.architecture.pipelines) for *_, c in drawn} == {0, 1, 2}
+    for *_, candidate in drawn:
+        assert set(candidate.weights) == set(candidate.architecture.pipelines)
+
+
+def test_a_candidate_follows_from_its_parameters_alone(drawn):
+    for space, _, params, candidate in drawn:
+        assert space(optuna.trial.FixedTrial(params)) == candidate
+    distinct = {(c.architecture.key(), c.kd_weight) for *_, c in drawn}
+    assert len(distinct) == len(drawn)
+
+
+def test_the_shipped_space_writes_into_the_network_what_it_was_given():
+    params = {
+        "width_early": 12, "width_late": 24, "fc1": 64, "cuts": "cut2", "cut2_stride": "natural",
+        "cut2_overlap": 1, "cut2_weight": 0.5, "kflo_depth": 1, "kd_weight": 2.0,
+        "temperature": 4.0,
+    }  # fmt: skip
+    space = load_space("convnet_cuts", image=(3, 32, 32), classes=10)
+    candidate = space(optuna.trial.FixedTrial(params))
+    # Two poolings stand before conv3 (CIFAR layout): stride 4; one pixel more on each side.
+    assert candidate == Candidate(
+        Architecture(
+            "convnet",
+            {"conv1": 12, "conv2": 12, "conv3": 24, "conv4": 24, "conv5": 24, "fc1": 64},
+            {"image": [3, 32, 32], "classes": 10},
+            {"cut2": {"before": "conv3", "stride": 4, "kernel": 6}},
+        ),
+        weights={"cut2": 0.5},
+        kernels=None,
+        kd_weight=2.0,
+        temperature=4.0,
+    )

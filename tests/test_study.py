@@ -1,0 +1,636 @@
+"""Study files: what is accepted, what a mistake is told, what an override changes."""
+
+import textwrap
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from planter.study import Study, StudyError, find_study, read_study
+
+_STUDIES = Path(__file__).parent.parent / "studies"
+_VALID = """\
+name: mine
+seed: 3
+data: {name: digits, validation: 0.2}
+teacher:
+  builder: convnet
+  widths: {conv1: 8}
+  options: {pool_after: [conv1]}
+baselines:
+  - {widths: 8}
+  - {widths: 16, name: wide}
+recipe:
+  epochs: 4
+  lr: 0.05
+  augment: {crop: 2}
+sample:
+  space: convnet_cuts
+  trials: 5
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    def _write(text, name="study.yaml"):
+        file = tmp_path / name
+        file.write_text(textwrap.dedent(text))
+        return file
+
+    return _write
+
+
+def _problems(file, overrides=()):
+    with pytest.raises(StudyError) as caught:
+        read_study(file, overrides)
+    for problem in caught.value.problems:
+        assert problem.place
+        assert problem.got
+        assert problem.expected
+        assert str(problem) in str(caught.value)
+    assert str(caught.value).startswith(caught.value.source)
+    return {problem.place: problem for problem in caught.value.problems}
+
+
+def test_a_study_reads_as_it_is_written(write):
+    study = read_study(write(_VALID))
+    assert (study.name, study.seed, study.data.validation) == ("mine", 3, 0.2)
+    assert study.teacher.widths == {"conv1": 8}
+    assert study.teacher.options == {"pool_after": ["conv1"]}
+    assert [b.widths for b in study.baselines] == [8, 16]
+    assert (study.recipe.epochs, study.recipe.augment.crop, study.recipe.augment.flip) == (
+        4,
+        2,
+        False,
+    )
+    assert (study.sample.space, study.sample.trials) == ("convnet_cuts", 5)
+    assert study.plant is None
+
+
+def test_a_name_is_all_a_study_must_give(write):
+    study = read_study(write("name: least\n"))
+    assert study.data.name == "digits"
+    assert study.baselines == []
+
+
+@pytest.mark.parametrize("text", ["1e-3", "1E-3", "1.0e-3", "+1e-3", ".1e-2", "1.e-3"])
+def test_a_number_with_an_exponent_is_a_number(write, text):
+    assert read_study(write(f"name: x\nrecipe: {{lr: {text}}}\n")).recipe.lr == 1e-3
+    assert read_study(write("name: x\n"), [f"recipe.lr={text}"]).recipe.lr == 1e-3
+
+
+# ---- mistakes, each with place, line, what arrived and what would be right
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "line", "near"),
+    [
+        ("name: x\nrecip: {epochs: 3}\n", "recip", 2, "'recipe'?"),
+        ("name: x\nrecipe:\n  epoch: 3\n", "recipe.epoch", 3, "'epochs'?"),
+        ("name: x\nrecipe:\n  augment:\n    flpi: true\n", "recipe.augment.flpi", 4, "'flip'?"),
+        ("name: x\nteacher:\n  recipe: {lrr: 1}\n", "teacher.recipe.lrr", 3, "'lr'?"),
+        ("name: x\nbaselines:\n- {widths: 3}\n- {width: 3}\n", "baselines.1.width", 4, "'widths'?"),
+        ("name: x\nobjectives:\n  bounds:\n    mac: 3\n", "objectives.bounds.mac", 4, "'macs'?"),
+        ("name: x\nbaselines: [{kd: {weigth: 2}}]\n", "baselines.0.kd.weigth", 2, "'weight'?"),
+        ("name: x\nzzzzzz: 1\n", "zzzzzz", 2, "one of name, seed, data"),
+    ],
+)
+def test_an_unknown_key_is_placed_and_the_near_one_suggested(write, text, place, line, near):
+    problems = _problems(write(text))
+    assert list(problems) == [place]
+    assert problems[place].line == line
+    assert problems[place].got == f"unknown key '{place.rpartition('.')[2]}'"
+    assert near in problems[place].expected
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "got", "expected"),
+    [
+        ("seed", "1.5", "1.5", "integer"),
+        ("seed", "'7'", "'7'", "integer"),
+        ("seed", "true", "True", "integer"),
+        ("name", "12", "12", "string"),
+        ("recipe.epochs", "many", "'many'", "integer"),
+        ("recipe.lr", "fast", "'fast'", "number"),
+        ("recipe.nesterov", "3", "3", "boolean"),
+        ("recipe.milestones", "3", "3", "list"),
+        ("recipe", "[1]", "[1]", "dictionary"),
+        ("data", "digits", "'digits'", "dictionary"),
+        ("data.root", "3", "3", "string"),
+        ("baselines", "{widths: 3}", "{'widths': 3}", "list"),
+        ("teacher.widths", "wide", "'wide'", "integer"),
+        ("teacher.widths", "[3]", "[3]", "dictionary"),
+        ("recipe.optimizer", "sdg", "'sdg'", "'sgd'"),
+        ("recipe.schedule", "cosin", "'cosin'", "'cosine'"),
+        ("sample.sampler", "gp", "'gp'", "'tpe'"),
+        ("keep", "some", "'some'", "'front'"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_told_what_would_be_right(write, place, value, got, expected):
+    section, _, key = place.partition(".")
+    lines = [] if section == "name" else ["name: x"]
+    required = "space: convnet_cuts, " if section == "sample" else ""
+    lines.append(f"{section}: {{{required}{key}: {value}}}" if key else f"{section}: {value}")
+    problems = _problems(write("\n".join(lines) + "\n"))
+    assert list(problems) == [place]
+    assert problems[place].got == got
+    assert expected in problems[place].expected
+    assert problems[place].line == len(lines)
+
+
+def test_a_wrong_width_is_one_problem_at_its_own_name(write):
+    problems = _problems(write("name: x\nteacher:\n  widths:\n    conv1: wide\n"))
+    assert {place: p.line for place, p in problems.items()} == {"teacher.widths.conv1": 4}
+
+
+@pytest.mark.parametrize(
+    ("text", "missing"),
+    [("seed: 3\n", "name"), ("name: x\nsample: {trials: 3}\n", "sample.space")],
+)
+def test_a_missing_key_is_named(write, text, missing):
+    problems = _problems(write(text))
+    assert list(problems) == [missing]
+    assert problems[missing].got == "nothing"
+    assert "required" in problems[missing].expected
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("seed: -1", "seed"),
+        ("recipe: {epochs: -3}", "recipe.epochs"),
+        ("recipe: {epochs: 0}", "recipe.epochs"),
+        ("recipe: {batch: 0}", "recipe.batch"),
+        ("recipe: {lr: 0}", "recipe.lr"),
+        ("recipe: {momentum: 1}", "recipe.momentum"),
+        ("recipe: {weight_decay: -1e-4}", "recipe.weight_decay"),
+        ("recipe: {epochs: 3, warmup: 4}", "recipe"),
+        ("recipe: {epochs: 3, schedule: onecycle, warmup: 3.5}", "recipe"),
+        ("recipe: {nesterov: true, optimizer: adam}", "recipe"),
+        ("recipe: {nesterov: true, momentum: 0}", "recipe"),
+        ("recipe: {schedule: multistep}", "recipe"),
+        ("recipe: {schedule: step}", "recipe"),
+        ("recipe: {gamma: 1.5}", "recipe.gamma"),
+        ("recipe: {augment: {crop: -1}}", "recipe.augment.crop"),
+        ("data: {resize: 0}", "data.resize"),
+        ("data: {label_noise: 1.5}", "data.label_noise"),
+        ("data: {subset: 0}", "data.subset"),
+        ("data: {validation: -0.1}", "data.validation"),
+        ("objectives: {macs_reference: 0}", "objectives.macs_reference"),
+        ("objectives: {bounds: {macs: 0}}", "objectives.bounds.macs"),
+        ("plant: {channels: 0}", "plant.channels"),
+        ("plant: {rounds: -1}", "plant.rounds"),
+        ("plant: {temperature: 0}", "plant.temperature"),
+        ("plant: {recipe: {warmup: 30}}", "plant.recipe"),
+        ("teacher: {recipe: {epochs: 0}}", "teacher.recipe.epochs"),
+        ("sample: {space: convnet_cuts, trials: -1}", "sample.trials"),
+        ("resources: {workers: -1}", "resources.workers"),
+        ("resources: {cpu: 0}", "resources.cpu"),
+        ("resources: {gpu: -0.5}", "resources.gpu"),
+        ("baselines: [{kd: {temperature: 0}}]", "baselines.0.kd.temperature"),
+        ("baselines: [{name: a/b}]", "baselines.0.name"),
+    ],
+)
+def test_an_impossible_value_is_refused_at_its_place(write, text, place):
+    problems = _problems(write(f"name: x\n{text}\n"))
+    assert list(problems) == [place]
+    assert problems[place].line == 2
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "recipe.lr",
+        "recipe.weight_decay",
+        "recipe.warmup",
+        "recipe.step",
+        "plant.temperature",
+        "plant.ce_weight",
+        "objectives.macs_reference",
+        "resources.gpu",
+        "data.subset",
+        "data.validation",
+        "data.label_noise",
+    ],
+)
+@pytest.mark.parametrize("value", [".inf", ".nan"])
+def test_no_number_is_infinite_or_undefined(write, place, value):
+    section, key = place.split(".")
+    problems = _problems(write(f"name: x\n{section}: {{{key}: {value}}}\n"))
+    assert all(found.startswith(section) for found in problems)
+
+
+def test_the_edges_of_the_possible_are_accepted(write):
+    text = """\
+    name: x
+    recipe: {epochs: 3, warmup: 3, nesterov: true, momentum: 0.5, gamma: 1, weight_decay: 0}
+    data: {label_noise: 0, subset: 1, validation: 1}
+    plant: {rounds: 0}
+    sample: {space: convnet_cuts, trials: 0}
+    resources: {workers: 0, gpu: 0, max_failures: 0}
+    """
+    study = read_study(write(text))
+    assert study.recipe.warmup == study.recipe.epochs == 3
+    assert study.data.subset == 1
+
+
+def test_all_mistakes_are_told_at_once_in_the_order_of_the_file(write):
+    text = """\
+    seed: -1
+    recipe:
+      epohcs: 3
+      lr: fast
+    sample:
+      trials: 2
+    baselines:
+      - {widths: 8}
+      - {widths: 8, nam: b}
+    """
+    problems = _problems(write(text))
+    assert {place: p.line for place, p in problems.items()} == {
+        "seed": 1,
+        "recipe.epohcs": 3,
+        "recipe.lr": 4,
+        "sample.space": None,
+        "baselines.1.nam": 9,
+        "name": None,
+    }
+    lines = [p.line for p in problems.values() if p.line is not None]
+    assert lines == sorted(lines)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../x", "a/b", "", ".", "..", "a..b", ".hidden", "/tmp/x", "a\\b", "x\n", "a b", "x" * 101],
+)
+def test_a_name_that_would_leave_its_folder_is_refused(write, name):
+    file = write(yaml.safe_dump({"name": name}))
+    assert list(_problems(file)) == ["name"]
+    assert list(_problems(write("name: fine\n"), [f"name={yaml.safe_dump(name).strip()}"])) == [
+        "name"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "got", "line"),
+    [
+        ("", "NoneType", None),
+        ("- name: x\n", "list", None),
+        ("just text\n", "str", None),
+        ("name: x\nname: y\n", "'name' written twice", 2),
+        ("name: x\nrecipe:\n  lr: 1\n  epochs: 3\n  lr: 2\n", "'lr' written twice", 5),
+        ("name: x\nrecipe: {epochs: 3\n", "", 3),
+        ("name: x\nrecipe:\n\tepochs: 3\n", "", 3),
+        ("name: 'x\n", "", 2),
+        ("name: *nothing\n", "", 1),
+        ("name: x\n---\nname: y\n", "", 2),
+    ],
+)
+def test_a_file_that_is_no_mapping_is_told_where_it_breaks(write, text, got, line):
+    problems = _problems(write(text))
+    assert list(problems) == ["file"]
+    assert got in problems["file"].got
+    assert problems["file"].line == line
+    assert "mapping" in problems["file"].expected
+
+
+def test_code_in_a_study_is_not_executed(write, tmp_path):
+    touched = tmp_path / "executed"
+    _problems(write(f"name: !!python/object/apply:os.mkdir ['{touched}']\n"))
+    assert not touched.exists()
+
+
+def test_a_merged_mapping_may_be_overridden(write):
+    text = """\
+    name: x
+    teacher:
+      recipe: &long {epochs: 20, lr: 0.5}
+    recipe: {<<: *long, epochs: 2}
+    """
+    study = read_study(write(text))
+    assert (study.recipe.epochs, study.recipe.lr) == (2, 0.5)
+    assert study.teacher.recipe.epochs == 20
+
+
+def test_a_merge_of_a_merge_writes_no_key_twice(write):
+    text = """\
+    name: x
+    plant: {recipe: &short {epochs: 2}}
+    teacher:
+      recipe: &long {<<: *short, epochs: 20}
+    recipe: {<<: *long}
+    """
+    study = read_study(write(text))
+    assert (study.teacher.recipe.epochs, study.recipe.epochs) == (20, 20)
+
+
+# ---- 100 malformed studies and more: each is a StudyError with a place, never another exception
+
+_BROKEN_VALUES = [
+    "2024-13-45", "0x_", "!!int abc", "!!float abc", "9" * 5000, "!!python/none", "!!binary x",
+    "? [a, b]", "[*x]", "&a [*a]", "&a {name: *a}", '"a\\0b"', "~no_such_user/x", "{[a]: 1}",
+    "{{}: 1}", "{1: 2}", "{null: 2}", "!!set {a}", "!!omap [a: 1]", "\x01", "{a: b: c}", "@x", "%x",
+    "{<<: 3}", "'", '"', "[", "]", "{", "}", "`", "{? : 1}", "2024-01-01", '"\\ud800"',
+    "{name: [[[[[[]]]]]]}",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", _BROKEN_VALUES, ids=lambda v: ascii(v)[:24])
+@pytest.mark.parametrize("key", ["name", "seed", "recipe", "teacher"])
+def test_a_malformed_value_is_a_study_error_with_a_place(tmp_path, key, value):
+    first = "" if key == "name" else "name: fine\n"
+    file = tmp_path / "study.yaml"
+    file.write_text(f"{first}{key}: {value}\n", encoding="utf-8", newline="")
+    _problems(file)
+
+
+@pytest.mark.parametrize("place", ["data.root", "teacher.model"])
+@pytest.mark.parametrize("value", ["~no_such_user/x", '"a\\0b"'])
+def test_a_path_that_no_system_has_is_a_study_error(write, place, value):
+    section, key = place.split(".")
+    _problems(write(f"name: x\n{section}: {{{key}: {value}}}\n"))
+    _problems(write("name: x\n"), [f"{place}={value}"])
+
+
+def test_a_space_in_no_users_home_is_a_study_error(write):
+    _problems(write("name: x\nsample: {space: '~no_such_user/x.py:f'}\n"))
+
+
+def test_bytes_that_are_no_text_are_a_study_error(tmp_path):
+    (tmp_path / "study.yaml").write_bytes(b"name: \xff\xfe\x00\n")
+    assert list(_problems(tmp_path / "study.yaml")) == ["file"]
+
+
+def test_a_study_nested_without_end_is_a_study_error(write):
+    _problems(write("name: x\ndata: " + "[" * 5000 + "]" * 5000 + "\n"))
+
+
+_scalar = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8), st.dates()
+)
+_any_value = st.recursive(
+    _scalar,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(st.one_of(st.text(max_size=6), st.integers()), inner, max_size=3),
+    ),
+    max_leaves=6,
+)
+_SECTIONS = ["data", "teacher", "baselines", "recipe", "objectives", "plant", "sample", "resources"]
+_KEYS = ["name", "seed", "widths", "epochs", "recipe", "augment", "lr", "bounds", "space", "model"]
+
+
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    study=st.dictionaries(
+        st.sampled_from(_SECTIONS),
+        st.one_of(_any_value, st.dictionaries(st.sampled_from(_KEYS), _any_value, max_size=3)),
+        max_size=3,
+    )
+)
+def test_whatever_a_study_holds_it_is_read_or_refused_with_places(tmp_path, study):
+    file = tmp_path / "study.yaml"
+    # The name is missing: no such study is valid.
+    file.write_text(yaml.safe_dump(study, allow_unicode=True), encoding="utf-8")
+    _problems(file)
+
+
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    cut=st.integers(0, len(_VALID)),
+    put=st.text(st.sampled_from("{}[]:,-&*!|>'\"%@`#?\n\t ~0.eé"), min_size=1, max_size=6),
+)
+def test_a_study_with_a_stroke_of_the_cat_is_read_or_refused_with_places(tmp_path, cut, put):
+    file = tmp_path / "study.yaml"
+    file.write_text(_VALID[:cut] + put + _VALID[cut:], encoding="utf-8")
+    problems = None
+    try:
+        read_study(file)
+    except StudyError as error:
+        problems = error.problems
+    assert problems is None or (problems and all(problem.place for problem in problems))
+
+
+# ---- overrides
+
+
+def test_an_override_reaches_a_nested_key_and_leaves_its_neighbours(write):
+    study = read_study(
+        write(_VALID), ["recipe.augment.flip=true", "recipe.epochs=9", "plant.rounds=2"]
+    )
+    assert (study.recipe.augment.flip, study.recipe.augment.crop) == (True, 2)
+    assert (study.recipe.epochs, study.recipe.lr) == (9, 0.05)
+    assert study.plant.rounds == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "read", "value"),
+    [
+        ("seed=7", lambda s: s.seed, 7),
+        ("recipe.nesterov=true", lambda s: s.recipe.nesterov, True),
+        ("data.subset=0.5", lambda s: s.data.subset, 0.5),
+        ("data.subset=100", lambda s: s.data.subset, 100),
+        ("data.name=cifar10", lambda s: s.data.name, "cifar10"),
+        ("teacher=null", lambda s: s.teacher, None),
+        ("teacher=", lambda s: s.teacher, None),
+        ("storage=sqlite:///a=b.db", lambda s: s.storage, "sqlite:///a=b.db"),
+        ("name='12'", lambda s: s.name, "12"),
+        ("teacher.options={a: [1, x]}", lambda s: s.teacher.options["a"], [1, "x"]),
+        ("teacher.widths=8", lambda s: s.teacher.widths, 8),
+    ],
+)
+def test_an_override_is_read_as_yaml(write, override, read, value):
+    found = read(read_study(write(_VALID), [override]))
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_a_list_is_set_whole(write):
+    study = read_study(write(_VALID), ["baselines=[{widths: 4}]"])
+    assert [b.widths for b in study.baselines] == [4]
+    assert read_study(write(_VALID), ["baselines=[]"]).baselines == []
+    problems = _problems(write(_VALID), ["baselines.0.widths=4"])
+    assert list(problems) == ["--set"]
+    assert "baselines" in problems["--set"].expected
+
+
+def test_a_mapping_set_whole_keeps_every_key_it_was_given(write):
+    study = read_study(write(_VALID), ["recipe={augment: {crop: 4}, epochs: 9, batch: 7}"])
+    assert (study.recipe.augment.crop, study.recipe.epochs, study.recipe.batch) == (4, 9, 7)
+
+
+def test_the_last_of_two_overrides_holds(write):
+    assert read_study(write(_VALID), ["seed=1", "seed=2"]).seed == 2
+
+
+def test_an_override_changes_only_the_place_it_names(write):
+    text = """\
+    name: x
+    teacher: {recipe: &one {epochs: 2}}
+    plant: {recipe: *one}
+    """
+    study = read_study(write(text), ["plant.recipe.epochs=9"])
+    assert (study.plant.recipe.epochs, study.teacher.recipe.epochs) == (9, 2)
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["seed", "=3", ".seed=3", "recipe.=3", "recipe..lr=3", "seed=[", "seed={a: b: c}",
+     "seed=2024-13-45", "seed=0x_", "recipe={[a]: 1}"],
+)  # fmt: skip
+def test_an_override_that_cannot_be_read_is_shown_as_given(write, override):
+    problems = _problems(write(_VALID), [override])
+    assert [(place, p.got) for place, p in problems.items()] == [("--set", override)]
+
+
+def test_an_override_that_holds_itself_is_a_study_error(write):
+    _problems(write(_VALID), ["data=&a {name: *a}"])
+
+
+def test_every_override_that_cannot_be_read_is_told(write):
+    with pytest.raises(StudyError) as caught:
+        read_study(write(_VALID), ["seed", "=3", "seed=4"])
+    assert [(p.place, p.got) for p in caught.value.problems] == [("--set", "seed"), ("--set", "=3")]
+
+
+def test_an_override_of_an_unknown_key_is_a_mistake_of_that_key(write):
+    problems = _problems(write(_VALID), ["recipe.epoch=3"])
+    assert list(problems) == ["recipe.epoch"]
+    assert "'epochs'?" in problems["recipe.epoch"].expected
+
+
+def test_an_override_can_mend_the_file(write):
+    file = write("name: x\nseed: -1\n")
+    _problems(file)
+    assert read_study(file, ["seed=1"]).seed == 1
+
+
+# ---- places
+
+
+def test_paths_in_the_file_are_relative_to_it(write, tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    text = """\
+    name: x
+    data: {name: folder, root: ../images}
+    teacher: {model: models/t}
+    sample: {space: "spaces/mine.py:space"}
+    """
+    (tmp_path / "studies").mkdir()
+    write(text, "studies/study.yaml")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for source in (tmp_path / "studies" / "study.yaml", "../studies/study.yaml"):
+        study = read_study(source)
+        assert study.data.root == str(tmp_path / "images")
+        assert study.teacher.model == str(tmp_path / "studies" / "models" / "t")
+        assert study.sample.space == f"{tmp_path}/studies/spaces/mine.py:space"
+
+
+def test_paths_in_overrides_are_relative_to_the_working_folder(write, tmp_path, monkeypatch):
+    file = write(_VALID)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    overrides = ["data.root=images", "teacher.model=../t", "sample.space=mine.py:f"]
+    study = read_study(file, overrides)
+    assert study.data.root == str(tmp_path / "elsewhere" / "images")
+    assert study.teacher.model == str(tmp_path / "t")
+    assert study.sample.space == f"{tmp_path}/elsewhere/mine.py:f"
+
+
+def test_absolute_paths_home_and_names_are_left_as_meant(write, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    study = read_study(write("name: x\ndata: {root: /data}\nteacher: {model: ~/t}\n"))
+    assert (study.data.root, study.teacher.model) == ("/data", "/home/someone/t")
+    text = "name: x\ndata: {name: 'my_pkg.data:make'}\nsample: {space: convnet_cuts}\n"
+    study = read_study(write(text))
+    assert (study.data.name, study.sample.space) == ("my_pkg.data:make", "convnet_cuts")
+
+
+_SHIPPED = sorted(_STUDIES.glob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", _SHIPPED, ids=lambda file: file.stem)
+def test_a_shipped_study_is_valid_and_found_by_its_name(file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_study(file.stem).read_text() == file.read_text()
+    study = read_study(file.stem)
+    assert study == read_study(file)
+    written = yaml.safe_load(file.read_text())
+    assert study.name == written["name"]
+    assert len(study.baselines) == len(written.get("baselines", []))
+
+
+def test_quickstart_is_shipped():
+    assert "quickstart" in [file.stem for file in _SHIPPED]
+
+
+@pytest.mark.parametrize("source", ["no_such_study", "gone/study.yaml", "", ".", "x" * 5000])
+def test_a_study_that_is_not_there_names_the_shipped_ones(source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StudyError) as caught:
+        read_study(source)
+    (problem,) = caught.value.problems
+    assert problem.got == source
+    assert "quickstart" in problem.expected
+
+
+def test_a_file_in_the_working_folder_goes_before_a_shipped_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quickstart").write_text("name: my-own\n")
+    assert read_study("quickstart").name == "my-own"
+
+
+# ---- round trip
+
+_letters = st.text("abcxyz", min_size=1, max_size=6)
+_widths = st.one_of(
+    st.integers(1, 99), st.dictionaries(_letters, st.integers(1, 512), min_size=1, max_size=3)
+)
+_rate = st.floats(1e-12, 1e3, allow_nan=False)
+_recipe = st.fixed_dictionaries(
+    {"epochs": st.integers(1, 500)},
+    optional={
+        "batch": st.integers(1, 512),
+        "optimizer": st.sampled_from(["sgd", "adam", "adamw"]),
+        "lr": _rate,
+        "weight_decay": st.floats(0, 1),
+        "schedule": st.sampled_from(["constant", "cosine", "onecycle"]),
+        "milestones": st.lists(st.floats(0, 100), max_size=3),
+        "augment": st.fixed_dictionaries({"crop": st.integers(0, 8), "flip": st.booleans()}),
+    },
+)
+_studies = st.fixed_dictionaries(
+    {"name": _letters},
+    optional={
+        "seed": st.integers(0, 2**31),
+        "data": st.fixed_dictionaries(
+            {"validation": st.one_of(st.integers(1, 500), st.floats(1e-9, 0.9))}
+        ),
+        "teacher": st.fixed_dictionaries({"widths": _widths}, optional={"recipe": _recipe}),
+        "baselines": st.lists(st.fixed_dictionaries({"widths": _widths}), max_size=3),
+        "recipe": _recipe,
+        "plant": st.fixed_dictionaries({"start": _widths, "recipe": _recipe}),
+        "objectives": st.fixed_dictionaries({"macs_reference": st.floats(1, 1e15)}),
+        "resources": st.fixed_dictionaries({"gpu": st.floats(0, 4)}),
+    },
+)
+
+
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(raw=_studies)
+def test_a_study_written_as_yaml_reads_back_equal(tmp_path, raw):
+    study = Study.model_validate(raw)
+    file = tmp_path / "resolved.yaml"
+    file.write_text(yaml.safe_dump(study.model_dump(), sort_keys=False))
+    assert read_study(file) == study
+    # resolved.yaml is also read by plain YAML, e.g. by other people's scripts.
+    assert Study.model_validate(yaml.safe_load(file.read_text())) == study
+    assert read_study(file).recipe.epochs == raw.get("recipe", {"epochs": 20})["epochs"]
