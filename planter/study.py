@@ -241,6 +241,9 @@ def read_study(source: str | Path, overrides: Sequence[str] = ()) -> Study:
         )
     _absolute(raw, path.parent)
     problems = [problem for text in overrides if (problem := _override(raw, text)) is not None]
+    for text in overrides:  # what an override says stands in no line of the file
+        key = text.partition("=")[0]
+        lines = {at: n for at, n in lines.items() if at != key and not at.startswith(f"{key}.")}
     if problems:
         raise StudyError(str(path), problems)
     try:

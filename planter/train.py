@@ -71,6 +71,9 @@ def fit(
     """
     if recipe.augment.changes() and isinstance(teacher, Tensor):
         raise ValueError("cached teacher logits do not fit augmented images; give the network")
+    # Convolutions on the CPU and on recent GPUs are faster with channels last: 1.1 to 1.6 times a
+    # step on two cores (docs/performance.md).
+    model.to(memory_format=torch.channels_last)
     optimizer = make_optimizer(model, recipe)
     start = 0
     if checkpoint is not None and (state := read_training(checkpoint)) is not None:
@@ -94,7 +97,7 @@ def fit(
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
             write_training(checkpoint, {"epoch": epoch + 1, **state})
             saved_at = time.monotonic()
-    return model
+    return model.to(memory_format=torch.contiguous_format)
 
 
 def _epoch(
@@ -211,7 +214,7 @@ def _batches(
         raw = split.images[index]
         if augment.changes():
             raw = augmented(raw, augment, generator)
-        images = split.normalise(raw)
+        images = split.normalise(raw).contiguous(memory_format=torch.channels_last)
         logits = None
         if isinstance(teacher, Tensor):
             logits = teacher[index]

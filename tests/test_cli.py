@@ -1,0 +1,239 @@
+"""Commands as a person types them; a mistake is one message and exit code 2."""
+
+import csv
+import json
+import re
+import subprocess
+import sys
+import threading
+import urllib.request
+
+import pytest
+from test_driver import write_study
+
+import planter
+from planter import cli
+from planter.driver.read import serve_dashboard
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A working folder that holds a finished run, runs/small."""
+    folder = tmp_path_factory.mktemp("place")
+    write_study(folder)
+    planter.search(folder / "small.yaml", out=folder / "runs" / "small")
+    return folder
+
+
+@pytest.fixture
+def call(place, monkeypatch, capsys):
+    """Runs `planter ARGUMENTS` in that folder; its exit code, stdout and stderr."""
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["planter", *arguments])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+COMMANDS = ["search", "check", "pareto", "show", "cost", "dashboard"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(call, command):
+    code, out, _ = call(command, "--help")
+    assert code == 0
+    assert f"Example: planter {command}" in re.sub(r"\s+", " ", out)
+
+
+def test_help_does_not_wait_for_torch():
+    program = (
+        "import sys; sys.argv = ['planter', '--help']\n"
+        "from planter.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print('torch' in sys.modules, 'ray' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.split("\n")[-2] == "False False"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["search", "nowhere.yaml"], "nowhere.yaml, expected a study file"),
+        (["search", "small.yaml", "--set", "recipe.epoch=3"], "'epochs'"),
+        (["search", "small.yaml", "--set", "recipe.epochs=-3"], "recipe.epochs: got -3"),
+        (["search", "small.yaml", "--set", "nonsense"], "KEY=VALUE"),
+        (["check", "small.yaml", "--set", "data.name=mnist"], "needs a root"),
+        (["check"], "check needs a STUDY"),
+        (["show", "nosuch"], "no run 'nosuch'.*runs here are small"),
+        (["show", "small", "s0099"], "no trial or point 's0099'"),
+        (["pareto", "nosuch"], "no run 'nosuch'"),
+        (["cost", "nonet"], "unknown builder 'nonet'; builders are convnet"),
+        (["cost", "vgg16", "--cut", "cut99"], "'cut99' is not a cut; cuts are cut1"),
+        (["cost", "vgg16", "--image", "3x8x8"], "too small for vgg16"),
+        (["cost", "vgg16", "--image", "three"], "expected channels x height x width"),
+        (["cost", "convnet", "--widths", "conv9=3"], "no width conv9"),
+        (["cost", "convnet", "--option", "depth=3"], "no option depth"),
+        (["cost", "small/s0099"], "no point 's0099'"),
+        (["dashboard", "nosuch"], "no run 'nosuch'"),
+    ],
+)
+def test_a_mistake_is_one_message_and_exit_code_2(call, arguments, message):
+    code, _, err = call(*arguments)
+    assert code == 2
+    assert re.search(message, re.sub(r"\s+", " ", err))
+    assert "Traceback" not in err
+
+
+def test_debug_shows_the_traceback(call):
+    code, _, err = call("cost", "nonet", "--debug")
+    assert code == 2
+    assert "Traceback" in err
+
+
+def test_an_unknown_option_is_a_usage_error(call):
+    assert call("search", "small.yaml", "--no-such")[0] == 2
+
+
+def test_check_reports_every_problem_as_json(call):
+    code, out, _ = call("check", "small.yaml", "--json", "--set", "recipe.epochs=0", "--set", "x=1")
+    found = json.loads(out)
+    assert code == 2
+    assert set(found) == {"ok", "problems", "estimate_s", "macs", "params"}
+    assert found["ok"] is False
+    assert {p["place"] for p in found["problems"]} == {"recipe.epochs", "x"}
+    assert all(set(p) == {"place", "got", "expected"} for p in found["problems"])
+
+
+def test_check_states_what_a_sound_study_costs(call):
+    code, out, _ = call("check", "small.yaml", "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert found["ok"] is True
+    assert found["problems"] == []
+    assert found["estimate_s"] > 0
+    # One channel of 8 x 8 pixels, poolings after conv1, conv2 and conv5, width 8, fc1 128.
+    maps = {"conv1": 64, "conv2": 16, "conv3": 4, "conv4": 4, "conv5": 4}
+    macs = sum(9 * (1 if name == "conv1" else 8) * 8 * n for name, n in maps.items())
+    assert found["macs"]["teacher"] == macs + 8 * 128 + 128 * 10
+
+
+def test_check_prints_the_schema_of_study_files(call):
+    schema = json.loads(call("check", "--schema")[1])
+    assert set(schema["required"]) == {"name"}
+    assert {"data", "teacher", "plant", "sample", "recipe"} <= set(schema["properties"])
+
+
+def test_pareto_prints_and_writes_what_pareto_json_says(call, place, tmp_path):
+    front = json.loads((place / "runs/small/pareto.json").read_text())
+    code, out, _ = call("pareto", "small", "--json")
+    assert code == 0
+    assert json.loads(out) == front
+    page, table = tmp_path / "new" / "f.html", tmp_path / "new" / "f.csv"
+    code, out, _ = call("pareto", "small", "runs/small", "--html", str(page), "--csv", str(table))
+    assert code == 0
+    for point in front["points"]:
+        if point["on_front"]:
+            assert point["id"] in out
+    rows = list(csv.DictReader(table.open()))
+    assert [row["id"] for row in rows] == [point["id"] for point in front["points"]] * 2
+    assert "<script" in page.read_text()
+
+
+def test_show_tells_of_a_trial_what_the_run_knows(call, place):
+    front = json.loads((place / "runs/small/pareto.json").read_text())
+    point = next(p for p in front["points"] if p["on_front"])
+    code, out, _ = call("show", "small", point["id"])
+    assert code == 0
+    assert f"{point['macs']:,}" in out
+    assert "convnet: conv1=" in out
+    assert call("show", "small")[1].count("sample") == sum(
+        p["method"] == "sample" for p in front["points"]
+    )
+
+
+def test_cost_of_cnsns_vgg16_is_the_published_one(call):
+    code, out, _ = call("cost", "vgg16", "--cut", "cut2", "--cut", "cut7", "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert (found["macs"], found["macs_all"], found["params"]) == (
+        313_201_664,
+        314_432_512,
+        14_724_042,
+    )
+    ways = found["pipelines"]
+    assert [ways[name]["macs"] for name in ("cut2", "cut7")] == [273_880_064, 123_474_944]
+    assert [ways[name]["params"] for name in ("cut2", "cut7")] == [14_686_090, 13_037_066]
+    assert "313,201,664" in call("cost", "vgg16")[1]
+
+
+def test_cost_of_one_width_leaves_the_fully_connected_layers(call):
+    found = json.loads(call("cost", "convnet", "--widths", "8", "--json")[1])
+    assert found["params"] == 20_362  # channel planting's table, CIFAR-10
+    named = "conv1=8,conv2=8,conv3=8,conv4=8,conv5=8"
+    assert json.loads(call("cost", "convnet", "--widths", named, "--json")[1]) == found
+
+
+def test_cost_of_a_point_is_that_of_the_run(call, place):
+    front = json.loads((place / "runs/small/pareto.json").read_text())
+    for point in front["points"][:4]:
+        found = json.loads(call("cost", f"small/{point['id']}", "--json")[1])
+        way = found["pipelines"][point["pipeline"]]
+        assert (way["macs"], way["params"]) == (point["macs"], point["params"])
+
+
+def test_dashboard_serves_the_run_on_the_loopback(place):
+    ready = threading.Event()
+    arguments = (place / "runs/small", "127.0.0.1", 18_473, ready)
+    threading.Thread(target=serve_dashboard, args=arguments, daemon=True).start()
+    assert ready.wait(30)
+    with urllib.request.urlopen("http://127.0.0.1:18473/api/studies", timeout=30) as answer:
+        studies = json.load(answer)["study_summaries"]
+    assert {study["study_name"] for study in studies} == {
+        "small",
+        "small/sampling",
+        "small/planting",
+    }
+    main = next(study for study in studies if study["study_name"] == "small")
+    assert main["directions"] == ["maximize", "minimize"]
+
+
+def test_nothing_within_the_bounds_is_exit_code_3(call, tmp_path):
+    code, _, err = call(
+        "search", "small.yaml", "--out", str(tmp_path / "run"), "--set", "plant=null",
+        "--set", "objectives.bounds.macs=10", "--set", "sample.trials=2",
+    )  # fmt: skip
+    assert code == 3
+    assert "nothing within the bounds" in err
+
+
+def test_a_failed_search_is_exit_code_4(call, tmp_path):
+    code, _, err = call(
+        "search", "small.yaml", "--out", str(tmp_path / "run"), "--set", "resources.max_failures=0",
+        "--set", "recipe={epochs: 2, lr: 1.0e+30, optimizer: sgd, schedule: constant}",
+    )  # fmt: skip
+    assert code == 4
+    assert "lower lr" in err
+    assert "same command goes on" in err
+
+
+def test_search_prints_plain_lines_and_the_front_without_a_terminal(call, tmp_path):
+    code, out, _ = call(
+        "search", "small.yaml", "--out", str(tmp_path / "run"), "--set", "sample=null",
+        "--set", "plant=null",
+    )  # fmt: skip
+    assert code == 3  # without plant and sample there is no searched point
+    assert "teacher done: base" in out
+    assert "\x1b" not in out
+    assert "b-width4/base" in out
