@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -54,7 +56,12 @@ def load(folder: str | Path) -> nn.Module:
     """
     spec = read_spec(folder)
     network = build_network(Architecture.from_dict(spec["architecture"]), spec["pipeline"])
-    network.load_state_dict(load_file(Path(folder) / WEIGHTS))
+    try:
+        network.load_state_dict(load_file(Path(folder) / WEIGHTS))
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(
+            f"{folder}: {WEIGHTS} is damaged or of another network: {error}"
+        ) from error
     return network.eval()
 
 
@@ -66,7 +73,10 @@ def read_spec(folder: str | Path) -> dict[str, Any]:
             f"{folder} holds no saved network: expected {ARCHITECTURE} and {WEIGHTS}, "
             "as in runs/NAME/models/TRIAL/PIPELINE"
         )
-    spec: dict[str, Any] = json.loads(path.read_text())
+    try:
+        spec: dict[str, Any] = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
     if spec.get("format") != FORMAT:
         raise ValueError(f"{path} has format {spec.get('format')}, this planter reads {FORMAT}")
     return spec
@@ -82,17 +92,25 @@ def write_training(path: Path, state: Mapping[str, Any]) -> None:
     """Writes a training checkpoint (tensors and plain values) so that a kill leaves the old one."""
     fresh = path.with_suffix(f".{uuid.uuid4().hex[:8]}.new")
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(dict(state), fresh)
-    _sync(fresh)
-    fresh.replace(path)
+    try:
+        torch.save(dict(state), fresh)
+        _sync(fresh)
+        fresh.replace(path)
+    finally:
+        fresh.unlink(missing_ok=True)
 
 
 def read_training(path: Path) -> dict[str, Any] | None:
     """A training checkpoint, or None where there is none that can be read."""
     try:
-        state: dict[str, Any] = torch.load(path, weights_only=True)
+        content = path.read_bytes()  # apart from torch, which raises OSError for a short file, too
     except FileNotFoundError:
         return None
+    try:
+        # The CPU, so that a checkpoint of a GPU is not taken for a broken one where there is none.
+        state: dict[str, Any] = torch.load(
+            io.BytesIO(content), weights_only=True, map_location="cpu"
+        )
     except Exception:  # torch raises several kinds for a file cut short; training starts afresh
         path.unlink()
         return None
@@ -112,7 +130,11 @@ def _appearing(folder: Path) -> Iterator[Path]:
         if folder.exists():
             old = fresh.with_suffix(".old")
             folder.rename(old)
-            fresh.rename(folder)
+            try:
+                fresh.rename(folder)
+            except OSError:
+                old.rename(folder)
+                raise
             shutil.rmtree(old)
         else:
             fresh.rename(folder)

@@ -100,7 +100,7 @@ def search(
         from planter.driver.run import search as run_search
         from planter.driver.schedule import SearchStoppedError
         from planter.progress import ProgressDisplay
-        from planter.study import read_study
+        from planter.study_file import read_study
 
     given = _overrides(overrides, workers, storage)
     name = read_study(study, given).name
@@ -154,7 +154,8 @@ def check(
     ] = False,
 ) -> None:
     """Find every mistake in a study, and say what it would cost, without training anything."""
-    from planter.study import Study, StudyError, read_study
+    from planter.study import Study, StudyError
+    from planter.study_file import read_study
 
     if schema:
         typer.echo(json.dumps(Study.model_json_schema(), indent=2))

@@ -135,6 +135,8 @@ def load_data(
     kept = torch.arange(len(labels))
     if subset is not None:
         kept, _ = _stratified(labels, kept, _count("subset", subset, len(labels)), generator)
+    if not 0 <= label_noise <= 1:
+        raise ValueError(f"label_noise is a share of the labels, 0 to 1, got {label_noise}")
     count = _count("validation", validation, len(kept))
     chosen, rest = _stratified(labels, kept, count, generator)
     if not len(chosen) or not len(rest):
@@ -202,7 +204,7 @@ def _torchvision(name: str, root: Path, download: bool) -> _Raw:
             kind(str(root), download=download, **{"split": part} if by_split else {"train": first})
             for part, first in (("train", True), ("test", False))
         ]
-    except (RuntimeError, FileNotFoundError) as error:
+    except (RuntimeError, OSError) as error:
         raise ValueError(
             f"{name} is not in {root} ({error}); give the folder that holds it as root, "
             "or set download to true"
@@ -242,7 +244,7 @@ def _folder(root: Path, resize: int | None) -> _Raw:
 
 
 def _class_folders(root: Path, names: Sequence[str], resize: int | None) -> tuple[Tensor, Tensor]:
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     if extra := {path.name for path in root.iterdir() if path.is_dir()} - set(names):
         raise ValueError(f"{root} has classes that train has not: {', '.join(sorted(extra))}")
@@ -256,7 +258,7 @@ def _class_folders(root: Path, names: Sequence[str], resize: int | None) -> tupl
             try:
                 with Image.open(file) as image:
                     rgb = np.array(image.convert("RGB"))
-            except (UnidentifiedImageError, OSError) as error:
+            except (SyntaxError, ValueError, OSError, Image.DecompressionBombError) as error:
                 raise ValueError(f"{file} cannot be read as an image: {error}") from error
             pixels = torch.from_numpy(rgb).permute(2, 0, 1)
             # Each image is resized as it is read: a folder's originals may not fit into memory.
@@ -274,16 +276,23 @@ def _class_folders(root: Path, names: Sequence[str], resize: int | None) -> tupl
 
 def _own(name: str) -> _Raw:
     make: Callable[[], Any] = import_object(name)
-    made = make()
     rule = (
         f"{name} must return a mapping with 'train' and, if there is one, 'test': "
         "(images [n, channels, height, width], labels [n]) or a torch data set of such pairs"
     )
-    if not isinstance(made, dict) or "train" not in made:
+    if not callable(make):
+        raise ValueError(f"{rule}; got {make!r}, which is no function")
+    made = make()
+    if not isinstance(made, dict) or made.get("train") is None:
         raise ValueError(f"{rule}; got {type(made).__name__}")
     parts = {key: _pair(made[key], rule) for key in ("train", "test") if made.get(key) is not None}
     classes = int(max(int(labels.max()) for _, labels in parts.values())) + 1
     names = made.get("class_names") or [str(i) for i in range(classes)]
+    shapes = {key: tuple(images.shape[1:]) for key, (images, _) in parts.items()}
+    if len(set(shapes.values())) > 1:
+        raise ValueError(f"{rule}; got images of shapes {shapes}")
+    if len(names) < 2:
+        raise ValueError(f"{rule}, of two or more classes; every label is 0")
     if len(names) < classes:
         raise ValueError(f"{name}: {len(names)} class names for labels up to {classes - 1}")
     return _Raw(parts["train"], parts.get("test"), tuple(str(n) for n in names))
@@ -293,9 +302,12 @@ def _pair(part: Any, rule: str) -> tuple[Tensor, Tensor]:
     if isinstance(part, tuple | list) and len(part) == 2:
         images, labels = torch.as_tensor(part[0]), torch.as_tensor(part[1])
     elif hasattr(part, "__getitem__") and hasattr(part, "__len__"):
-        pairs = [part[i] for i in range(len(part))]
-        images = torch.stack([torch.as_tensor(image) for image, _ in pairs])
-        labels = torch.tensor([int(label) for _, label in pairs])
+        try:
+            pairs = [part[i] for i in range(len(part))]
+            images = torch.stack([torch.as_tensor(image) for image, _ in pairs])
+            labels = torch.tensor([int(label) for _, label in pairs])
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(f"{rule}; {error}") from error
     else:
         raise ValueError(f"{rule}; got {type(part).__name__}")
     if images.dim() != 4 or labels.dim() != 1 or len(images) != len(labels) or not len(labels):
@@ -321,7 +333,7 @@ def _resized(images: Tensor, size: int) -> Tensor:
 def _count(what: str, part: int | float, total: int) -> int:
     """A count given as a number of images or as a fraction below 1."""
     count = round(part * total) if part < 1 else int(part)
-    if not 0 < count <= total:
+    if not 0 < count <= total or (part > 1 and count != part):
         raise ValueError(f"{what} {part} asks for {count} of {total} images")
     return count
 

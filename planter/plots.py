@@ -36,13 +36,16 @@ class FrontInfo(NamedTuple):
 def front_info(fronts: Sequence[Mapping[str, Any]]) -> FrontInfo:
     """Sorts the points of one or more pareto.json documents into series, and the fronts into the
     corners (macs, accuracy in percent) of their step lines."""
-    series, steps = [], {}
+    series: list[Series] = []
+    steps: dict[str, list[tuple[float, float]]] = {}
     for front in fronts:
         by_kind: dict[str, list[Mapping[str, Any]]] = {kind: [] for kind in _METHODS}
         for point in front["points"]:
             cut = point["method"] == "sample" and point["pipeline"] != "base"
             by_kind["pipeline" if cut else point["method"]].append(point)
         run = front["study"]
+        if again := sum(s == run or s.startswith(f"{run} (") for s in steps):
+            run = f"{run} ({again + 1})"
         series += [Series(run, kind, points) for kind, points in by_kind.items() if points]
         best = sorted({(p["macs"], 100 * p["accuracy"]) for p in front["points"] if p["on_front"]})
         steps[run] = best

@@ -15,7 +15,7 @@ from planter.kernels import MIXING_DECAY, is_filter_bank, is_mixing
 class Augment(BaseModel):
     """Random changes of the training images, drawn anew for each batch."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
     crop: Annotated[int, Field(ge=0, description="pixels of zero padding before a random crop")] = 0
     flip: Annotated[bool, Field(description="mirror half of the images left to right")] = False
@@ -27,7 +27,7 @@ class Augment(BaseModel):
 class Recipe(BaseModel):
     """One training. Lengths of the schedule are in epochs."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
     epochs: Annotated[int, Field(ge=1, description="passes over the training images")] = 20
     batch: Annotated[int, Field(ge=1, description="images a step, at most")] = 128

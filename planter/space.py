@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from planter.arch import Architecture
 from planter.kernels import KernelFilter
-from planter.study import shipped_folder
+from planter.study_file import shipped_folder
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def load_space(place: str, *, image: tuple[int, int, int], classes: int) -> Spac
     if not colon:
         file, name = str(shipped_folder("search_spaces") / f"{place}.py"), "space"
     path = Path(file)
-    if not path.is_file():
+    if not path.is_file() or path.suffix != ".py":
         shipped = sorted(f.stem for f in shipped_folder("search_spaces").glob("*.py"))
         raise ValueError(
             f"no search space at {place!r}: expected file.py:function, "

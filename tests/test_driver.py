@@ -13,7 +13,8 @@ import planter
 from planter.driver import worker as worker_module
 from planter.driver.read import read_points
 from planter.driver.schedule import SearchStoppedError
-from planter.study import Study, StudyError, read_study
+from planter.study import Study, StudyError
+from planter.study_file import read_study
 
 SMALL = """
 name: small

@@ -8,7 +8,8 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from planter.study import Study, StudyError, find_study, read_study
+from planter.study import Study, StudyError
+from planter.study_file import find_study, read_study
 
 _STUDIES = Path(__file__).parent.parent / "studies"
 _VALID = """\

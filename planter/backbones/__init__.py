@@ -60,7 +60,7 @@ def import_object(place: str) -> Any:
     module_name, _, name = place.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
+    except (ImportError, TypeError, ValueError) as error:
         raise ValueError(f"cannot import {module_name!r} for {place!r}: {error}") from error
     if not hasattr(module, name):
         raise ValueError(f"module {module_name!r} has no {name!r}")

@@ -35,7 +35,8 @@ from planter.front import (
     write_text,
 )
 from planter.plots import front_figure, write_html
-from planter.study import Study, find_study, read_study
+from planter.study import Study
+from planter.study_file import find_study, read_study
 from planter.train import evaluate
 
 log = logging.getLogger(__name__)
