@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from planter.pipelines import Pipelines, build, cuts, takes_stride
     from planter.recipe import Recipe
     from planter.space import Candidate
-    from planter.train import evaluate
+    from planter.train import evaluate, fit
 
 _PLACES = {
     "Architecture": "arch",
@@ -36,6 +36,7 @@ _PLACES = {
     "distillation_loss": "losses",
     "evaluate": "train",
     "expand_kernels_": "kernels",
+    "fit": "train",
     "hypervolume": "pareto",
     "inherit_weights": "morph",
     "load": "checkpoint",
@@ -61,6 +62,7 @@ __all__ = [
     "distillation_loss",
     "evaluate",
     "expand_kernels_",
+    "fit",
     "hypervolume",
     "inherit_weights",
     "load",

@@ -10,6 +10,7 @@ import torch
 import yaml
 
 import planter
+from planter import train
 from planter.driver import worker as worker_module
 from planter.driver.read import read_points
 from planter.driver.schedule import SearchStoppedError
@@ -376,3 +377,67 @@ def test_what_was_resolved_is_written_and_reads_back_as_the_same_study(study_fil
     assert environment["seed"] == 3
     assert environment["device"] == "cpu"
     assert (run / "study.yaml").read_text() == study_file.read_text()
+
+
+@pytest.mark.parametrize("kind", ["teacher", "sample", "plant"])
+def test_a_training_cut_off_in_the_middle_goes_on_from_its_last_epoch(
+    study_file, tmp_path, monkeypatch, kind
+):
+    longer = ["recipe.epochs=4", "plant.recipe.epochs=4", "plant.rounds=1"]
+    whole = planter.search(study_file, out=tmp_path / "a" / "run", overrides=longer)
+    monkeypatch.setattr(train, "_CHECKPOINT_EVERY_S", -1.0)
+    metrics = worker_module.Worker._metrics
+    hits = []
+
+    def cut_off(self, job):
+        note = metrics(self, job)
+
+        def noted(epoch):
+            note(epoch)
+            if job.kind == kind and epoch.epoch == 3:
+                hits.append(job.id)
+                raise KeyboardInterrupt
+
+        return noted
+
+    monkeypatch.setattr(worker_module.Worker, "_metrics", cut_off)
+    run = tmp_path / "b" / "run"
+    with pytest.raises(KeyboardInterrupt):
+        planter.search(study_file, out=run, overrides=longer)
+    monkeypatch.setattr(worker_module.Worker, "_metrics", metrics)
+    resumed = planter.search(study_file, out=run, overrides=longer)
+    # Compared bit for bit: a single different weight would show in some accuracy or loss.
+    assert resumed["points"] == whole["points"]
+    losses = [[p.loss for p in read_points(tmp_path / place / "run")] for place in "ab"]
+    assert losses[0] == losses[1]
+    (hit,) = hits
+    assert "taken up after epoch 2 of 4" in (run / "trials" / hit / "log.txt").read_text()
+    epochs = [json.loads(x)["epoch"] for x in (run / "trials" / hit / "metrics.jsonl").open()]
+    assert epochs == [1, 2, 3, 4]
+    assert not list(run.rglob("*.pt"))
+    assert not list((tmp_path / "b").rglob("*.part"))
+
+
+def test_models_kept_are_those_the_interface_names(study_file, tmp_path):
+    front = planter.search(study_file, out=tmp_path / "front")
+    log = list(csv.DictReader((tmp_path / "front" / "planting.csv").open()))
+    last = [row for row in log if row["accepted"] == "True"][-1]
+    for point in front["points"]:
+        planted_last = point["trial"] == f"p{int(last['round']):02d}-{last['layer']}"
+        kept = point["on_front"] or planted_last or point["method"] in ("teacher", "baseline")
+        assert (point["model"] is not None) == kept
+        assert (tmp_path / "front" / "models" / point["id"]).is_dir() == kept
+    every = planter.search(study_file, out=tmp_path / "all", overrides=["keep=all"])
+    assert all(point["model"] for point in every["points"])
+
+
+def test_a_sampled_network_trained_with_expanded_kernels_is_saved_plain(study_file, tmp_path):
+    run = tmp_path / "run"
+    front = planter.search(study_file, out=run, overrides=["keep=all", "plant=null"])
+    expanded = {f"s{r.number:04d}" for r in rows(run, "small/sampling") if r.params["depth"] > 1}
+    assert expanded
+    for point in front["points"]:
+        if point["trial"] in expanded:
+            names = set(planter.load(run / point["model"]).state_dict())
+            assert not any("parametrizations" in name for name in names)
+            assert "head.fc2.weight" in names
