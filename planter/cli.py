@@ -332,14 +332,15 @@ def dashboard(
     ] = "127.0.0.1",
 ) -> None:
     """Open optuna-dashboard on a running or finished run. Ctrl-C ends it."""
-    from planter.driver.read import run_study, serve_dashboard
+    from planter.driver.read import serve_dashboard
 
     folder = _run(run)
-    run_study(folder)
-    shown = f"http://{host}:{port}/dashboard/"
-    out.print(f"{run} at {shown} (Ctrl-C ends)", soft_wrap=True)
+
+    def ready(address: str) -> None:
+        out.print(f"{run} at {address} (Ctrl-C ends)", soft_wrap=True)
+
     try:
-        serve_dashboard(folder, host, port)
+        serve_dashboard(folder, host, port, ready)
     except KeyboardInterrupt:
         out.print("ended")
     except OSError as error:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
+
+from planter.front import write_text
 
 _METHODS = {
     "plant": ("planted", "#1b9e4b", "circle"),
@@ -15,7 +19,13 @@ _METHODS = {
     "teacher": ("teacher", "#d1495b", "star"),
     "baseline": ("baseline", "#8a8f98", "square"),
 }
-_INK, _GRID = "#5b6470", "rgba(128,136,148,0.25)"  # both readable on white and on black
+_INK, _GRID = "#7d8590", "rgba(128,136,148,0.25)"  # both readable on white and on black
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<style>:root {{ color-scheme: light dark }} html, body {{ height: 100%; margin: 0 }}</style>
+</head><body>{figure}</body></html>
+"""
 
 
 class Series(NamedTuple):
@@ -59,7 +69,14 @@ def front_figure(fronts: Sequence[Mapping[str, Any]]) -> go.Figure:
 
 def write_html(figure: go.Figure, file: Path) -> None:
     """A page that needs nothing from the network."""
-    figure.write_html(file, include_plotlyjs=True, full_html=True, config={"displaylogo": False})
+    drawn = figure.to_html(
+        include_plotlyjs=True,
+        full_html=False,
+        default_height="100%",
+        config={"displaylogo": False, "responsive": True},
+    )
+    page = _PAGE.format(title=escape(figure.layout.title.text), figure=drawn)
+    write_text(file, page)
 
 
 def write_image(figure: go.Figure, file: Path) -> None:
@@ -84,17 +101,29 @@ def _draw(info: FrontInfo) -> go.Figure:
             y=[y for _, y in corners],
             mode="lines",
             line={"shape": "hv", "width": 2, "dash": dashes[index % 4], "color": _INK},
-            name=f"front of {run}" if several else "front",
+            name=f"front of {escape(run)}" if several else "front",
             hoverinfo="skip",
         )
     for group in info.series:
         label, color, symbol = _METHODS[group.kind]
         compared = group.kind in ("teacher", "baseline")
+        name = f"{label} ({escape(group.run)})" if several else label
+        # The legend's own marker: that of the points would be as faint as the first of them.
+        figure.add_scatter(
+            x=[None],
+            y=[None],
+            mode="markers",
+            name=name,
+            legendgroup=name,
+            marker={"color": color, "symbol": symbol, "size": 11},
+        )
         figure.add_scatter(
             x=[p["macs"] for p in group.points],
             y=[100 * p["accuracy"] for p in group.points],
             mode="markers",
-            name=f"{label} ({group.run})" if several else label,
+            name=name,
+            legendgroup=name,
+            showlegend=False,
             marker={
                 "color": color,
                 "symbol": symbol,
@@ -113,16 +142,34 @@ def _draw(info: FrontInfo) -> go.Figure:
         )
     axis = {"gridcolor": _GRID, "zeroline": False, "linecolor": _INK, "ticks": "outside"}
     figure.update_layout(
-        title={"text": " and ".join(info.steps) + ": accuracy against multiply-adds"},
+        title={
+            "text": escape(" and ".join(info.steps)) + ": accuracy against multiply-adds",
+            "font": {"size": 16},
+        },
         font={"color": _INK, "size": 14},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         legend={"orientation": "h", "y": -0.18},
-        xaxis={**axis, "type": "log", "title": {"text": "macs (conv + linear, one image)"}},
+        xaxis={
+            **axis,
+            "type": "log",
+            "title": {"text": "macs (conv + linear, one image)"},
+            "tickvals": _ticks([p["macs"] for group in info.series for p in group.points]),
+            "tickformat": "~s",
+        },
         yaxis={**axis, "title": {"text": "validation accuracy (%)"}},
         margin={"l": 70, "r": 30, "t": 60, "b": 90},
     )
     return figure
+
+
+def _ticks(macs: Sequence[float]) -> list[float]:
+    """1, 2 and 5 times the powers of ten around the values: plotly labels logarithmic axes with
+    bare digits otherwise."""
+    if not macs:
+        return []
+    low, high = math.floor(math.log10(min(macs))), math.ceil(math.log10(max(macs)))
+    return [digit * 10.0**power for power in range(low, high + 1) for digit in (1, 2, 5)]
 
 
 def _percent(share: float | None) -> str:

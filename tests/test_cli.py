@@ -2,6 +2,7 @@
 
 import csv
 import json
+import queue
 import re
 import subprocess
 import sys
@@ -194,11 +195,15 @@ def test_cost_of_a_point_is_that_of_the_run(call, place):
 
 
 def test_dashboard_serves_the_run_on_the_loopback(place):
-    ready = threading.Event()
-    arguments = (place / "runs/small", "127.0.0.1", 18_473, ready)
+    addresses = queue.Queue()
+    # Port 0 lets the system choose a free one.
+    arguments = (place / "runs/small", "127.0.0.1", 0, addresses.put)
     threading.Thread(target=serve_dashboard, args=arguments, daemon=True).start()
-    assert ready.wait(30)
-    with urllib.request.urlopen("http://127.0.0.1:18473/api/studies", timeout=30) as answer:
+    address = addresses.get(timeout=30)
+    with urllib.request.urlopen(address, timeout=30) as answer:
+        assert answer.status == 200
+    server = address.partition("/dashboard")[0]
+    with urllib.request.urlopen(f"{server}/api/studies", timeout=30) as answer:
         studies = json.load(answer)["study_summaries"]
     assert {study["study_name"] for study in studies} == {
         "small",
@@ -207,6 +212,7 @@ def test_dashboard_serves_the_run_on_the_loopback(place):
     }
     main = next(study for study in studies if study["study_name"] == "small")
     assert main["directions"] == ["maximize", "minimize"]
+    assert address.endswith(f"/studies/{main['study_id']}")
 
 
 def test_nothing_within_the_bounds_is_exit_code_3(call, tmp_path):

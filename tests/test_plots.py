@@ -131,7 +131,7 @@ def test_several_runs_keep_their_points_lines_and_names_apart():
     assert {s.run for s in info.series} == {"first", "second"}
     assert _ids(info.series)["second", "sample"] == ["s0001/base"]
     figure = front_figure([_front(), second])
-    names = [trace.name for trace in figure.data]
+    names = [trace.name for trace in figure.data if trace.showlegend is not False]
     assert len(set(names)) == len(names) == 2 + 5 + 1
     assert all("first" in name or "second" in name for name in names)
     dashes = {line.line.dash for line in _lines(figure)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+from collections.abc import Callable
 from pathlib import Path
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 
@@ -27,8 +27,9 @@ def read_points(run: Path) -> list[Point]:
     return PointBook(open_storage(database_url(run, study.storage)), study.name).points
 
 
-def serve_dashboard(run: Path, host: str, port: int, ready: threading.Event | None = None) -> None:
-    """Serves optuna-dashboard on a run's database until interrupted; sets `ready` when it listens.
+def serve_dashboard(run: Path, host: str, port: int, ready: Callable[[str], None]) -> None:
+    """Serves optuna-dashboard on a run's database until interrupted; calls `ready` with the
+    address of the study of points when it listens.
 
     The dashboard reads through a connection of its own that waits rather than fails, so a running
     search is not disturbed.
@@ -36,10 +37,11 @@ def serve_dashboard(run: Path, host: str, port: int, ready: threading.Event | No
     import optuna_dashboard
 
     study = run_study(run)
-    app = optuna_dashboard.wsgi(open_storage(database_url(run, study.storage)))
+    storage = open_storage(database_url(run, study.storage))
+    number = storage.get_study_id_from_name(study.name)
+    app = optuna_dashboard.wsgi(storage)
     with make_server(host, port, app, handler_class=_Quiet) as server:
-        if ready is not None:
-            ready.set()
+        ready(f"http://{host}:{server.server_port}/dashboard/studies/{number}")
         server.serve_forever()
 
 
