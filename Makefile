@@ -6,6 +6,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .PHONY: search test test-all lint clean
+# A .venv that could not be made is made anew the next time.
+.DELETE_ON_ERROR:
 
 search: .venv/installed
 	$(BIN)/planter search studies/quickstart.yaml

@@ -6,6 +6,7 @@ import json
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from planter.arch import Architecture
     from planter.macs import Cost
 
 app = typer.Typer(
@@ -305,9 +307,15 @@ def cost(
     from planter.macs import cost as count
     from planter.pipelines import check_architecture
 
-    architecture = _architecture(target, image, classes, widths, option or [], cut or [])
+    pipeline = None
+    if "/" in target:
+        architecture, pipeline = _architecture_of_point(target)
+    else:
+        architecture = _architecture(target, image, classes, widths, option or [], cut or [])
     check_architecture(architecture)
     found = count(architecture)
+    if pipeline is not None:
+        found = replace(found.pipelines[pipeline], pipelines=found.pipelines)
     if as_json:
         typer.echo(json.dumps(_cost_json(found), indent=2))
         return
@@ -373,12 +381,10 @@ def _architecture(
     widths: str | None,
     options: Sequence[str],
     cuts: Sequence[str],
-) -> Any:
+) -> Architecture:
     from planter.arch import Architecture
     from planter.backbones import full_widths, with_data_options
 
-    if "/" in target:
-        return _architecture_of_point(target)
     shape = image.split("x")
     if len(shape) != 3 or not all(part.isdigit() and int(part) for part in shape):
         raise ValueError(f"--image {image!r}: expected channels x height x width, e.g. 3x32x32")
@@ -389,7 +395,8 @@ def _architecture(
     return with_data_options(plain, classes, [int(part) for part in shape])
 
 
-def _architecture_of_point(target: str) -> Any:
+def _architecture_of_point(target: str) -> tuple[Architecture, str | None]:
+    """The architecture of RUN/TRIAL or RUN/TRIAL/PIPELINE, and the pipeline if one is named."""
     from planter.arch import Architecture
     from planter.driver.read import read_points
 
@@ -402,7 +409,8 @@ def _architecture_of_point(target: str) -> Any:
             continue
         for point in read_points(folder):
             if wanted in (point.trial, point.id):
-                return Architecture.from_dict(point.architecture)
+                way = point.pipeline if wanted == point.id else None
+                return Architecture.from_dict(point.architecture), way
         raise ValueError(f"{run} has no point {wanted!r}; planter show {run} lists them")
     raise ValueError(f"no run in {target!r}: expected RUN/ID, e.g. quickstart/s0012/cut2")
 

@@ -88,6 +88,10 @@ def test_help_does_not_wait_for_torch():
         (["cost", "convnet", "--option", "depth=3"], "no option depth"),
         (["cost", "small/s0099"], "no point 's0099'"),
         (["dashboard", "nosuch"], "no run 'nosuch'"),
+        (
+            ["search", "small.yaml", "--set", "name=x", "--storage", "nodb"],
+            "storage 'nodb' cannot be opened",
+        ),
     ],
 )
 def test_a_mistake_is_one_message_and_exit_code_2(call, arguments, message):
@@ -190,8 +194,8 @@ def test_cost_of_a_point_is_that_of_the_run(call, place):
     front = json.loads((place / "runs/small/pareto.json").read_text())
     for point in front["points"][:4]:
         found = json.loads(call("cost", f"small/{point['id']}", "--json")[1])
-        way = found["pipelines"][point["pipeline"]]
-        assert (way["macs"], way["params"]) == (point["macs"], point["params"])
+        for counted in (found, found["pipelines"][point["pipeline"]]):
+            assert (counted["macs"], counted["params"]) == (point["macs"], point["params"])
 
 
 def test_dashboard_serves_the_run_on_the_loopback(place):

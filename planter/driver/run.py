@@ -136,6 +136,8 @@ class _Search:
             return
         from planter.driver.cluster import train_on_ray
 
+        self._tell(f"{self._workers} workers start")
+
         train_on_ray(
             self._worker,
             self.next,

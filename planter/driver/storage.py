@@ -31,10 +31,18 @@ def database_url(run: Path, storage: str | None) -> str:
 
 def open_storage(url: str) -> RDBStorage:
     """The storage at an Optuna URL. SQLite writes ahead, so that readers (the dashboard) and the
-    driver never lock each other out; both wait rather than fail."""
+    driver never lock each other out; both wait rather than fail. Raises ValueError where it cannot
+    be opened."""
+    arguments = {"connect_args": {"timeout": _BUSY_S}} if url.startswith("sqlite") else {}
+    try:
+        storage = RDBStorage(url, engine_kwargs=arguments)
+    except Exception as error:  # drivers of databases raise kinds of their own
+        raise ValueError(
+            f"storage {url!r} cannot be opened ({type(error).__name__}: {error}); "
+            "expected a database URL such as sqlite:///study.db or postgresql://..."
+        ) from error
     if not url.startswith("sqlite"):
-        return RDBStorage(url)
-    storage = RDBStorage(url, engine_kwargs={"connect_args": {"timeout": _BUSY_S}})
+        return storage
     with storage.engine.connect() as connection:
         connection.exec_driver_sql("PRAGMA journal_mode=WAL")
     return storage
