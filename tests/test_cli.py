@@ -151,7 +151,7 @@ def test_pareto_prints_and_writes_what_pareto_json_says(call, place, tmp_path):
     for point in front["points"]:
         if point["on_front"]:
             assert point["id"] in out
-    rows = list(csv.DictReader(table.open()))
+    rows = list(csv.DictReader(table.read_text().splitlines()))
     assert [row["id"] for row in rows] == [point["id"] for point in front["points"]] * 2
     assert "<script" in page.read_text()
 

@@ -142,7 +142,7 @@ def test_the_front_is_what_brute_force_finds(study_file, tmp_path):
 def test_planting_log_follows_the_greedy_rule(study_file, tmp_path):
     run = tmp_path / "run"
     planter.search(study_file, out=run)
-    log = list(csv.DictReader((run / "planting.csv").open()))
+    log = list(csv.DictReader((run / "planting.csv").read_text().splitlines()))
     assert [row["layer"] for row in log if row["round"] == "0"] == ["start"]
     best = float(log[0]["val_loss"])
     for number in sorted({int(row["round"]) for row in log} - {0}):
@@ -412,7 +412,8 @@ def test_a_training_cut_off_in_the_middle_goes_on_from_its_last_epoch(
     assert losses[0] == losses[1]
     (hit,) = hits
     assert "taken up after epoch 2 of 4" in (run / "trials" / hit / "log.txt").read_text()
-    epochs = [json.loads(x)["epoch"] for x in (run / "trials" / hit / "metrics.jsonl").open()]
+    lines = (run / "trials" / hit / "metrics.jsonl").read_text().splitlines()
+    epochs = [json.loads(line)["epoch"] for line in lines]
     assert epochs == [1, 2, 3, 4]
     assert not list(run.rglob("*.pt"))
     assert not list((tmp_path / "b").rglob("*.part"))
@@ -420,7 +421,7 @@ def test_a_training_cut_off_in_the_middle_goes_on_from_its_last_epoch(
 
 def test_models_kept_are_those_the_interface_names(study_file, tmp_path):
     front = planter.search(study_file, out=tmp_path / "front")
-    log = list(csv.DictReader((tmp_path / "front" / "planting.csv").open()))
+    log = list(csv.DictReader((tmp_path / "front" / "planting.csv").read_text().splitlines()))
     last = [row for row in log if row["accepted"] == "True"][-1]
     for point in front["points"]:
         planted_last = point["trial"] == f"p{int(last['round']):02d}-{last['layer']}"

@@ -17,6 +17,7 @@ from planter.driver.storage import (
     METRICS,
     Direction,
     PointBook,
+    experimental,
     open_study,
     read_result,
     write_result,
@@ -37,7 +38,10 @@ def make_sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
         return optuna.samplers.RandomSampler(seed=seed)
     if name == "nsgaii":
         return optuna.samplers.NSGAIISampler(seed=seed)
-    return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
+    with experimental():
+        return optuna.samplers.TPESampler(
+            seed=seed, multivariate=True, group=True, constant_liar=True
+        )
 
 
 def excess(limits: Mapping[str, int], ways: Iterable[Cost]) -> dict[str, float]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,12 +17,19 @@ from optuna.storages import RDBStorage
 from planter.front import Point
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
-# Metric names, grouped TPE and the like: planter pins what it needs of them with its tests.
-warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
 _BUSY_S = 60
 Direction = Literal["maximize", "minimize"]
 METRICS: dict[str, Direction] = {"accuracy": "maximize", "macs": "minimize"}
+
+
+@contextmanager
+def experimental() -> Iterator[None]:
+    """Silences Optuna's warnings of what it calls experimental: metric names, grouped TPE. Our
+    tests hold it to what we need of them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        yield
 
 
 def database_url(run: Path, storage: str | None) -> str:
@@ -57,7 +65,8 @@ def open_study(storage: RDBStorage, name: str, metrics: Mapping[str, Direction])
         load_if_exists=True,
     )
     if study.metric_names is None:
-        study.set_metric_names(list(metrics))
+        with experimental():
+            study.set_metric_names(list(metrics))
     return study
 
 
