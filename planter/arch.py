@@ -32,7 +32,11 @@ class Architecture:
             raise ValueError("'base' is the backbone's own pipeline; give the cut another name")
         # Tuples become lists, so that an architecture equals itself after a round through JSON.
         for name in ("widths", "options", "pipelines"):
-            object.__setattr__(self, name, json.loads(json.dumps(dict(getattr(self, name)))))
+            try:
+                plain = json.loads(json.dumps(dict(getattr(self, name))))
+            except TypeError as error:
+                raise ValueError(f"{name} must be numbers, texts, lists: {error}") from error
+            object.__setattr__(self, name, plain)
 
     def __hash__(self) -> int:
         return hash(self.key())

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from planter.arch import Architecture
+from planter.backbones import BUILDERS
 from planter.pipelines import build_network
 
 FORMAT = 1
@@ -46,15 +47,23 @@ def save(
         (fresh / ARCHITECTURE).write_text(json.dumps(spec, indent=2) + "\n")
         state = {name: tensor.contiguous().cpu() for name, tensor in network.state_dict().items()}
         save_file(state, fresh / WEIGHTS)
+        (fresh / WEIGHTS).chmod((fresh / ARCHITECTURE).stat().st_mode)  # safetensors writes 0600
 
 
-def load(folder: str | Path) -> nn.Module:
+def load(folder: str | Path, *, own_code: bool = False) -> nn.Module:
     """The network saved in a folder such as `runs/quickstart/models/s0012/cut2`: a plain module in
     eval mode that takes normalised images `[batch, channels, height, width]`.
 
-    Raises ValueError where the folder holds no network, or one of another format.
+    A network of a builder of your own ("my_pkg.nets:build") is built by calling that function:
+    `own_code` says that you trust what the folder names. Raises ValueError where the folder holds
+    no network, one of another format, or one that needs `own_code`.
     """
     spec = read_spec(folder)
+    builder = spec["architecture"]["builder"]
+    if not own_code and builder not in BUILDERS:
+        raise ValueError(
+            f"{folder} is built by calling {builder!r}; if you trust it, load with own_code=True"
+        )
     network = build_network(Architecture.from_dict(spec["architecture"]), spec["pipeline"])
     try:
         network.load_state_dict(load_file(Path(folder) / WEIGHTS))
@@ -94,6 +103,17 @@ def write_training(path: Path, state: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         torch.save(dict(state), fresh)
+        _sync(fresh)
+        fresh.replace(path)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Writes a safetensors file that appears whole or not at all."""
+    fresh = path.with_suffix(f".{uuid.uuid4().hex[:8]}.new")
+    try:
+        save_file(dict(tensors), fresh)
         _sync(fresh)
         fresh.replace(path)
     finally:

@@ -59,18 +59,27 @@ def main() -> None:
         sys.exit(2)
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        out.print(f"planter {version('planter')}")
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
     debug: Annotated[
         bool, typer.Option("--debug", help="Show where an error was raised (in any place).")
     ] = False,
 ) -> None:
-    if version:
-        from importlib.metadata import version as installed
-
-        out.print(f"planter {installed('planter')}")
-        raise typer.Exit
+    """Options of planter itself."""
 
 
 @app.command(epilog="Example: planter search quickstart --set recipe.epochs=10 --workers 2")
@@ -99,8 +108,8 @@ def search(
     The same command continues a run that was interrupted, to exactly the trials asked for.
     """
     with err.status("loading"):
+        from planter.driver.jobs import SearchStoppedError
         from planter.driver.run import search as run_search
-        from planter.driver.schedule import SearchStoppedError
         from planter.progress import ProgressDisplay
         from planter.study_file import read_study
 
@@ -133,14 +142,21 @@ def search(
         raise typer.Exit(4) from None
     _print_front(front)
     shown = _shown(run)
+    written = ["pareto.html", "pareto.csv", "pareto.json", "planting.csv", "models"]
     out.print(
-        f"\nwritten to {shown}: pareto.html, pareto.csv, pareto.json, planting.csv, models/\n"
+        f"\nwritten to {shown}: {', '.join(f for f in written if (run / f).exists())}\n"
         f"next: planter show {shown} · planter dashboard {shown} · planter pareto {shown}",
         soft_wrap=True,
     )
-    if not any(point["on_front"] for point in front["points"]):
+    checked = read_study(study, given)
+    searched = [p for p in front["points"] if p["method"] in ("plant", "sample")]
+    if (checked.plant is None and checked.sample is None) or any(p["on_front"] for p in searched):
+        return
+    if checked.objectives.bounds.limits():
         err.print("nothing within the bounds")
         raise typer.Exit(3)
+    err.print(f"every searched trial failed; logs: {shown}/trials/ID/log.txt")
+    raise typer.Exit(4)
 
 
 @app.command(epilog="Example: planter check studies/quickstart.yaml --json")
@@ -271,7 +287,7 @@ def show(
     out.print(f"{first.architecture['builder']}: {widths}", soft_wrap=True)
     for name, spec in first.architecture["pipelines"].items():
         out.print(f"{name}: " + " ".join(f"{key}={value}" for key, value in spec.items()))
-    _print_front({**front, "points": [rows[p.id] for p in matching]}, every=True)
+    _print_points([rows[p.id] for p in matching if p.id in rows])
     out.print(f"\nfiles: {_shown(folder)}/trials/{first.trial}/ (log.txt, metrics.jsonl)")
 
 
@@ -283,7 +299,7 @@ def cost(
     image: Annotated[
         str, typer.Option(help="channels x height x width, for a builder.")
     ] = "3x32x32",
-    classes: Annotated[int, typer.Option(help="Number of classes, for a builder.")] = 10,
+    classes: Annotated[int, typer.Option(min=1, help="Number of classes, for a builder.")] = 10,
     widths: Annotated[
         str | None,
         typer.Option(help="One number for every convolution, or names: conv1=8,conv2=16."),
@@ -309,6 +325,8 @@ def cost(
 
     pipeline = None
     if "/" in target:
+        if widths or option or cut:
+            raise ValueError(f"{target} has its widths, options and cuts; give them for a BUILDER")
         architecture, pipeline = _architecture_of_point(target)
     else:
         architecture = _architecture(target, image, classes, widths, option or [], cut or [])
@@ -456,7 +474,18 @@ def _cost_json(cost: Cost) -> dict[str, Any]:
 
 def _print_front(front: Mapping[str, Any], every: bool = False) -> None:
     """The front as a table; with `every`, all points, those of the front marked."""
-    points = [p for p in front["points"] if every or p["on_front"] or p["method"] in _COMPARED]
+    _print_points(
+        [p for p in front["points"] if every or p["on_front"] or p["method"] in _COMPARED]
+    )
+    reference = front["reference_point"]
+    out.print(
+        f"{front['study']}: * on the front of {len(front['points'])} points; hypervolume "
+        f"{front['hypervolume']:.4f} from ({reference[0]:.3g}, {reference[1]:,.0f} macs)",
+        soft_wrap=True,
+    )
+
+
+def _print_points(points: Sequence[Mapping[str, Any]]) -> None:
     table = Table(
         "", "id", "method", "accuracy", "test", "macs", "parameters", box=None, pad_edge=False
     )
@@ -474,12 +503,6 @@ def _print_front(front: Mapping[str, Any], every: bool = False) -> None:
             f"{point['params']:,}",
         )
     out.print(table)
-    reference = front["reference_point"]
-    out.print(
-        f"{front['study']}: * on the front of {len(front['points'])} points; hypervolume "
-        f"{front['hypervolume']:.4f} from ({reference[0]:.3g}, {reference[1]:,.0f} macs)",
-        soft_wrap=True,
-    )
 
 
 _COMPARED = ("teacher", "baseline")

@@ -229,7 +229,11 @@ def _folder(root: Path, resize: int | None) -> _Raw:
     if not root.is_dir():
         raise ValueError(f"{root} is not a folder")
     train_root = root / "train" if (root / "train").is_dir() else root
-    names = sorted(path.name for path in train_root.iterdir() if path.is_dir())
+    names = sorted(
+        path.name
+        for path in train_root.iterdir()
+        if path.is_dir() and not path.name.startswith(".")  # such as .ipynb_checkpoints
+    )
     if len(names) < 2:
         raise ValueError(f"{train_root} must hold a folder for each of two or more classes")
     train = _class_folders(train_root, names, resize)
@@ -246,7 +250,8 @@ def _folder(root: Path, resize: int | None) -> _Raw:
 def _class_folders(root: Path, names: Sequence[str], resize: int | None) -> tuple[Tensor, Tensor]:
     from PIL import Image
 
-    if extra := {path.name for path in root.iterdir() if path.is_dir()} - set(names):
+    there = {path.name for path in root.iterdir() if path.is_dir()}
+    if extra := {name for name in there if not name.startswith(".")} - set(names):
         raise ValueError(f"{root} has classes that train has not: {', '.join(sorted(extra))}")
     images, labels = [], []
     for label, name in enumerate(names):
@@ -282,7 +287,10 @@ def _own(name: str) -> _Raw:
     )
     if not callable(make):
         raise ValueError(f"{rule}; got {make!r}, which is no function")
-    made = make()
+    try:
+        made = make()
+    except Exception as error:  # the user's code: whatever it raises is told
+        raise ValueError(f"{name} raised {type(error).__name__}: {error}") from error
     if not isinstance(made, dict) or made.get("train") is None:
         raise ValueError(f"{rule}; got {type(made).__name__}")
     parts = {key: _pair(made[key], rule) for key in ("train", "test") if made.get(key) is not None}
@@ -314,6 +322,8 @@ def _pair(part: Any, rule: str) -> tuple[Tensor, Tensor]:
         raise ValueError(f"{rule}; got images {list(images.shape)} and labels {list(labels.shape)}")
     if images.dtype != torch.uint8:
         images = images.float()
+        if not images.isfinite().all():
+            raise ValueError(f"{rule}; some pixels are no finite numbers")
     labels = labels.long()
     if int(labels.min()) < 0:
         raise ValueError(f"{rule}; got the label {int(labels.min())}, labels count from 0")
@@ -333,7 +343,7 @@ def _resized(images: Tensor, size: int) -> Tensor:
 def _count(what: str, part: int | float, total: int) -> int:
     """A count given as a number of images or as a fraction below 1."""
     count = round(part * total) if part < 1 else int(part)
-    if not 0 < count <= total or (part > 1 and count != part):
+    if not 0 < count <= total or (isinstance(part, float) and part >= 1):
         raise ValueError(f"{what} {part} asks for {count} of {total} images")
     return count
 

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from planter.arch import Architecture
 from planter.backbones import StagedNet
 from planter.modes import evaluating
-from planter.pipelines import Pipelines, build
+from planter.pipelines import Pipelines, build_without_data
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -62,8 +62,7 @@ def cost(network: Architecture | nn.Module, image: Sequence[int] | None = None) 
         shape = image or network.options.get("image")
         if shape is None:
             raise ValueError("cost needs the image shape, e.g. image=(3, 32, 32)")
-        with torch.device("meta"):
-            return _cost(build(network), torch.empty(1, *shape))
+        return _cost(build_without_data(network), torch.empty(1, *shape, device="meta"))
     if image is None:
         raise ValueError("cost of a module needs the image shape, e.g. image=(3, 32, 32)")
     like = next(network.parameters())

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -160,6 +160,15 @@ def build(architecture: Architecture, seed: int = 0) -> nn.Module:
     return Pipelines(backbone, entries)
 
 
+def build_without_data(architecture: Architecture) -> nn.Module:
+    """The network of an architecture on torch's meta device: shapes without numbers."""
+    if ":" in architecture.builder:
+        # A user's builder may compute with tensors, e.g. rates that rise from layer to layer.
+        return build(architecture).to("meta")
+    with torch.device("meta"):
+        return build(architecture)
+
+
 def build_network(architecture: Architecture, pipeline: str = "base", seed: int = 0) -> nn.Module:
     """One pipeline of an architecture as the plain network that is saved, planted and shipped."""
     network = build(architecture, seed)
@@ -200,9 +209,9 @@ def cuts(architecture: Architecture) -> dict[str, Cut]:
     `stages` and `head`, and for an image the network cannot take.
     """
     channels, height, width = image_of(architecture)
+    backbone = build_without_data(replace(architecture, pipelines={})).eval()
+    names = _stage_names(backbone)
     with torch.device("meta"):
-        backbone = build_backbone(architecture).eval()
-        names = _stage_names(backbone)
         # Enlarged, so that poolings that round an odd size down do not blur the stride.
         x = torch.empty(1, channels, 32 * height, 32 * width)
     found = {}
@@ -241,10 +250,10 @@ def check_architecture(architecture: Architecture) -> None:
     """Raises ValueError, naming the pipeline, unless every pipeline of the architecture takes an
     image and gives `classes` logits. Costs no arithmetic."""
     image = image_of(architecture)
+    network = build_without_data(architecture).eval()
+    if not isinstance(network, Pipelines):
+        network = Pipelines(network, {})
     with torch.device("meta"):
-        network = build(architecture).eval()
-        if not isinstance(network, Pipelines):
-            network = Pipelines(network, {})
         images = torch.empty(1, *image)
         for name in network.names:
             shown = "x".join(map(str, image))

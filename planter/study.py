@@ -164,7 +164,7 @@ class Study(_Section):
             description="name of the run: letters, digits, dot, dash, underscore",
         ),
     ]
-    seed: Annotated[int, Field(ge=0, description="every random draw follows from it")] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32, description="every random draw follows from it")] = 0
     data: Annotated[DataSettings, Field(description="images")] = DataSettings()
     teacher: Annotated[Teacher | None, Field(description="guide of the distillation")] = None
     baselines: Annotated[list[Baseline], Field(description="networks to compare with")] = []

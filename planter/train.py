@@ -170,7 +170,10 @@ def recalibrate_batchnorm_(model: nn.Module, split: Split, images: int = 10_000)
                 norm.reset_running_stats()
                 norm.momentum = None  # torch's word for a cumulative average
                 norm.train()  # the norms alone: dropout would change what they see
-            for batch, _ in _plain_batches(split, limit=images):
+            # Shuffled: data sets are often sorted by class, and the variance within a class is
+            # not that of the data.
+            order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))
+            for batch, _ in _plain_batches(split, order[:images].to(split.labels.device)):
                 model(batch)
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
@@ -223,12 +226,12 @@ def _batches(
         yield Batch(images, split.labels[index], logits)
 
 
-def _plain_batches(split: Split, limit: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-    """The split in order, in batches that differ by one image at most: as above, and so that each
-    batch weighs the same in recalibrated statistics."""
-    count = min(len(split), limit or len(split))
-    order = torch.arange(count, device=split.labels.device)
-    for index in order.tensor_split(max(1, math.ceil(count / _SCORE_BATCH))):
+def _plain_batches(split: Split, order: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    """The split, or the images `order` names, in batches that differ by one image at most: as
+    above, and so that each batch weighs the same in recalibrated statistics."""
+    if order is None:
+        order = torch.arange(len(split), device=split.labels.device)
+    for index in order.tensor_split(max(1, math.ceil(len(order) / _SCORE_BATCH))):
         yield split.normalise(split.images[index]), split.labels[index]
 
 

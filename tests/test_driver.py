@@ -12,8 +12,8 @@ import yaml
 import planter
 from planter import train
 from planter.driver import worker as worker_module
+from planter.driver.jobs import SearchStoppedError
 from planter.driver.read import read_points
-from planter.driver.schedule import SearchStoppedError
 from planter.study import Study, StudyError
 from planter.study_file import read_study
 

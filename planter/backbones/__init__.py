@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +26,7 @@ __all__ = [
     "find_builder",
     "full_widths",
     "import_object",
+    "source_key",
     "with_data_options",
 ]
 
@@ -60,7 +63,7 @@ def import_object(place: str) -> Any:
     module_name, _, name = place.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except (ImportError, TypeError, ValueError) as error:
+    except Exception as error:  # the user's module runs: whatever it raises is told
         raise ValueError(f"cannot import {module_name!r} for {place!r}: {error}") from error
     if not hasattr(module, name):
         raise ValueError(f"module {module_name!r} has no {name!r}")
@@ -79,6 +82,14 @@ def find_builder(key: str) -> Builder:
         f"unknown builder {key!r}; builders are {', '.join(BUILDERS)}, or your own as "
         "'my_pkg.nets:build'"
     )
+
+
+def source_key(key: str) -> str:
+    """16 hexadecimal digits of the source that builds `key`: another source may be another
+    function of the same weights."""
+    file = inspect.getsourcefile(inspect.unwrap(find_builder(key).function))
+    content = Path(file).read_bytes() if file is not None else key.encode()
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def convolutions(widths: Mapping[str, int]) -> list[str]:
@@ -134,4 +145,12 @@ def build_backbone(architecture: Architecture, seed: int = 0) -> nn.Module:
     widths = full_widths(architecture.builder, architecture.widths)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return builder.function(widths, **options)
+        try:
+            return builder.function(widths, **options)
+        except ValueError:
+            raise
+        except Exception as error:  # a builder may be the user's code, its options are
+            raise ValueError(
+                f"{architecture.builder} cannot be built with widths {widths} and options "
+                f"{options}: {type(error).__name__}: {error}"
+            ) from error

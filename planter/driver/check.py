@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,20 +13,19 @@ from functools import partial
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
 from torch.nn import functional
 
 from planter import checkpoint
 from planter.arch import Architecture
-from planter.backbones import convolutions, with_data_options
-from planter.data import Data, load_data
+from planter.backbones import BUILDERS, convolutions, full_widths, with_data_options
+from planter.data import TORCHVISION, Data, load_data
 from planter.driver.networks import baseline_id, builder_of, network_of
-from planter.driver.sampling import draw
+from planter.driver.sampling import draw, excess
 from planter.macs import Cost, cost
 from planter.pipelines import build, check_architecture
 from planter.recipe import Recipe, make_optimizer
 from planter.space import Candidate, Space, load_space
-from planter.study import Network, Problem, Study, StudyError
+from planter.study import Network, Problem, Study, StudyError, Teacher, Widths
 
 log = logging.getLogger(__name__)
 _DRAWS = 8
@@ -72,11 +72,9 @@ def prepare(study: Study) -> Prepared:
     """
     found = _Findings()
     _whole(study, found)
-    settings = study.data
-    data = found.attempt(
-        "data", settings.name, lambda: load_data(**settings.model_dump(), seed=study.seed)
-    )
+    data = _data(study, found)
     if data is None:
+        _names(study, found)
         raise StudyError(study.name, found.problems)
     fingerprint = data.fingerprint()
     networks: dict[str, tuple[Architecture, Recipe]] = {}
@@ -101,6 +99,9 @@ def prepare(study: Study) -> Prepared:
         if start is not None:
             networks["start"] = (start, study.recipe)
             layers = _layers(study, start, found)
+            for name, miss in excess(study.objectives.bounds.limits(), [cost(start)]).items():
+                if miss > 0:
+                    found.add("plant.start", f"{miss:.0%} beyond bounds.{name}", "a smaller start")
     space = _space(study, data, networks, found)
     reference = _reference(study, data, networks, found)
     if found.problems:
@@ -138,7 +139,41 @@ def worker_count(study: Study) -> int:
         return resources.workers
     if resources.gpu:
         return max(int(torch.cuda.device_count() / resources.gpu), 1)
-    return max((os.cpu_count() or 1) // resources.cpu, 1)
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return max(cores // resources.cpu, 1)
+
+
+def _data(study: Study, found: _Findings) -> Data | None:
+    settings = study.data
+    place, got = "data", settings.name
+    if settings.name in (*TORCHVISION, "folder"):
+        place, got = "data.root", str(settings.root)
+    return found.attempt(place, got, lambda: load_data(**settings.model_dump(), seed=study.seed))
+
+
+def _names(study: Study, found: _Findings) -> None:
+    """What can be said of builders, widths and files without the data."""
+    sections: list[tuple[str, Network, Widths | None]] = [
+        (f"baselines.{i}", baseline, baseline.widths) for i, baseline in enumerate(study.baselines)
+    ]
+    if study.teacher is not None and study.teacher.model is None:
+        sections.append(("teacher", study.teacher, study.teacher.widths))
+    if study.plant is not None:
+        sections.append(("plant", study.plant, study.plant.start))
+    for place, section, widths in sections:
+        builder = found.attempt(place, "no builder", partial(builder_of, study, section))
+        if builder is None:
+            continue
+        full = found.attempt(place, f"{builder} {widths}", partial(full_widths, builder, widths))
+        for layer in study.plant.layers or [] if place == "plant" and study.plant else []:
+            if full and layer not in full:
+                found.add("plant.layers", layer, f"widths of {builder}: {', '.join(full)}")
+    if (sample := study.sample) is not None:
+        found.attempt(
+            "sample.space",
+            sample.space,
+            partial(load_space, sample.space, image=(3, 32, 32), classes=10),
+        )
 
 
 def _whole(study: Study, found: _Findings) -> None:
@@ -183,14 +218,26 @@ def _teacher(study: Study, data: Data, fingerprint: str, found: _Findings) -> Ar
             found.add("teacher", "neither builder nor model", "one of them")
             return None
         return _network(study, settings, settings.widths, data, "teacher", found)
-    if settings.builder is not None or settings.recipe is not None or settings.widths is not None:
-        found.add("teacher", "model beside builder, widths or recipe", "model alone, or no model")
+    if settings != Teacher(model=settings.model):
+        found.add("teacher", "model beside other keys", "model alone, or no model")
         return None
     model = settings.model
     spec = found.attempt("teacher.model", model, lambda: checkpoint.read_spec(model))
     if spec is None:
         return None
     architecture = Architecture.from_dict(spec["architecture"])
+    if spec["pipeline"] != "base":
+        found.add("teacher.model", f"pipeline {spec['pipeline']!r}", "a pipeline 'base'")
+        return None
+    named = {section.builder for section in (*study.baselines, *filter(None, [study.plant]))}
+    if architecture.builder not in BUILDERS and architecture.builder not in named:
+        found.add(
+            "teacher.model",
+            f"a network built by calling {architecture.builder!r}",
+            "one of planter's builders, or that builder named in plant or baselines: "
+            "a folder alone does not get code run",
+        )
+        return None
     facts = {"classes": data.classes, "image": list(data.image)}
     for name, fact in facts.items():
         if architecture.options.get(name) != fact:
@@ -300,7 +347,6 @@ def _training_seconds(architecture: Architecture, recipe: Recipe, data: Data) ->
         losses = [functional.cross_entropy(logits, labels) for logits in ways]
         optimizer.zero_grad()
         torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         times.append(time.perf_counter() - began)
     steps = math.ceil(len(split) / recipe.batch) * recipe.epochs

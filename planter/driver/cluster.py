@@ -27,7 +27,6 @@ from planter.driver.worker import Worker
 # Read by Ray when it is imported or started. Ray's own books, loggers and reports are switched
 # off: the study's storage is the only truth, and the console is the user's.
 _ENVIRONMENT = {
-    "RAY_AUTH_MODE": "token",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_LOG_TO_DRIVER": "0",
     "RAY_SCHEDULER_EVENTS": "0",
@@ -48,6 +47,7 @@ _ENVIRONMENT = {
     "TUNE_STATE_REFRESH_PERIOD": "1000000000",
     "TUNE_WARN_THRESHOLD_S": "1000",
 }
+_FOLDER = "planter-ray-"
 _STORE_AT_LEAST = 150 * 2**20
 
 
@@ -63,7 +63,8 @@ def train_on_ray(
     the hand-out and is raised again when the running jobs have ended."""
     # Inside a folder of its own that only this user can enter: Ray opens its session folder to
     # everybody. It stands in the system's temporary folder because socket paths must be short.
-    folder = Path(tempfile.mkdtemp(prefix="planter-"))
+    _remove_left_folders()
+    folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-"))
     resources = worker.study.resources
     try:
         with _ray(folder, worker, workers, address):
@@ -86,6 +87,7 @@ def train_on_ray(
 def _ray(folder: Path, worker: Worker, workers: int, address: str | None) -> Iterator[None]:
     """Ray, started for this search alone and bound to the loopback, or the cluster at `address`."""
     resources = worker.study.resources
+    environment = dict(os.environ)
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     os.environ["OMP_NUM_THREADS"] = str(resources.cpu)
@@ -94,9 +96,12 @@ def _ray(folder: Path, worker: Worker, workers: int, address: str | None) -> Ite
     if address is None:
         # On Linux only this makes Ray take 127.0.0.1 for the address of its node.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     import ray
 
+    if ray.is_initialized():
+        raise ValueError("Ray already runs in this process; ray.shutdown() first, or workers=0")
     for name in ("ray", "ray.tune", "ray.train", "ray.data"):
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
@@ -113,7 +118,10 @@ def _ray(folder: Path, worker: Worker, workers: int, address: str | None) -> Ite
             **quiet,
         )
     else:
-        ray.init(address=address, **quiet)
+        try:
+            ray.init(address=address, **quiet)
+        except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+            raise ValueError(f"cannot join the Ray cluster at {address}: {error}") from error
     before = None
     if threading.current_thread() is threading.main_thread():
         before = signal.signal(signal.SIGTERM, _interrupt)  # Ray has put its own there
@@ -123,6 +131,21 @@ def _ray(folder: Path, worker: Worker, workers: int, address: str | None) -> Ite
         ray.shutdown()
         if before is not None:
             signal.signal(signal.SIGTERM, before)
+        os.environ.clear()
+        os.environ.update(environment)
+
+
+def _remove_left_folders() -> None:
+    """Removes the session folders of drivers that were killed and could not."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*-*"):
+        process = folder.name.removeprefix(_FOLDER).partition("-")[0]
+        if process.isdigit() and folder.owner() == Path.home().owner():
+            try:
+                os.kill(int(process), 0)
+            except ProcessLookupError:
+                shutil.rmtree(folder, ignore_errors=True)
+            except PermissionError:
+                continue
 
 
 def _interrupt(number: int, frame: Any) -> None:

@@ -23,6 +23,7 @@ from planter.study import Problem, Study, StudyError
 _PACKAGES = ("planter", "torch", "torchvision", "optuna", "ray", "numpy", "scikit-learn")
 _MAY_GROW = (("sample", "trials"), ("plant", "rounds"))
 _MAY_CHANGE = ("resources", "keep")
+_FIXED = ("seed", "data", "teacher")
 
 
 def lock_run(run: Path) -> FileLock:
@@ -39,34 +40,66 @@ def lock_run(run: Path) -> FileLock:
     return lock
 
 
-def write_settings(run: Path, study: Study, source: Path | None, *, accept_changes: bool) -> None:
+def write_settings(
+    run: Path, study: Study, source: Path | None, fingerprint: str, *, accept_changes: bool
+) -> None:
     """Writes study.yaml, resolved.yaml and environment.json.
 
     Raises StudyError, with the difference, where the folder holds a run of another study. More
     trials or rounds than before, other resources and other models to keep are no difference.
+    Other images, another seed or another teacher are never accepted: points of before and after
+    could not stand on one front.
     """
     resolved = yaml.safe_dump(study.model_dump(), sort_keys=False)
     file = run / "resolved.yaml"
-    if file.is_file() and not accept_changes:
+    if file.is_file():
         before = Study.model_validate(yaml.safe_load(file.read_text()))
-        if changes := _changes(before, study):
-            raise StudyError(
-                str(run),
-                [
-                    Problem(
-                        "study",
-                        f"another study than the one begun here\n{changes}",
-                        "the study as it was, another name (--set name=...), "
-                        "or --accept-changes to go on with the new one",
-                    )
-                ],
-            )
+        _refuse_changes(run, before, study, fingerprint, accept_changes=accept_changes)
+        if accept_changes and before != study:
+            for part in (run / "trials").glob("*/checkpoint.pt"):
+                part.unlink()  # half of a training under the old settings
     if source is not None:
         shutil.copyfile(source, run / "study.yaml")
     else:
         write_text(run / "study.yaml", resolved)
     write_text(file, resolved)
-    write_text(run / "environment.json", json.dumps(_environment(study), indent=2) + "\n")
+    environment = {**_environment(study), "data": fingerprint}
+    write_text(run / "environment.json", json.dumps(environment, indent=2) + "\n")
+
+
+def _refuse_changes(
+    run: Path, before: Study, study: Study, fingerprint: str, *, accept_changes: bool
+) -> None:
+    problems = []
+    begun = json.loads((run / "environment.json").read_text()).get("data")
+    if begun != fingerprint:
+        problems.append(
+            Problem(
+                "data",
+                f"images or labels with fingerprint {fingerprint}",
+                f"those the run was begun with ({begun}), or another name (--set name=...)",
+            )
+        )
+    changes = _changes(before, study)
+    if changes and any(getattr(before, key) != getattr(study, key) for key in _FIXED):
+        problems.append(
+            Problem(
+                "study",
+                f"other data, another seed or another teacher than begun here\n{changes}",
+                "the study as it was, or another name (--set name=...)",
+            )
+        )
+    elif changes and not accept_changes:
+        problems.append(
+            Problem(
+                "study",
+                f"another study than the one begun here\n{changes}",
+                "the study as it was, another name (--set name=...), "
+                "or --accept-changes to go on with the new one",
+            )
+        )
+    if problems:
+        raise StudyError(str(run), problems)
 
 
 def _changes(before: Study, now: Study) -> str:

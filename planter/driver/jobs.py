@@ -14,6 +14,10 @@ Outcome = dict[str, Any]
 `train_macs` and what its kind adds; or `error`, and `retry` where another try may help."""
 
 
+class SearchStoppedError(RuntimeError):
+    """The study cannot go on: a network all others need failed, or too many trials did."""
+
+
 @dataclass(frozen=True)
 class Job:
     """One training. `params` is all its kind needs beside the study, fit for JSON."""
@@ -29,8 +33,8 @@ class Proposer(Protocol):
     def next(self) -> Job | None:
         """A job to train now; None while there is none, for good or until another has finished."""
 
-    def finish(self, job: Job, outcome: Outcome) -> list[Point]:
-        """Writes what became of a job into the book; the points that are now certain."""
+    def finish(self, job: Job, outcome: Outcome) -> None:
+        """Writes what became of a job, and the points that are certain by it, into the books."""
 
     def left(self) -> int:
         """How many jobs, at most, are still to be finished; 0 ends this proposer."""

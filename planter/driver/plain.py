@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import logging
-
 from planter.driver.jobs import Job, Outcome, points_of
 from planter.driver.networks import baseline_id
 from planter.driver.storage import PointBook
-from planter.front import Point
 from planter.study import Study
-
-log = logging.getLogger(__name__)
 
 
 class Teacher:
@@ -28,14 +23,12 @@ class Teacher:
         self._handed = True
         return Job("teacher", "teacher")
 
-    def finish(self, job: Job, outcome: Outcome) -> list[Point]:
+    def finish(self, job: Job, outcome: Outcome) -> None:
         self._open = False
         if "error" in outcome:
             self.error = outcome["error"]
-            return []
-        points = points_of(job.id, "teacher", outcome)
-        self._book.add(points, {}, {})
-        return points
+        else:
+            self._book.add(points_of(job.id, "teacher", outcome), {}, {})
 
     def left(self) -> int:
         return int(self._open)
@@ -69,15 +62,12 @@ class Baselines:
             return Job(name, "baseline", {"index": index})
         return None
 
-    def finish(self, job: Job, outcome: Outcome) -> list[Point]:
+    def finish(self, job: Job, outcome: Outcome) -> None:
         del self._waiting[job.id]
         if "error" in outcome:
-            log.warning("%s failed: %s", job.id, outcome["error"])
             self._failed.add(job.id)
-            return []
-        points = points_of(job.id, "baseline", outcome)
-        self._book.add(points, {}, {})
-        return points
+        else:
+            self._book.add(points_of(job.id, "baseline", outcome), {}, {})
 
     def left(self) -> int:
         return len(self._waiting)

@@ -24,7 +24,11 @@ def run_study(run: Path) -> Study:
 def read_points(run: Path) -> list[Point]:
     """Every point in a run's database."""
     study = run_study(run)
-    return PointBook(open_storage(database_url(run, study.storage)), study.name).points
+    storage = open_storage(database_url(run, study.storage))
+    try:
+        return PointBook(storage, study.name).points
+    finally:
+        storage.engine.dispose()
 
 
 def serve_dashboard(run: Path, host: str, port: int, ready: Callable[[str], None]) -> None:

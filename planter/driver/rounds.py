@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,15 +12,13 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from planter.arch import Architecture
-from planter.driver.jobs import Job, Outcome, points_of
+from planter.driver.jobs import Job, Outcome, SearchStoppedError, points_of
 from planter.driver.sampling import excess
 from planter.driver.storage import PointBook, open_study, read_result, write_result
-from planter.front import Point
 from planter.macs import cost
 from planter.planting import accept
 from planter.study import Study
 
-log = logging.getLogger(__name__)
 START = "p00-start"
 
 
@@ -55,13 +53,14 @@ class Rounds:
             return Job(name, "plant", {**params, "parent": parent})
         return None
 
-    def finish(self, job: Job, outcome: Outcome) -> list[Point]:
+    def finish(self, job: Job, outcome: Outcome) -> None:
         self._handed.discard(job.id)
+        if job.id == START and "error" in outcome:
+            # Its row stays open: when the study is continued, it is tried again.
+            raise SearchStoppedError(f"the initial network of planting failed: {outcome['error']}")
         write_result(self._study, self._rows[job.id], outcome)
         self._reload(job.id)
-        known = {point.id for point in self._book.points}
         self._advance()
-        return [point for point in self._book.points if point.id not in known]
 
     def left(self) -> int:
         """The round's open candidates and, at most, all of the rounds to come."""
@@ -84,6 +83,16 @@ class Rounds:
         """Ids of the networks that planting still reads: the last accepted and the open round's."""
         names = {row.user_attrs["id"] for row in self._open_rows()}
         return names | set(self.accepted()[-1:])
+
+    def verdict(self, number: int) -> str | None:
+        """What was decided of a round, in words; None while it is open."""
+        rows = [row for row in self._rows.values() if row.params["round"] == number]
+        if any(not row.state.is_finished() for row in rows):
+            return None
+        chosen = [row.user_attrs["id"] for row in rows if row.user_attrs.get("accepted")]
+        if chosen:
+            return f"planting round {number}: accepted {chosen[0]}"
+        return f"planting round {number}: no candidate improves, planting ends"
 
     def table(self) -> list[dict[str, Any]]:
         """A row for each finished candidate, as planting.csv shows it."""
@@ -175,7 +184,7 @@ class Rounds:
         losses = {
             name: result["points"][0]["loss"]
             for name, result in results.items()
-            if "error" not in result
+            if "error" not in result and math.isfinite(result["points"][0]["loss"])
         }
         before = float("inf") if parent is None else _loss(parent)
         chosen = accept(losses, before)
@@ -188,15 +197,18 @@ class Rounds:
         for row in rows:
             name = row.user_attrs["id"]
             if not row.state.is_finished():
-                failed = "error" in results[name]
+                failed = name not in losses
                 state = TrialState.FAIL if failed else TrialState.COMPLETE
                 self._study.tell(row.number, losses.get(name), state=state)
                 self._reload(name)
             if name in losses:
                 points = points_of(name, "plant", results[name])
-                self._book.add(points, row.params, row.distributions)
-        if chosen is None:
-            log.info("no candidate of %s improves on %g", ", ".join(results), before)
+                # Names of their own beside those of a search space, which stand in the same study.
+                self._book.add(
+                    points,
+                    {f"plant_{key}": value for key, value in row.params.items()},
+                    {f"plant_{key}": kind for key, kind in row.distributions.items()},
+                )
         return self._rows[chosen] if chosen is not None else None
 
     def _open_rows(self) -> list[FrozenTrial]:

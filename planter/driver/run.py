@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from optuna.storages import RDBStorage
 
 from planter import checkpoint
 from planter.data import Split
@@ -84,23 +85,33 @@ def search(
         log.warning("%s", warning)
     run = Path(out if out is not None else Path("runs") / study.name).resolve()
     with lock_run(run):
-        write_settings(run, study, source, accept_changes=accept_changes)
-        going = _Search(study, run, prepared, observe)
-        going.train(ray_address)
-        return going.report()
+        write_settings(run, study, source, prepared.fingerprint, accept_changes=accept_changes)
+        storage = open_storage(database_url(run, study.storage))
+        try:
+            going = _Search(study, run, prepared, storage, observe)
+            going.train(ray_address)
+            return going.report()
+        finally:
+            storage.engine.dispose()
 
 
 class _Search:
     """One search at work: its books and its folder."""
 
-    def __init__(self, study: Study, run: Path, prepared: Prepared, observe: Observer) -> None:
+    def __init__(
+        self,
+        study: Study,
+        run: Path,
+        prepared: Prepared,
+        storage: RDBStorage,
+        observe: Observer,
+    ) -> None:
         self._study = study
         self._run = run
         self._data = prepared.data
         self._observe = observe
         self._limits = study.objectives.bounds.limits()
-        storage = open_storage(database_url(run, study.storage))
-        self._book = PointBook(storage, study.name)
+        self._book = PointBook(storage, study.name, self._limits)
         self._reference = self._book.reference(prepared.reference)
         self._workers = worker_count(study)
         teacher = Teacher(self._book) if study.teacher else None
@@ -133,7 +144,11 @@ class _Search:
             return
         if self._workers == 0:
             self._train_here()
-            return
+        else:
+            self._train_on_ray(ray_address)
+        self._schedule.stop_if_hopeless()
+
+    def _train_on_ray(self, ray_address: str | None) -> None:
         from planter.driver.cluster import train_on_ray
 
         self._tell(f"{self._workers} workers start")
@@ -148,41 +163,43 @@ class _Search:
         )
 
     def _train_here(self) -> None:
+        worker = replace(self._worker, data=self._worker.data.to(self._worker.device))
         with _threads(self._study.resources.cpu):
             while (job := self.next()) is not None:
-                self.finish(job, self._worker.do(job))
+                self.finish(job, worker.do(job))
 
     def next(self) -> Job | None:
         job = self._schedule.next()
+        while self._sampling is not None and self._sampling.notices:
+            self._tell(self._sampling.notices.pop(0))
         if job is not None:
             self._tell(f"{job.id} starts")
         return job
 
     def finish(self, job: Job, outcome: Outcome) -> None:
-        points = self._schedule.finish(job, outcome)
+        again = self._schedule.finish(job, outcome)
         self._write()
         if "error" in outcome:
-            self._tell(f"{job.id} failed: {outcome['error']} (trials/{job.id}/log.txt)")
-            return
-        shown = ", ".join(
-            f"{fields['pipeline']} {100 * fields['accuracy']:.2f} % at {fields['macs']:,} macs"
-            for fields in outcome["points"]
-        )
-        self._tell(f"{job.id} done: {shown}")
-        if self._rounds is not None and job.kind == "plant" and points:
-            accepted = self._rounds.accepted()[-1]
-            number = job.params["round"]
-            if any(point.trial == accepted for point in points):
-                self._tell(f"planting round {number}: accepted {accepted}")
-            else:
-                self._tell(f"planting round {number}: no candidate improves, planting ends")
+            then = "it is tried again" if again else f"see trials/{job.id}/log.txt"
+            self._tell(f"{job.id} failed: {outcome['error']}; {then}")
+        else:
+            shown = ", ".join(
+                f"{fields['pipeline']} {100 * fields['accuracy']:.2f} % at {fields['macs']:,} macs"
+                for fields in outcome["points"]
+            )
+            self._tell(f"{job.id} done: {shown}")
+        if self._rounds is not None and job.kind == "plant" and not again:
+            verdict = self._rounds.verdict(job.params["round"])
+            if verdict is not None:
+                self._tell(verdict)
 
     def report(self) -> dict[str, Any]:
         """Reads the test data for what is reported and writes the run's documents."""
         known = self._test_accuracies()
         if (test := self._data.test) is not None:
             for point in self._reported():
-                if point.id not in known:
+                there = (self._run / "models" / point.id).is_dir()
+                if point.id not in known and there:
                     known[point.id] = self._test_accuracy(point, test)
         self._write(known)
         found = document(
@@ -197,7 +214,7 @@ class _Search:
         return front_of(self._book.points, self._limits) + others
 
     def _test_accuracy(self, point: Point, test: Split) -> float:
-        network = checkpoint.load(self._run / "models" / point.id)
+        network = checkpoint.load(self._run / "models" / point.id, own_code=True)
         return evaluate(network, test).accuracy
 
     def _test_accuracies(self) -> dict[str, float]:

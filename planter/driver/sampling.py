@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from planter.backbones import with_data_options
 from planter.data import Data
-from planter.driver.jobs import Job, Outcome, points_of, seed_of
+from planter.driver.jobs import Job, Outcome, SearchStoppedError, points_of, seed_of
 from planter.driver.storage import (
     METRICS,
     Direction,
@@ -22,13 +21,12 @@ from planter.driver.storage import (
     read_result,
     write_result,
 )
-from planter.front import Point, covered
+from planter.front import covered, within
 from planter.macs import Cost, cost
 from planter.pipelines import check_architecture
 from planter.space import Candidate, Space
 from planter.study import Study
 
-log = logging.getLogger(__name__)
 FAMILY_METRICS: dict[str, Direction] = {"hypervolume": "maximize"}
 
 
@@ -45,12 +43,12 @@ def make_sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
 
 
 def excess(limits: Mapping[str, int], ways: Iterable[Cost]) -> dict[str, float]:
-    """By how much, relatively, the cheapest of a trial's networks misses each limit; <= 0 keeps
-    it. Optuna's constraints, by name."""
-    ways = list(ways)
-    return {
-        name: min(getattr(way, name) for way in ways) / limit - 1 for name, limit in limits.items()
-    }
+    """By how much, relatively, a trial's networks miss each limit; <= 0 keeps it. Told of the one
+    network that comes nearest to keeping all. Optuna's constraints, by name."""
+    each = [
+        {name: getattr(way, name) / limit - 1 for name, limit in limits.items()} for way in ways
+    ]
+    return min(each, key=lambda misses: max(misses.values(), default=0.0))
 
 
 class Sampling:
@@ -78,6 +76,8 @@ class Sampling:
         self._family = family
         self._study = open_study(storage, f"{study.name}/sampling", metrics)
         self._handed: dict[str, FrozenTrial] = {}
+        self._space_failures = 0
+        self.notices: list[str] = []
         self._interrupted: list[FrozenTrial] = []
         for row in self._study.get_trials():
             outcome = read_result(row)
@@ -89,32 +89,23 @@ class Sampling:
                 self._publish(row, outcome)
 
     def next(self) -> Job | None:
-        while True:
-            if self._interrupted:
-                row = self._interrupted.pop(0)
-                trial = Trial(self._study, row._trial_id)
-            elif len(self._study.get_trials(deepcopy=False)) < self._trials:
-                number = len(self._study.get_trials(deepcopy=False))
-                # One sampler a trial: a single one with a fixed seed would, after a restart,
-                # propose its first trials again.
-                assert self._settings.sample is not None
-                self._study.sampler = make_sampler(
-                    self._settings.sample.sampler, seed_of(self._settings.seed, _id(number))
-                )
-                trial = self._study.ask()
-            else:
-                return None
+        while (trial := self._trial()) is not None:
             if (job := self._prepared(trial)) is not None:
                 return job
+            if self._space_failures > self._settings.resources.max_failures:
+                raise SearchStoppedError(
+                    f"{self._space_failures} trials of the search space failed: {self.notices[-1]}"
+                )
+        return None
 
-    def finish(self, job: Job, outcome: Outcome) -> list[Point]:
+    def finish(self, job: Job, outcome: Outcome) -> None:
         row = self._handed.pop(job.id)
         if "error" in outcome:
             self._fail(row.number, row._trial_id, outcome["error"])
-            return []
+            return
         write_result(self._study, row, outcome)
         self._tell(row, outcome)
-        return self._publish(row, outcome)
+        self._publish(row, outcome)
 
     def left(self) -> int:
         rows = self._study.get_trials(deepcopy=False)
@@ -126,6 +117,20 @@ class Sampling:
         rows = self._study.get_trials(deepcopy=False)
         return sum(row.state == TrialState.FAIL for row in rows)
 
+    def _trial(self) -> Trial | None:
+        """The next trial to prepare: an interrupted one, or a new one, or None."""
+        row = self._interrupted.pop(0) if self._interrupted else None
+        number = len(self._study.get_trials(deepcopy=False)) if row is None else row.number
+        if row is None and number >= self._trials:
+            return None
+        # One sampler a trial: a single one with a fixed seed would, after a restart, propose its
+        # first trials again.
+        assert self._settings.sample is not None
+        self._study.sampler = make_sampler(
+            self._settings.sample.sampler, seed_of(self._settings.seed, _id(number))
+        )
+        return self._study.ask() if row is None else Trial(self._study, row._trial_id)
+
     def _prepared(self, trial: Trial) -> Job | None:
         """The job of an asked trial; None where its network is refused before training."""
         try:
@@ -135,7 +140,10 @@ class Sampling:
             )
             check_architecture(architecture)
         except Exception as error:  # a space is the user's code: what it raises fails its trial
-            self._fail(trial.number, trial._trial_id, f"{type(error).__name__}: {error}")
+            reason = f"{type(error).__name__}: {error}"
+            self.notices.append(f"{_id(trial.number)} failed: {reason}")
+            self._space_failures += 1
+            self._fail(trial.number, trial._trial_id, reason)
             return None
         beyond = excess(self._limits, cost(architecture).pipelines.values())
         for bound, value in beyond.items():
@@ -143,9 +151,11 @@ class Sampling:
         if any(value > 0 for value in beyond.values()):
             trial.set_user_attr("refused", beyond)
             self._study.tell(trial, state=TrialState.PRUNED)
+            misses = ", ".join(f"{name} by {value:.0%}" for name, value in beyond.items())
+            self.notices.append(f"{_id(trial.number)} refused before training: beyond {misses}")
             return None
         row = self._study._storage.get_trial(trial._trial_id)
-        job = Job(_id(trial.number), "sample", row.params)
+        job = Job(_id(trial.number), "sample", {"trial": row.params, "network": architecture.key()})
         self._handed[job.id] = row
         return job
 
@@ -155,19 +165,22 @@ class Sampling:
         if self._family:
             self._study.tell(row.number, covered(points, self._reference, self._limits))
             return
+        allowed = [point for point in points if within(point, self._limits)] or points
         best = max(
-            points,
-            key=lambda p: (covered([*before, p], self._reference, self._limits), p.accuracy),
+            allowed,
+            key=lambda p: (
+                covered([*before, p], self._reference, self._limits),
+                p.accuracy,
+                -p.macs,
+            ),
         )
         self._study.tell(row.number, [best.accuracy, best.macs])
 
-    def _publish(self, row: FrozenTrial, outcome: Outcome) -> list[Point]:
+    def _publish(self, row: FrozenTrial, outcome: Outcome) -> None:
         points = points_of(_id(row.number), "sample", outcome)
         self._book.add(points, row.params, row.distributions)
-        return points
 
     def _fail(self, number: int, trial_id: int, reason: str) -> None:
-        log.warning("%s failed: %s", _id(number), reason)
         self._study._storage.set_trial_user_attr(trial_id, "error", reason)
         self._study.tell(number, state=TrialState.FAIL)
 

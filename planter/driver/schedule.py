@@ -6,17 +6,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from planter.driver.jobs import Job, Outcome, Proposer
+from planter.driver.jobs import Job, Outcome, Proposer, SearchStoppedError
 from planter.driver.plain import Baselines, Teacher
 from planter.driver.rounds import Rounds
 from planter.driver.sampling import Sampling
-from planter.front import Point
 
 _TRIES = 2
-
-
-class SearchStoppedError(RuntimeError):
-    """The study cannot go on: its teacher failed, or too many trials did."""
 
 
 @dataclass
@@ -48,7 +43,7 @@ class Schedule:
 
         Raises SearchStoppedError where going on makes no sense.
         """
-        self._stop_if_hopeless()
+        self.stop_if_hopeless()
         job = self._again.pop() if self._again else self._propose()
         if job is not None:
             self.running[job.id] = job
@@ -56,16 +51,16 @@ class Schedule:
             self._began[job.id] = time.monotonic()
         return job
 
-    def finish(self, job: Job, outcome: Outcome) -> list[Point]:
-        """Books an outcome; the points that are now certain. A job whose worker died is tried once
-        more."""
+    def finish(self, job: Job, outcome: Outcome) -> bool:
+        """Books an outcome, or says that the job, whose worker died, is tried once more."""
         del self.running[job.id]
         if outcome.get("retry") and self._tries[job.id] < _TRIES:
             self._again.append(job)
-            return []
+            return True
         self.done += 1
         self._durations.setdefault(job.kind, []).append(time.monotonic() - self._began[job.id])
-        return self._proposer(job).finish(job, outcome)
+        self._proposer(job).finish(job, outcome)
+        return False
 
     def complete(self) -> bool:
         """Whether nothing is left to train."""
@@ -119,7 +114,8 @@ class Schedule:
         assert owner is not None
         return owner
 
-    def _stop_if_hopeless(self) -> None:
+    def stop_if_hopeless(self) -> None:
+        """Raises SearchStoppedError where the teacher or too many trials have failed."""
         if self.teacher is not None and self.teacher.error is not None:
             raise SearchStoppedError(f"the teacher failed: {self.teacher.error}")
         failed = self.failed() - self._failed_before

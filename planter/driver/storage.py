@@ -73,7 +73,10 @@ def open_study(storage: RDBStorage, name: str, metrics: Mapping[str, Direction])
 class PointBook:
     """The Optuna study people look at: one row a point, written once, read by no sampler."""
 
-    def __init__(self, storage: RDBStorage, name: str) -> None:
+    def __init__(
+        self, storage: RDBStorage, name: str, limits: Mapping[str, int] | None = None
+    ) -> None:
+        self._limits = dict(limits or {})
         self._study = open_study(storage, name, METRICS)
         self._points = {point.id: point for point in map(_point, self._study.get_trials())}
 
@@ -108,6 +111,9 @@ class PointBook:
                 params=dict(params),
                 distributions=dict(distributions),
                 user_attrs=attributes,
+                constraints={
+                    limit: getattr(point, limit) / most - 1 for limit, most in self._limits.items()
+                },
             )
             self._study.add_trial(row)
             self._points[point.id] = point

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import logging
+import math
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -15,12 +16,12 @@ from pathlib import Path
 
 from filelock import FileLock
 from optuna.trial import FixedTrial
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from planter import checkpoint
 from planter.arch import Architecture
-from planter.backbones import with_data_options
+from planter.backbones import source_key, with_data_options
 from planter.data import Data
 from planter.driver.jobs import Job, Outcome, seed_of
 from planter.driver.networks import network_of
@@ -72,7 +73,8 @@ class Worker:
         settings = self.study.teacher
         assert settings is not None
         if settings.model is not None:
-            network = checkpoint.load(settings.model)
+            # `check` has seen to it that a builder of the user's own is one the study names.
+            network = checkpoint.load(settings.model, own_code=True)
             architecture = Architecture.from_dict(
                 checkpoint.read_spec(settings.model)["architecture"]
             )
@@ -84,23 +86,28 @@ class Worker:
             macs = 3 * cost(architecture).macs * len(self.data.train) * recipe.epochs
             outcome = self._outcome(job, {"base": network}, architecture, train_macs=macs)
         if not (file := self.run / "trials" / "teacher" / _LOGITS).is_file():
-            fresh = file.with_suffix(".new")
-            save_file({"logits": predict(network.to(self.device), self.data.train).cpu()}, fresh)
-            fresh.replace(file)
+            logits = predict(network.to(self.device), self.data.train).cpu()
+            checkpoint.write_tensors(file, {"logits": logits})
         return outcome
 
     def _cached_teacher(self, job: Job, architecture: Architecture, recipe: Recipe) -> nn.Module:
         """The teacher trained with these settings on these images, by whichever study came first;
         others that need it meanwhile wait for its lock."""
         seed = seed_of(self.study.seed, "teacher")
-        settings = [architecture.to_dict(), recipe.model_dump(), self.fingerprint, seed]
+        settings = [
+            architecture.to_dict(),
+            source_key(architecture.builder),
+            recipe.model_dump(),
+            self.fingerprint,
+            seed,
+        ]
         key = checkpoint.content_key(settings)
         folder = self.teachers / key
         self.teachers.mkdir(parents=True, exist_ok=True)
         with FileLock(self.teachers / f"{key}.lock"):
             if (folder / checkpoint.WEIGHTS).is_file():
                 log.info("teacher %s was trained before: %s", key, folder)
-                return checkpoint.load(folder).to(self.device)
+                return checkpoint.load(folder, own_code=True).to(self.device)
             network = build_network(architecture, seed=seed).to(self.device)
             part = self.teachers / f"{key}.part"
             fit(
@@ -175,7 +182,7 @@ class Worker:
         settings = self.study.plant
         assert settings is not None
         place = self.run / "models" / job.params["parent"] / "base"
-        parent = checkpoint.load(place).to(self.device)
+        parent = checkpoint.load(place, own_code=True).to(self.device)
         before = Architecture.from_dict(checkpoint.read_spec(place)["architecture"])
         layer, channels = job.params["layer"], job.params["channels"]
         seed = seed_of(self.study.seed, job.id)
@@ -205,8 +212,13 @@ class Worker:
         settings = self.study.sample
         assert settings is not None
         space = load_space(settings.space, image=self.data.image, classes=self.data.classes)
-        candidate = space(FixedTrial(dict(job.params)))
+        candidate = space(FixedTrial(dict(job.params["trial"]), number=int(job.id[1:])))
         architecture = with_data_options(candidate.architecture, self.data.classes, self.data.image)
+        if architecture.key() != job.params["network"]:
+            raise ValueError(
+                f"{settings.space} gave the driver another network for the same trial: a space "
+                "must depend on its trial alone, and must not be edited while a study runs"
+            )
         recipe = Recipe.model_validate({**self.study.recipe.model_dump(), **candidate.recipe})
         seed = seed_of(self.study.seed, job.id)
         network = build(architecture, seed)
@@ -270,6 +282,8 @@ class Worker:
         points = []
         for name, network in ways.items():
             score = evaluate(network, self.data.validation)
+            if not math.isfinite(score.loss):
+                raise FloatingPointError(f"validation loss of {name} is {score.loss}")
             fields = {
                 "pipeline": name,
                 "accuracy": score.accuracy,
@@ -312,8 +326,8 @@ class Worker:
 
     @cached_property
     def _teacher_network(self) -> nn.Module:
-        network = checkpoint.load(self.run / "models" / "teacher" / "base").to(self.device)
-        return network.requires_grad_(False)
+        place = self.run / "models" / "teacher" / "base"
+        return checkpoint.load(place, own_code=True).to(self.device).requires_grad_(False)
 
     @cached_property
     def _teacher_macs(self) -> int:
