@@ -5,19 +5,18 @@ from __future__ import annotations
 import json
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-if TYPE_CHECKING:
-    from planter.arch import Architecture
-    from planter.macs import Cost
+from planter.tables import cost_json, print_front, print_points
+from planter.targets import architecture_of_builder, architecture_of_point, run_folder
 
 app = typer.Typer(
     name="planter",
@@ -140,7 +139,7 @@ def search(
             soft_wrap=True,
         )
         raise typer.Exit(4) from None
-    _print_front(front)
+    print_front(out, front)
     shown = _shown(run)
     written = ["pareto.html", "pareto.csv", "pareto.json", "planting.csv", "models"]
     out.print(
@@ -237,12 +236,12 @@ def pareto(
     """Show the front of one run, or lay the fronts of several over each other."""
     from planter.front import COLUMNS, read_front, to_csv, write_text
 
-    fronts = [read_front(_run(run)) for run in runs]
+    fronts = [read_front(run_folder(run)) for run in runs]
     if as_json:
         typer.echo(json.dumps(fronts[0] if len(fronts) == 1 else fronts, indent=2))
     else:
         for front in fronts:
-            _print_front(front)
+            print_front(out, front)
     if csv is not None:
         rows = [{"study": f["study"], **point} for f in fronts for point in f["points"]]
         csv.parent.mkdir(parents=True, exist_ok=True)
@@ -270,10 +269,10 @@ def show(
     from planter.driver.read import read_points
     from planter.front import read_front
 
-    folder = _run(run)
+    folder = run_folder(run)
     front = read_front(folder)
     if point is None:
-        _print_front(front, every=True)
+        print_front(out, front, every=True)
         out.print(f"\nnext: planter show {run} ID · planter cost {run}/ID", soft_wrap=True)
         return
     matching = [p for p in read_points(folder) if point in (p.trial, p.id)]
@@ -287,7 +286,7 @@ def show(
     out.print(f"{first.architecture['builder']}: {widths}", soft_wrap=True)
     for name, spec in first.architecture["pipelines"].items():
         out.print(f"{name}: " + " ".join(f"{key}={value}" for key, value in spec.items()))
-    _print_points([rows[p.id] for p in matching if p.id in rows])
+    print_points(out, [rows[p.id] for p in matching if p.id in rows])
     out.print(f"\nfiles: {_shown(folder)}/trials/{first.trial}/ (log.txt, metrics.jsonl)")
 
 
@@ -327,15 +326,17 @@ def cost(
     if "/" in target:
         if widths or option or cut:
             raise ValueError(f"{target} has its widths, options and cuts; give them for a BUILDER")
-        architecture, pipeline = _architecture_of_point(target)
+        architecture, pipeline = architecture_of_point(target)
     else:
-        architecture = _architecture(target, image, classes, widths, option or [], cut or [])
+        architecture = architecture_of_builder(
+            target, image, classes, widths, option or [], cut or []
+        )
     check_architecture(architecture)
     found = count(architecture)
     if pipeline is not None:
         found = replace(found.pipelines[pipeline], pipelines=found.pipelines)
     if as_json:
-        typer.echo(json.dumps(_cost_json(found), indent=2))
+        typer.echo(json.dumps(cost_json(found), indent=2))
         return
     table = Table("stage", "output", "macs", "macs_all", "parameters", box=None, pad_edge=False)
     for stage in found.stages:
@@ -360,7 +361,7 @@ def dashboard(
     """Open optuna-dashboard on a running or finished run. Ctrl-C ends it."""
     from planter.driver.read import serve_dashboard
 
-    folder = _run(run)
+    folder = run_folder(run)
 
     def ready(address: str) -> None:
         out.print(f"{run} at {address} (Ctrl-C ends)", soft_wrap=True)
@@ -380,132 +381,6 @@ def _overrides(given: Sequence[str] | None, workers: int | None, storage: str | 
     if storage is not None:
         every.append(f"storage={json.dumps(storage)}")
     return every
-
-
-def _run(name: str) -> Path:
-    """The run folder of a name. Raises ValueError, naming the runs there are."""
-    for folder in (Path(name), Path("runs") / name):
-        if (folder / "resolved.yaml").is_file():
-            return folder
-    there = sorted(f.parent.name for f in Path("runs").glob("*/resolved.yaml"))
-    known = f"runs here are {', '.join(there)}" if there else "there are no runs here"
-    raise ValueError(f"no run {name!r}: expected a run folder, or a name under runs/; {known}")
-
-
-def _architecture(
-    target: str,
-    image: str,
-    classes: int,
-    widths: str | None,
-    options: Sequence[str],
-    cuts: Sequence[str],
-) -> Architecture:
-    from planter.arch import Architecture
-    from planter.backbones import full_widths, with_data_options
-
-    shape = image.split("x")
-    if len(shape) != 3 or not all(part.isdigit() and int(part) for part in shape):
-        raise ValueError(f"--image {image!r}: expected channels x height x width, e.g. 3x32x32")
-    pairs = dict(_pair("--option", text) for text in options)
-    plain = Architecture(
-        target, full_widths(target, _widths(widths)), pairs, {name: {} for name in cuts}
-    )
-    return with_data_options(plain, classes, [int(part) for part in shape])
-
-
-def _architecture_of_point(target: str) -> tuple[Architecture, str | None]:
-    """The architecture of RUN/TRIAL or RUN/TRIAL/PIPELINE, and the pipeline if one is named."""
-    from planter.arch import Architecture
-    from planter.driver.read import read_points
-
-    parts = target.split("/")
-    for at in range(len(parts) - 1, 0, -1):
-        run, wanted = "/".join(parts[:at]), "/".join(parts[at:])
-        try:
-            folder = _run(run)
-        except ValueError:
-            continue
-        for point in read_points(folder):
-            if wanted in (point.trial, point.id):
-                way = point.pipeline if wanted == point.id else None
-                return Architecture.from_dict(point.architecture), way
-        raise ValueError(f"{run} has no point {wanted!r}; planter show {run} lists them")
-    raise ValueError(f"no run in {target!r}: expected RUN/ID, e.g. quickstart/s0012/cut2")
-
-
-def _pair(flag: str, text: str) -> tuple[str, Any]:
-    import yaml
-
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise ValueError(f"{flag} {text!r}: expected KEY=VALUE")
-    return key, yaml.safe_load(value)
-
-
-def _widths(text: str | None) -> int | dict[str, int] | None:
-    if text is None:
-        return None
-    if text.isdigit():
-        return int(text)
-    pairs = dict(_pair("--widths", part) for part in text.split(","))
-    if not all(isinstance(width, int) for width in pairs.values()):
-        raise ValueError(f"--widths {text!r}: expected one number or conv1=8,conv2=16")
-    return pairs
-
-
-def _cost_json(cost: Cost) -> dict[str, Any]:
-    stages = [
-        {
-            "name": stage.name,
-            "macs": stage.macs,
-            "macs_all": stage.macs_all,
-            "params": stage.params,
-            "output": list(stage.output),
-        }
-        for stage in cost.stages
-    ]
-    whole = {"macs": cost.macs, "macs_all": cost.macs_all, "params": cost.params, "stages": stages}
-    ways = {
-        name: {"macs": way.macs, "macs_all": way.macs_all, "params": way.params}
-        for name, way in cost.pipelines.items()
-    }
-    return {**whole, "pipelines": ways}
-
-
-def _print_front(front: Mapping[str, Any], every: bool = False) -> None:
-    """The front as a table; with `every`, all points, those of the front marked."""
-    _print_points(
-        [p for p in front["points"] if every or p["on_front"] or p["method"] in _COMPARED]
-    )
-    reference = front["reference_point"]
-    out.print(
-        f"{front['study']}: * on the front of {len(front['points'])} points; hypervolume "
-        f"{front['hypervolume']:.4f} from ({reference[0]:.3g}, {reference[1]:,.0f} macs)",
-        soft_wrap=True,
-    )
-
-
-def _print_points(points: Sequence[Mapping[str, Any]]) -> None:
-    table = Table(
-        "", "id", "method", "accuracy", "test", "macs", "parameters", box=None, pad_edge=False
-    )
-    for column in table.columns[3:]:
-        column.justify = "right"
-    for point in points:
-        test = point["test_accuracy"]
-        table.add_row(
-            "*" if point["on_front"] else "",
-            point["id"],
-            point["method"],
-            f"{100 * point['accuracy']:.2f} %",
-            "" if test is None else f"{100 * test:.2f} %",
-            f"{point['macs']:,}",
-            f"{point['params']:,}",
-        )
-    out.print(table)
-
-
-_COMPARED = ("teacher", "baseline")
 
 
 def _shown(path: Path) -> str:

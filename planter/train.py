@@ -71,7 +71,7 @@ def fit(
     """
     if recipe.augment.changes() and isinstance(teacher, Tensor):
         raise ValueError("cached teacher logits do not fit augmented images; give the network")
-    # Convolutions on the CPU and on recent GPUs are faster with channels last: 1.1 to 1.6 times a
+    # Convolutions on the CPU and on recent GPUs are faster with channels last: 1.1 to 1.5 times a
     # step on two cores (docs/performance.md).
     model.to(memory_format=torch.channels_last)
     optimizer = make_optimizer(model, recipe)

@@ -1,6 +1,7 @@
 """Commands as a person types them; a mistake is one message and exit code 2."""
 
 import csv
+import importlib.metadata
 import json
 import queue
 import re
@@ -87,6 +88,8 @@ def test_help_does_not_wait_for_torch():
         (["cost", "convnet", "--widths", "conv9=3"], "no width conv9"),
         (["cost", "convnet", "--option", "depth=3"], "no option depth"),
         (["cost", "small/s0099"], "no point 's0099'"),
+        (["cost", "small/s0000", "--cut", "cut1"], "give them for a BUILDER"),
+        (["check", "small.yaml", "--set", "teacher.options={pool_after: 5}"], "pool_after"),
         (["dashboard", "nosuch"], "no run 'nosuch'"),
         (
             ["search", "small.yaml", "--set", "name=x", "--storage", "nodb"],
@@ -238,12 +241,33 @@ def test_a_failed_search_is_exit_code_4(call, tmp_path):
     assert "same command goes on" in err
 
 
+def test_a_search_of_which_nothing_came_is_exit_code_4(call, tmp_path):
+    code, _, err = call(
+        "search", "small.yaml", "--out", str(tmp_path / "run"), "--set", "plant=null",
+        "--set", "recipe={epochs: 2, lr: 1.0e+30, optimizer: sgd, schedule: constant}",
+        "--set", "baselines=[]",
+        "--set", f"teacher={{model: {place_of_teacher()}}}",
+    )  # fmt: skip
+    assert code == 4
+    assert "every searched trial failed" in err
+
+
+def place_of_teacher():
+    return "runs/small/models/teacher/base"
+
+
+def test_version_is_the_installed_one(call):
+    code, out, _ = call("--version")
+    assert code == 0
+    assert out.strip() == f"planter {importlib.metadata.version('planter')}"
+
+
 def test_search_prints_plain_lines_and_the_front_without_a_terminal(call, tmp_path):
     code, out, _ = call(
         "search", "small.yaml", "--out", str(tmp_path / "run"), "--set", "sample=null",
         "--set", "plant=null",
     )  # fmt: skip
-    assert code == 3  # without plant and sample there is no searched point
+    assert code == 0  # nothing was searched, and nothing was to be
     assert "teacher done: base" in out
     assert "\x1b" not in out
     assert "b-width4/base" in out

@@ -1,7 +1,9 @@
 """The driver without Ray: small studies trained in this process."""
 
 import csv
+import dataclasses
 import json
+import sys
 from pathlib import Path
 
 import optuna
@@ -14,6 +16,7 @@ from planter import train
 from planter.driver import worker as worker_module
 from planter.driver.jobs import SearchStoppedError
 from planter.driver.read import read_points
+from planter.driver.sampling import excess
 from planter.study import Study, StudyError
 from planter.study_file import read_study
 
@@ -442,3 +445,166 @@ def test_a_sampled_network_trained_with_expanded_kernels_is_saved_plain(study_fi
             names = set(planter.load(run / point["model"]).state_dict())
             assert not any("parametrizations" in name for name in names)
             assert "head.fc2.weight" in names
+
+
+def test_data_that_changed_since_a_run_was_begun_are_refused(study_file, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    module = tmp_path / "changing_data.py"
+    module.write_text(
+        "import torch\n"
+        "LEVEL = 1\n"
+        "def make():\n"
+        "    images = torch.full((40, 1, 8, 8), LEVEL, dtype=torch.uint8)\n"
+        "    images[::2] += 9\n"
+        "    return {'train': (images, torch.arange(40) % 2)}\n"
+    )
+    lean = ["data={name: 'changing_data:make'}", "plant=null", "sample=null"]
+    planter.search(study_file, out=tmp_path / "run", overrides=lean)
+    planter.search(study_file, out=tmp_path / "run", overrides=lean)
+    monkeypatch.setattr(sys.modules["changing_data"], "LEVEL", 2)
+    for accept in (False, True):
+        with pytest.raises(StudyError, match="fingerprint"):
+            planter.search(study_file, out=tmp_path / "run", overrides=lean, accept_changes=accept)
+
+
+def test_other_data_seeds_and_teachers_are_not_accepted_even_when_changes_are(study_file, tmp_path):
+    lean = ["plant=null", "sample=null"]
+    planter.search(study_file, out=tmp_path / "run", overrides=lean)
+    for change in ("seed=9", "teacher.widths=5"):
+        with pytest.raises(StudyError, match="another seed or another teacher"):
+            planter.search(
+                study_file, out=tmp_path / "run", overrides=[*lean, change], accept_changes=True
+            )
+    planter.search(
+        study_file, out=tmp_path / "run", overrides=[*lean, "recipe.epochs=3"], accept_changes=True
+    )
+
+
+def test_a_space_may_use_the_names_of_plantings_own_parameters(study_file, tmp_path):
+    space = tmp_path / "space.py"
+    space.write_text(SPACE.replace('"depth"', '"channels"').replace('"cut"', '"layer"'))
+    planter.search(study_file, out=tmp_path / "run")
+    names = {name for row in rows(tmp_path / "run", "small") for name in row.params}
+    assert {"channels", "plant_channels", "layer", "plant_layer"} <= names
+
+
+def test_plants_that_end_in_no_number_fail_and_the_study_goes_on(study_file, tmp_path):
+    overrides = ["plant.recipe={epochs: 1, batch: 400, optimizer: sgd, lr: 1.0e+25}"]
+    front = planter.search(study_file, out=tmp_path / "run", overrides=overrides)
+    states = {r.user_attrs["id"]: r.state.name for r in rows(tmp_path / "run", "small/planting")}
+    assert states["p00-start"] == "COMPLETE"
+    assert set(states.values()) == {"COMPLETE", "FAIL"}
+    assert {p["trial"] for p in front["points"]} >= {"s0003", "p00-start"}
+
+
+def test_a_failed_start_of_planting_stops_the_search_and_is_tried_again(
+    study_file, tmp_path, monkeypatch
+):
+    start = worker_module.Worker._start
+
+    def failing(self, job):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(worker_module.Worker, "_start", failing)
+    run = tmp_path / "run"
+    with pytest.raises(SearchStoppedError, match="no space left"):
+        planter.search(study_file, out=run)
+    monkeypatch.setattr(worker_module.Worker, "_start", start)
+    planter.search(study_file, out=run)
+    assert_complete(run)
+
+
+def test_a_sampler_is_told_a_point_that_keeps_the_bounds(study_file, tmp_path):
+    run = tmp_path / "run"
+    # Below every base network and above the cut ones of width 4.
+    limit = 7_000
+    planter.search(
+        study_file,
+        out=run,
+        overrides=[f"objectives.bounds.macs={limit}", "plant=null", "sample.trials=10"],
+    )
+    told = [r for r in rows(run, "small/sampling") if r.state.name == "COMPLETE"]
+    assert told
+    assert all(row.values[1] <= limit for row in told)
+
+
+def test_bounds_are_kept_by_one_network_not_by_several_together():
+    small_but_long = planter.cost(planter.Architecture("convnet", {}, {"image": [3, 32, 32]}))
+    few = dataclasses.replace(small_but_long, macs=50, params=500)
+    cheap = dataclasses.replace(small_but_long, macs=500, params=50)
+    misses = excess({"macs": 100, "params": 100}, [few, cheap])
+    assert max(misses.values()) == 4.0
+
+
+def test_a_worker_sees_the_trial_the_driver_saw(study_file, tmp_path):
+    space = tmp_path / "space.py"
+    space.write_text(SPACE.replace("width),", "width + trial.number),"))
+    planter.search(study_file, out=tmp_path / "run", overrides=["plant=null"])
+    for row in rows(tmp_path / "run", "small"):
+        if row.user_attrs["method"] == "sample":
+            number = int(row.user_attrs["trial"][1:])
+            widths = row.user_attrs["architecture"]["widths"]
+            assert widths["conv1"] == row.params["width"] + number
+
+
+def test_a_trial_cut_off_while_it_was_asked_is_completed_as_it_would_have_been(
+    study_file, tmp_path, monkeypatch
+):
+    lean = ["plant=null", "sample.sampler=random"]
+    planter.search(study_file, out=tmp_path / "a", overrides=lean)
+    suggest = optuna.trial.Trial.suggest_float
+    calls = []
+
+    def cut_off(self, name, *args, **kwargs):
+        calls.append(name)
+        # Eight draws are the check's; the second trial of the study is hit.
+        if len(calls) == 10:
+            raise KeyboardInterrupt
+        return suggest(self, name, *args, **kwargs)
+
+    monkeypatch.setattr(optuna.trial.Trial, "suggest_float", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        planter.search(study_file, out=tmp_path / "b", overrides=lean)
+    monkeypatch.undo()
+    (running,) = [r for r in rows(tmp_path / "b", "small/sampling") if r.state.name == "RUNNING"]
+    assert set(running.params) == {"width", "cut", "depth"}
+    planter.search(study_file, out=tmp_path / "b", overrides=lean)
+    whole, resumed = (rows(tmp_path / place, "small/sampling") for place in "ab")
+    assert [set(row.params) for row in resumed] == [set(row.params) for row in whole]
+    kept = {name: resumed[1].params[name] for name in ("width", "cut", "depth")}
+    assert kept == running.params
+    # Trials after it are drawn as if nothing had happened.
+    assert [row.params for row in resumed[2:]] == [row.params for row in whole[2:]]
+
+
+def test_a_cut_pipeline_is_refused_as_a_teacher(study_file, tmp_path):
+    front = planter.search(
+        study_file, out=tmp_path / "a", overrides=["plant=null", "keep=all", "sample.trials=8"]
+    )
+    cut = next(p for p in front["points"] if p["pipeline"] != "base")
+    with pytest.raises(StudyError, match="a pipeline 'base'"):
+        planter.search(
+            study_file,
+            out=tmp_path / "b",
+            overrides=[f"teacher={{model: {tmp_path / 'a' / cut['model']}}}"],
+        )
+
+
+def test_a_teacher_of_an_edited_builder_is_trained_anew(study_file, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    source = (Path(__file__).parent / "nets.py").read_text()
+    (tmp_path / "edited_nets.py").write_text(source)
+    lean = [
+        "teacher={builder: 'edited_nets:residual'}",
+        "plant=null",
+        "sample=null",
+        "baselines=[{}]",
+    ]
+    planter.search(study_file, out=tmp_path / "a", overrides=lean)
+    (tmp_path / "edited_nets.py").write_text(source + "\n# edited\n")
+    planter.search(study_file, out=tmp_path / "b", overrides=lean)
+    assert len(list((tmp_path / ".teachers").glob("*/arch.json"))) == 2
+    saved = tmp_path / "b" / "models" / "teacher" / "base"
+    with pytest.raises(ValueError, match="own_code=True"):
+        planter.load(saved)
+    assert planter.load(saved, own_code=True)(torch.zeros(1, 1, 8, 8)).shape == (1, 10)

@@ -432,14 +432,29 @@ def test_recalibration_survives_one_image_too_many() -> None:
     torch.testing.assert_close(model[2].running_mean.double(), mean.detach(), rtol=0, atol=1e-3)
 
 
-def test_recalibration_sees_no_more_images_than_asked_for() -> None:
+def test_recalibration_sees_as_many_images_as_asked_for_each_once() -> None:
     data = split(40)
-    few = Split(data.images[:10], data.labels[:10], data.mean, data.std)
-    torch.manual_seed(0)
-    a = recalibrate_batchnorm_(normed(), data, images=10)
-    torch.manual_seed(0)
-    b = recalibrate_batchnorm_(normed(), few)
-    assert torch.equal(a[1].running_mean, b[1].running_mean)
+    network = normed()
+    seen: list[Tensor] = []
+    network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    recalibrate_batchnorm_(network, data, images=10)
+    images = torch.cat(seen)
+    every = data.normalise(data.images)
+    matches = [int((every == image).flatten(1).all(dim=1).nonzero()) for image in images]
+    assert len(set(matches)) == len(matches) == 10
+
+
+def test_recalibration_does_not_depend_on_the_images_being_sorted_by_class() -> None:
+    # Two classes far apart: within either, the variance is 1; over both, 1 + 5 ** 2.
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(2).repeat_interleave(1024)
+    images = torch.randn(2048, 3, 4, 4, generator=generator) + 10.0 * labels[:, None, None, None]
+    data = Split(images, labels, torch.zeros(3, 1, 1), torch.ones(3, 1, 1))
+    network = nn.Sequential(nn.BatchNorm2d(3))
+    recalibrate_batchnorm_(network, data)
+    assert torch.allclose(network[0].running_var, torch.full((3,), 26.0), rtol=0.05)
+    recalibrate_batchnorm_(network, data, images=1024)
+    assert torch.allclose(network[0].running_mean, torch.full((3,), 5.0), rtol=0.1)
 
 
 def test_without_norms_recalibration_runs_nothing() -> None:

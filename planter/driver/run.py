@@ -6,7 +6,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -139,6 +139,8 @@ class _Search:
 
     def train(self, ray_address: str | None) -> None:
         """Runs every job that is left."""
+        for left in (self._run / "models").glob("*/.*"):
+            shutil.rmtree(left, ignore_errors=True)  # half written when a worker was killed
         self._write()
         if self._schedule.complete():
             return
@@ -247,7 +249,10 @@ class _Search:
         needed = self._rounds.needed() if self._rounds is not None else set()
         for point in points:
             if point.id not in kept and point.trial not in needed:
-                shutil.rmtree(self._run / "models" / point.id, ignore_errors=True)
+                folder = self._run / "models" / point.id
+                shutil.rmtree(folder, ignore_errors=True)
+                with suppress(OSError):  # the trial's other pipelines may be kept
+                    folder.parent.rmdir()
 
     def _tell(self, event: str) -> None:
         front = front_of(self._book.points, self._limits)

@@ -1,0 +1,66 @@
+"""Tables on a terminal, and their JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from planter.macs import Cost
+
+_COMPARED = ("teacher", "baseline")
+
+
+def cost_json(cost: Cost) -> dict[str, Any]:
+    stages = [
+        {
+            "name": stage.name,
+            "macs": stage.macs,
+            "macs_all": stage.macs_all,
+            "params": stage.params,
+            "output": list(stage.output),
+        }
+        for stage in cost.stages
+    ]
+    whole = {"macs": cost.macs, "macs_all": cost.macs_all, "params": cost.params, "stages": stages}
+    ways = {
+        name: {"macs": way.macs, "macs_all": way.macs_all, "params": way.params}
+        for name, way in cost.pipelines.items()
+    }
+    return {**whole, "pipelines": ways}
+
+
+def print_front(out: Console, front: Mapping[str, Any], every: bool = False) -> None:
+    """The front as a table; with `every`, all points, those of the front marked."""
+    print_points(
+        out, [p for p in front["points"] if every or p["on_front"] or p["method"] in _COMPARED]
+    )
+    reference = front["reference_point"]
+    out.print(
+        f"{front['study']}: * on the front of {len(front['points'])} points; hypervolume "
+        f"{front['hypervolume']:.4f} from ({reference[0]:.3g}, {reference[1]:,.0f} macs)",
+        soft_wrap=True,
+    )
+
+
+def print_points(out: Console, points: Sequence[Mapping[str, Any]]) -> None:
+    table = Table(
+        "", "id", "method", "accuracy", "test", "macs", "parameters", box=None, pad_edge=False
+    )
+    for column in table.columns[3:]:
+        column.justify = "right"
+    for point in points:
+        test = point["test_accuracy"]
+        table.add_row(
+            "*" if point["on_front"] else "",
+            point["id"],
+            point["method"],
+            f"{100 * point['accuracy']:.2f} %",
+            "" if test is None else f"{100 * test:.2f} %",
+            f"{point['macs']:,}",
+            f"{point['params']:,}",
+        )
+    out.print(table)

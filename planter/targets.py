@@ -1,0 +1,79 @@
+"""What a command names: a run, a point of a run, or a builder with its settings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from planter.arch import Architecture
+
+
+def run_folder(name: str) -> Path:
+    """The run folder of a name. Raises ValueError, naming the runs there are."""
+    for folder in (Path(name), Path("runs") / name):
+        if (folder / "resolved.yaml").is_file():
+            return folder
+    there = sorted(f.parent.name for f in Path("runs").glob("*/resolved.yaml"))
+    known = f"runs here are {', '.join(there)}" if there else "there are no runs here"
+    raise ValueError(f"no run {name!r}: expected a run folder, or a name under runs/; {known}")
+
+
+def architecture_of_builder(
+    target: str,
+    image: str,
+    classes: int,
+    widths: str | None,
+    options: Sequence[str],
+    cuts: Sequence[str],
+) -> Architecture:
+    """The architecture that `planter cost BUILDER` and its options describe."""
+    from planter.backbones import full_widths, with_data_options
+
+    shape = image.split("x")
+    if len(shape) != 3 or not all(part.isdigit() and int(part) for part in shape):
+        raise ValueError(f"--image {image!r}: expected channels x height x width, e.g. 3x32x32")
+    pairs = dict(_pair("--option", text) for text in options)
+    plain = Architecture(
+        target, full_widths(target, _widths(widths)), pairs, {name: {} for name in cuts}
+    )
+    return with_data_options(plain, classes, [int(part) for part in shape])
+
+
+def architecture_of_point(target: str) -> tuple[Architecture, str | None]:
+    """The architecture of RUN/TRIAL or RUN/TRIAL/PIPELINE, and the pipeline if one is named."""
+    from planter.driver.read import read_points
+
+    parts = target.split("/")
+    for at in range(len(parts) - 1, 0, -1):
+        run, wanted = "/".join(parts[:at]), "/".join(parts[at:])
+        try:
+            folder = run_folder(run)
+        except ValueError:
+            continue
+        for point in read_points(folder):
+            if wanted in (point.trial, point.id):
+                way = point.pipeline if wanted == point.id else None
+                return Architecture.from_dict(point.architecture), way
+        raise ValueError(f"{run} has no point {wanted!r}; planter show {run} lists them")
+    raise ValueError(f"no run in {target!r}: expected RUN/ID, e.g. quickstart/s0012/cut2")
+
+
+def _pair(flag: str, text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise ValueError(f"{flag} {text!r}: expected KEY=VALUE")
+    return key, yaml.safe_load(value)
+
+
+def _widths(text: str | None) -> int | dict[str, int] | None:
+    if text is None:
+        return None
+    if text.isdigit():
+        return int(text)
+    pairs = dict(_pair("--widths", part) for part in text.split(","))
+    if not all(isinstance(width, int) for width in pairs.values()):
+        raise ValueError(f"--widths {text!r}: expected one number or conv1=8,conv2=16")
+    return pairs
