@@ -25,8 +25,8 @@ def start(folder: Path) -> subprocess.Popen:
     command += ["search", str(folder / "small.yaml"), "--out", str(folder / "run")]
     for override in overrides:
         command += ["--set", override]
-    log = (folder / "log.txt").open("a")
-    return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    with (folder / "log.txt").open("a") as log:
+        return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 
 
 def descendants(pid: int) -> list[int]:
