@@ -197,10 +197,13 @@ class Problem:
     got: str
     expected: str
     line: int | None = None
+    told: bool = False
+    """Whether `expected` is a sentence that tells both what is wrong and what would be right."""
 
     def __str__(self) -> str:
         line = f" (line {self.line})" if self.line is not None else ""
-        return f"{self.place}{line}: got {self.got}, expected {self.expected}"
+        joint = ": " if self.told else ", expected "
+        return f"{self.place}{line}: got {self.got}{joint}{self.expected}"
 
 
 class StudyError(ValueError):

@@ -61,7 +61,7 @@ class _Findings:
         try:
             return what()
         except ValueError as error:
-            self.add(place, got, str(error))
+            self.problems.append(Problem(place, str(got), str(error), told=True))
             return None
 
 
