@@ -53,6 +53,14 @@ class Recipe(BaseModel):
     gamma: Annotated[
         float, Field(gt=0, le=1, description="multistep and step: factor at each fall")
     ] = 0.1
+    ema: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            lt=1,
+            description="decay a step of a moving average of the weights, which is what is kept",
+        ),
+    ] = None
     augment: Annotated[Augment, Field(description="random changes of the images")] = Augment()
 
     @model_validator(mode="after")
@@ -110,7 +118,7 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         raise ValueError("the model has no trainable parameter")
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(
-            named, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov
+            named, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=True
         )
     kind = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
-    return kind(named, lr=recipe.lr)
+    return kind(named, lr=recipe.lr, fused=True)

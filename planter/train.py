@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from planter.checkpoint import read_training, write_training
 from planter.data import Split
@@ -66,8 +67,9 @@ def fit(
     `teacher` is its logits for the whole split `[n, classes]`, right while the recipe changes no
     images, or a network that is asked for every batch. Batches, augmentation and dropout depend on
     `seed` and the epoch alone, so a training taken up from `checkpoint` (written every few
-    seconds) goes on as if it had not stopped. Raises FloatingPointError when
-    the loss is no longer a number.
+    seconds) goes on as if it had not stopped. With `recipe.ema` the weights and norm statistics
+    that are left in the model are their moving average over the steps; the training itself is the
+    one without it. Raises FloatingPointError when the loss is no longer a number.
     """
     if recipe.augment.changes() and isinstance(teacher, Tensor):
         raise ValueError("cached teacher logits do not fit augmented images; give the network")
@@ -75,17 +77,24 @@ def fit(
     # step on two cores (docs/performance.md).
     model.to(memory_format=torch.channels_last)
     optimizer = make_optimizer(model, recipe)
+    average = None
+    if recipe.ema is not None:
+        average = AveragedModel(
+            model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True
+        )
     start = 0
     if checkpoint is not None and (state := read_training(checkpoint)) is not None:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
+        if average is not None:
+            average.load_state_dict(state["average"])
         start = state["epoch"]
         log.info("taken up after epoch %d of %d", start, recipe.epochs)
     saved_at = time.monotonic()
     for epoch in range(start, recipe.epochs):
         began = time.monotonic()
         with torch.random.fork_rng(devices=_cuda_devices(split)):
-            mean = _epoch(model, loss, split, recipe, optimizer, epoch, seed, teacher)
+            mean = _epoch(model, loss, split, recipe, optimizer, epoch, seed, teacher, average)
         if not math.isfinite(mean):
             raise FloatingPointError(
                 f"training loss became {mean} in epoch {epoch + 1} of {recipe.epochs}; "
@@ -95,8 +104,12 @@ def fit(
         due = time.monotonic() - saved_at > _CHECKPOINT_EVERY_S
         if checkpoint is not None and due and epoch + 1 < recipe.epochs:
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            if average is not None:
+                state["average"] = average.state_dict()
             write_training(checkpoint, {"epoch": epoch + 1, **state})
             saved_at = time.monotonic()
+    if average is not None:
+        model.load_state_dict(average.module.state_dict())
     return model.to(memory_format=torch.contiguous_format)
 
 
@@ -109,6 +122,7 @@ def _epoch(
     epoch: int,
     seed: int,
     teacher: Tensor | nn.Module | None,
+    average: AveragedModel | None,
 ) -> float:
     """One pass; the mean loss over the images."""
     torch.manual_seed(_mix(seed, epoch))  # for dropout and whatever else draws in the model
@@ -128,6 +142,8 @@ def _epoch(
                 decayed = value + recipe.weight_decay * decay
             decayed.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
+        if average is not None:
+            average.update_parameters(model)
         total += value.detach() * len(batch.labels)
     return float(total) / len(split)
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from planter.arch import Architecture
-from planter.backbones import convnet, toy, vgg
+from planter.backbones import cifar_quick, convnet, toy, vgg
 from planter.backbones.staged import StagedNet
 
 __all__ = [
@@ -52,6 +52,7 @@ class Builder:
 BUILDERS: dict[str, Builder] = {
     "convnet": Builder(convnet.convnet, convnet.WIDTHS),
     "toy": Builder(toy.toy, toy.WIDTHS),
+    "cifar_quick": Builder(cifar_quick.cifar_quick, cifar_quick.WIDTHS),
     "vgg16": Builder(vgg.vgg16, vgg.WIDTHS),
 }
 
