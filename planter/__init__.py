@@ -11,7 +11,13 @@ if TYPE_CHECKING:
     from planter.checkpoint import load
     from planter.data import load_data
     from planter.driver.run import search
-    from planter.kernels import KernelFilter, collapse_kernels_, expand_kernels_
+    from planter.forms import AsymmetricBlock, DOConv, FeatureFilter, KernelFilter, form_of
+    from planter.kernels import (
+        collapse_kernels_,
+        expand_kernels_,
+        expand_stages_,
+        is_conv_or_linear,
+    )
     from planter.losses import distillation_loss, multi_pipeline_loss
     from planter.macs import cost
     from planter.morph import inherit_weights
@@ -20,12 +26,16 @@ if TYPE_CHECKING:
     from planter.recipe import Recipe
     from planter.space import Candidate
     from planter.train import evaluate, fit
+    from planter.transfer import expand_from_
 
 _PLACES = {
     "Architecture": "arch",
+    "AsymmetricBlock": "forms",
     "BUILDERS": "backbones",
     "Candidate": "space",
-    "KernelFilter": "kernels",
+    "DOConv": "forms",
+    "FeatureFilter": "forms",
+    "KernelFilter": "forms",
     "Pipelines": "pipelines",
     "Recipe": "recipe",
     "StagedNet": "backbones",
@@ -35,10 +45,14 @@ _PLACES = {
     "cuts": "pipelines",
     "distillation_loss": "losses",
     "evaluate": "train",
+    "expand_from_": "transfer",
     "expand_kernels_": "kernels",
+    "expand_stages_": "kernels",
     "fit": "train",
+    "form_of": "forms",
     "hypervolume": "pareto",
     "inherit_weights": "morph",
+    "is_conv_or_linear": "kernels",
     "load": "checkpoint",
     "load_data": "data",
     "multi_pipeline_loss": "losses",
@@ -50,7 +64,10 @@ _PLACES = {
 __all__ = [
     "BUILDERS",
     "Architecture",
+    "AsymmetricBlock",
     "Candidate",
+    "DOConv",
+    "FeatureFilter",
     "KernelFilter",
     "Pipelines",
     "Recipe",
@@ -61,10 +78,14 @@ __all__ = [
     "cuts",
     "distillation_loss",
     "evaluate",
+    "expand_from_",
     "expand_kernels_",
+    "expand_stages_",
     "fit",
+    "form_of",
     "hypervolume",
     "inherit_weights",
+    "is_conv_or_linear",
     "load",
     "load_data",
     "multi_pipeline_loss",

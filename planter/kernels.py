@@ -1,164 +1,304 @@
-"""Training forms of a kernel: Kernel Filtering Linear Overparameterization (KFLO).
+"""Training forms of convolutions: expanded for the training, collapsed to the plain network after.
 
-The deployed kernel W' [out, in/groups, kh, kw] is made of a bank W_1 of r = round(rho * out)
-filters and matrices that mix them, W' = (W_B ... W_2) W_1 (arXiv 2207.05532, sec. 3.1). While a
-network is expanded, each layer keeps its type and its `.weight`, which is W'; collapsing writes W'
-back.
+`KernelFilter` is Kernel Filtering Linear Overparameterization (KFLO, arXiv 2207.05532): the
+deployed kernel W' [out, in/groups, kh, kw] is made of a bank W_1 of r = round(rho * out) filters
+and matrices that mix them, W' = (W_B ... W_2) W_1. `DOConv`, `AsymmetricBlock` and `FeatureFilter`
+are the forms it is measured against.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator, Mapping
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from planter.blocks import AsymmetricConv, Block, ConvChain, TrackedNorm
+from planter.filters import (
+    CONVOLUTIONS,
+    TRANSPOSED,
+    DepthwiseFactor,
+    Filtered,
+    Layout,
+    Mixing,
+    generated,
+)
+from planter.forms import AsymmetricBlock, DOConv, KernelFilter, TrainingForm
 from planter.modes import remove_parametrization_
+from planter.pipelines import Pipelines
 
-MIXING_DECAY = 1e-9  # KFLO sec. 3.3: on W_i, i >= 2; W_1 has none
+WIDEST = 256  # filters of a layer that KFLO expands by default
 
-
-@dataclass(frozen=True)
-class KernelFilter:
-    """KFLO's settings: `depth` B (number of factors; 1 is the plain layer) and `rho`, the ratio of
-    filters in the bank to filters of the layer."""
-
-    depth: int = 2
-    rho: float = 4.0
-
-    def __post_init__(self) -> None:
-        if self.depth < 1:
-            raise ValueError(f"depth (B) must be >= 1, got {self.depth}")
-        if self.rho < 1:
-            raise ValueError(
-                f"rho must be >= 1, got {self.rho}: with fewer filters than the layer has, "
-                "the expanded kernel cannot start as the present one"
-            )
-
-
-class _Mixing(nn.Module):
-    """W_B ... W_2 as one matrix `[out, filters]`, the identity (padded with zeros) at the start."""
-
-    def __init__(self, like: Tensor, filters: int, depth: int) -> None:
-        super().__init__()
-        out = len(like)
-        rows = [filters] * (depth - 2) + [out]
-        self.factors = nn.ParameterList(
-            torch.eye(n, filters, dtype=like.dtype, device=like.device) for n in rows
-        )
-
-    def forward(self) -> Tensor:
-        product: Tensor = self.factors[0]
-        for factor in list(self.factors)[1:]:
-            product = factor @ product
-        return product
-
-
-class _Filtered(nn.Module):
-    """Makes a layer's weight or bias out of the filter bank. Weight and bias share the mixing."""
-
-    def __init__(self, mixing: _Mixing, filters: int, generator: torch.Generator) -> None:
-        super().__init__()
-        self.mixing = mixing
-        self.filters = filters
-        self._generator = generator
-
-    def forward(self, bank: Tensor) -> Tensor:
-        mixed: Tensor = self.mixing() @ bank.reshape(len(bank), -1)
-        return mixed.reshape(-1, *bank.shape[1:])
-
-    def right_inverse(self, kernel: Tensor) -> Tensor:
-        """A bank whose first filters are the present kernel, the rest as torch would draw them."""
-        bank = kernel.new_zeros(self.filters, *kernel.shape[1:])
-        fan_in = kernel[0].numel()
-        if kernel.dim() > 1 and self.filters > len(kernel):
-            bound = fan_in**-0.5  # kaiming_uniform(a=sqrt(5)), torch's default for Conv and Linear
-            drawn = torch.empty(bank.shape).uniform_(-bound, bound, generator=self._generator)
-            bank.copy_(drawn)
-        bank[: len(kernel)] = kernel
-        return bank
+Where = Callable[[nn.Module, str], bool]
 
 
 def is_conv_or_linear(module: nn.Module, name: str) -> bool:
-    """The default `where`: plain convolutions and linear layers."""
-    return isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear)
+    """A `where` that takes every convolution, transposed or not, and every linear layer."""
+    return isinstance(module, (*CONVOLUTIONS, nn.Linear))
+
+
+def is_cheap_to_filter(module: nn.Module, name: str) -> bool:
+    """The default `where` of `KernelFilter`: convolutions and linear layers of up to 256 filters.
+
+    Filtering costs `rho * out` multiply-adds a step for each weight, whatever the batch; the layer
+    itself costs `batch * height * width` of its output. Wide layers stand where maps are small: in
+    VGG16 at batch 128 those of 512 filters cost 1 to 4 times the layer itself, the others at most
+    an eighth.
+    """
+    return is_conv_or_linear(module, name) and _filters(module) <= WIDEST
 
 
 def expand_kernels_(
-    model: nn.Module,
-    form: KernelFilter,
-    where: Callable[[nn.Module, str], bool] = is_conv_or_linear,
-    seed: int = 0,
+    model: nn.Module, form: TrainingForm, where: Where | None = None, seed: int = 0
 ) -> nn.Module:
-    """Gives every layer `where(module, name)` accepts its training form; the function is unchanged.
+    """Gives every layer `where(module, name)` accepts its training form, in place.
 
-    `seed` draws the filters that have no weight at the start. Raises ValueError for a layer that is
-    already expanded or is not a convolution or linear layer.
+    `KernelFilter` and `DOConv` keep each layer's type, its readable `.weight` and `.bias` and the
+    function it computes. `AsymmetricBlock` and `FeatureFilter` replace convolutions by blocks that
+    start as another function. Without `where` a form takes the layers it is made for: see
+    `is_cheap_to_filter` for KFLO; the others take convolutions with a kernel larger than 1,
+    ACNet's block square ones of 3 or 5 whose bias or batch norm can take the block's bias in.
+
+    `seed` draws the weights that have no value at the start. Raises ValueError, naming the layer,
+    before anything is changed: for a layer the form is not made for, one that is lazy, quantised,
+    parametrized already or shares a parameter with another, and where no layer is accepted.
     """
-    if form.depth == 1:
+    if isinstance(form, KernelFilter) and form.depth == 1:
         return model
-    generator = torch.Generator().manual_seed(seed)
-    for name, module in list(model.named_modules()):
-        if not where(module, name):
+    layers = _accepted(model, form, where)
+    if isinstance(form, AsymmetricBlock):
+        _refuse_several_statistics(model)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for name, layer in layers.items():
+            if isinstance(form, KernelFilter):
+                _filter_(layer, form, name)
+            elif isinstance(form, DOConv):
+                weight = layer.weight
+                assert isinstance(weight, Tensor)
+                factor = DepthwiseFactor(weight, Layout.of(layer))
+                parametrize.register_parametrization(layer, "weight", factor)
+            elif isinstance(form, AsymmetricBlock):
+                assert isinstance(layer, nn.Conv2d)
+                norm = _norm_behind(model, layer)
+                block = AsymmetricConv(layer, form.gamma, norm).train(layer.training)
+                _replace_(model, layer, block)
+                if norm is not None:
+                    _replace_(model, norm, TrackedNorm(norm).train(norm.training))
+            else:
+                assert isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+                chain = ConvChain(layer, form.rho, expand_inputs=form.expand_inputs)
+                _replace_(model, layer, chain.train(layer.training))
+    return model
+
+
+def expand_stages_(
+    model: nn.Module, forms: Mapping[str, TrainingForm | None], seed: int = 0
+) -> nn.Module:
+    """Gives parts of a network forms of their own (None: plain): each key is the name of a stage,
+    "head", or the full name of any module. Within a part every layer the form can take is expanded.
+    Raises ValueError for a part the network does not have, and as `expand_kernels_` does."""
+    for i, (part, form) in enumerate(forms.items()):
+        inside = tuple(f"{name}." for name in _places(model, part))
+        if not inside:
+            raise ValueError(f"the network has no part {part!r} to expand")
+        if form is None:
             continue
-        if not is_conv_or_linear(module, name):
-            raise ValueError(f"{name} is a {type(module).__name__}: only Conv1d/2d/3d and Linear")
-        if parametrize.is_parametrized(module):
-            raise ValueError(f"{name} is already parametrized; collapse_kernels_(model) first")
-        weight = module.weight
-        assert isinstance(weight, Tensor)
-        filters = round(form.rho * len(weight))
-        mixing = _Mixing(weight, filters, form.depth)
-        for tensor in ("weight", "bias"):
-            if getattr(module, tensor, None) is not None:
-                made = _Filtered(mixing, filters, generator)
-                parametrize.register_parametrization(module, tensor, made)
+
+        def within(
+            module: nn.Module,
+            name: str,
+            form: TrainingForm = form,
+            inside: tuple[str, ...] = inside,
+        ) -> bool:
+            taken = is_conv_or_linear(module, name) and _unsuited(model, module, form) is None
+            return taken and f"{name}.".startswith(inside)
+
+        expand_kernels_(model, form, within, seed + i)
     return model
 
 
 def collapse_kernels_(model: nn.Module) -> nn.Module:
-    """Writes every generated kernel and bias into its plain layer and forgets the factors."""
-    for module, tensor in _filtered(model):
+    """Writes every generated kernel and bias into its plain layer and forgets the factors: the
+    model has its plain state-dict names and types again. Blocks are fused as they compute in eval
+    mode."""
+    for module in list(model.modules()):
+        if isinstance(module, Block):
+            _fuse_(model, module)
+    for module, tensor, _ in generated(model):
         remove_parametrization_(module, tensor)
     return model
 
 
-def kernel_decay(model: nn.Module) -> Tensor | None:
-    """`1/2 * sum ||W'||^2` over generated kernels; None without expanded layers. Times lambda, it
-    gives the generated kernel the gradient that SGD's decay gives a plain one. (The released code
-    of KFLO lacks the 1/2 and so decays twice as fast.)"""
-    squares = [
-        getattr(module, tensor).square().sum()
-        for module, tensor in _filtered(model)
-        if tensor == "weight"
-    ]
-    return torch.stack(squares).sum() / 2 if squares else None
+def _places(model: nn.Module, part: str) -> list[str]:
+    """Full names of a part: as they are, or as a stage or head of a network with stages."""
+    known = dict(model.named_modules())
+    places = [part] if part in known else []
+    for name, module in known.items():
+        if hasattr(module, "stages") and hasattr(module, "head"):
+            own = "head" if part == "head" else f"stages.{part}"
+            places += [place for place in [f"{name}.{own}".lstrip(".")] if place in known]
+    return list(dict.fromkeys(places))
 
 
-def is_filter_bank(model: nn.Module, parameter: str) -> bool:
-    """Whether a parameter name of the model is a bank W_1 (or b_1)."""
-    owner, _, leaf = parameter.rpartition(".")
-    return leaf == "original" and any(
-        isinstance(part, _Filtered) for part in model.get_submodule(owner).children()
-    )
+def _accepted(model: nn.Module, form: TrainingForm, where: Where | None) -> dict[str, nn.Module]:
+    """The layers to expand by name, each checked."""
+    owners: dict[int, str] = {}
+    layers, shared = {}, {}
+    blocks = tuple(f"{n}." for n, m in model.named_modules() if isinstance(m, Block))
+    for name, module in model.named_modules():
+        for key, parameter in module._parameters.items():
+            other = owners.setdefault(id(parameter), name)
+            if parameter is not None and other != name:
+                shared[name] = shared[other] = (key, other, name)
+        # A quantised layer has a method where others have their parameter.
+        weight = getattr(module, "weight", None)
+        if callable(weight) and not isinstance(weight, nn.Module):
+            raise ValueError(f"{name} is quantised ({type(module).__name__}); expand before that")
+        made_for = where is None and _is_made_for(model, module, name, form)
+        if made_for or (where is not None and where(module, name)):
+            layers[name] = module
+    for name, layer in layers.items():
+        place = name or "the model itself"
+        if name.startswith(blocks):
+            raise ValueError(f"{place} is already expanded; collapse_kernels_(model) first")
+        if reason := _unusable(layer) or _unsuited(model, layer, form):
+            raise ValueError(f"{place} {reason}")
+        if name in shared:
+            key, one, other = shared[name]
+            raise ValueError(
+                f"{one} and {other} share a parameter ({key}): expanded, they would be two; "
+                "leave both out with where="
+            )
+    if not layers:
+        raise ValueError(
+            f"no layer to expand as {form}: "
+            + ("the model has none it is made for" if where is None else "where accepted none")
+        )
+    return layers
 
 
-def is_mixing(model: nn.Module, parameter: str) -> bool:
-    """Whether a parameter name of the model is a factor of a mixing matrix."""
-    owner = parameter.rpartition(".factors.")[0]
-    return bool(owner) and isinstance(model.get_submodule(owner), _Mixing)
+def _is_made_for(model: nn.Module, module: nn.Module, name: str, form: TrainingForm) -> bool:
+    """The layers a form takes by default."""
+    if isinstance(form, KernelFilter):
+        return is_cheap_to_filter(module, name)
+    if not isinstance(module, CONVOLUTIONS) or math.prod(module.kernel_size) == 1:
+        return False
+    if isinstance(form, AsymmetricBlock) and module.kernel_size[0] > 5:
+        return False
+    return _unsuited(model, module, form) is None
 
 
-def _filtered(model: nn.Module) -> list[tuple[nn.Module, str]]:
-    found = []
-    for module in model.modules():
-        if not parametrize.is_parametrized(module):
-            continue
-        parametrizations = module.parametrizations
-        assert isinstance(parametrizations, nn.ModuleDict)
-        for tensor, chain in parametrizations.items():
-            if any(isinstance(part, _Filtered) for part in chain.children()):
-                found.append((module, tensor))
-    return found
+def _unusable(layer: nn.Module) -> str | None:
+    """Why a layer cannot be expanded in any form, None where it can."""
+    kind = type(layer).__name__
+    if isinstance(layer, nn.modules.lazy.LazyModuleMixin) and layer.has_uninitialized_params():
+        return f"is a {kind} without a shape yet: run the model once before expanding"
+    if isinstance(layer, Block) or parametrize.is_parametrized(layer):
+        return "is already expanded or parametrized; collapse_kernels_(model) first"
+    if not is_conv_or_linear(layer, ""):
+        return f"is a {kind}: only Conv1d/2d/3d, transposed or not, and Linear can be expanded"
+    weight = layer._parameters.get("weight")
+    if weight is None:
+        return f"({kind}) has no parameter weight of its own; undo what computes it first"
+    if type(weight.detach()) is not Tensor or not weight.is_floating_point():
+        return f"({kind}) has a weight that is no plain float tensor (quantised?)"
+    return None
+
+
+def _unsuited(model: nn.Module, layer: nn.Module, form: TrainingForm) -> str | None:
+    """Why a sound layer cannot get this form, None where it can."""
+    kind = type(layer).__name__
+    if isinstance(form, KernelFilter):
+        if is_conv_or_linear(layer, "") and round(form.rho * _filters(layer)) < 1:
+            return f"has {_filters(layer)} filters: rho {form.rho:g} rounds to none"
+        return None
+    if not isinstance(layer, CONVOLUTIONS):
+        return f"is a {kind}: {form} is for convolutions"
+    if isinstance(form, DOConv):
+        return None
+    if isinstance(layer, TRANSPOSED):
+        return f"is a {kind}: {form} is for convolutions that are not transposed"
+    if layer is model:
+        return f"is the layer that {form} would replace: put it into nn.Sequential"
+    if isinstance(form, AsymmetricBlock):
+        size = set(layer.kernel_size)
+        if not isinstance(layer, nn.Conv2d) or len(size) > 1 or min(size) % 2 == 0 or size == {1}:
+            return f"has the kernel {layer.kernel_size}: {form} needs an odd square one above 1"
+        if layer.bias is None and _norm_behind(model, layer) is None:
+            return f"has no bias and no batch norm right behind it to take the bias of {form} in"
+    return None
+
+
+def _filters(layer: nn.Module) -> int:
+    out = getattr(layer, "out_channels", None) or getattr(layer, "out_features", None)
+    assert isinstance(out, int)
+    return out
+
+
+def _filter_(layer: nn.Module, form: KernelFilter, name: str) -> None:
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    out = _filters(layer)
+    filters = round(form.rho * out)
+    mixing, layout = Mixing(out, filters, form.depth, weight), Layout.of(layer)
+    for tensor in ("weight", "bias"):
+        if getattr(layer, tensor, None) is not None:
+            made = Filtered(mixing, filters, layout, form.wd_scale)
+            parametrize.register_parametrization(layer, tensor, made)
+
+
+def _refuse_several_statistics(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, Pipelines) and len(module.names) > 1:
+            raise ValueError(
+                f"{name or 'the model'} has pipelines {', '.join(module.names)}, each with norm "
+                "statistics of its own: an asymmetric block cannot be fused into one kernel for "
+                "all of them"
+            )
+
+
+def _behind(model: nn.Module, layer: nn.Module) -> Iterator[nn.Module]:
+    """What follows a layer among the children of its parents, as in `Sequential(conv, norm)`."""
+    for parent in model.modules():
+        for one, following in pairwise(parent.children()):
+            if one is layer:
+                yield following
+
+
+def _norm_behind(model: nn.Module, conv: nn.Module) -> nn.BatchNorm2d | None:
+    """The batch norm behind a convolution that could take a bias in."""
+    for norm in _behind(model, conv):
+        if isinstance(norm, nn.BatchNorm2d) and norm.num_features == _filters(conv):
+            return norm if norm.affine and norm.track_running_stats else None
+    return None
+
+
+def _replace_(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Puts a module everywhere another one stands, outside of the new one."""
+    inside = set(new.modules())
+    for parent in model.modules():
+        if parent not in inside:
+            for name, child in parent._modules.items():
+                if child is old:
+                    parent._modules[name] = new
+
+
+def _fuse_(model: nn.Module, block: Block) -> None:
+    plain = block.plain
+    with torch.no_grad():
+        kernel, bias = block.fused()
+        tracked = [after for after in _behind(model, block) if isinstance(after, TrackedNorm)]
+        if tracked:
+            assert bias is not None
+            _replace_(model, tracked[0], tracked[0].fold_(bias))
+            bias = torch.zeros_like(bias)
+    plain.weight = nn.Parameter(kernel.detach().clone())
+    if plain.bias is not None:
+        assert bias is not None
+        plain.bias = nn.Parameter(bias.detach().clone())
+    plain.train(block.training)
+    _replace_(model, block, plain)

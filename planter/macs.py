@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 from torch.utils.flop_counter import FlopCounterMode
 
 from planter.arch import Architecture
 from planter.backbones import StagedNet
+from planter.blocks import expanded_layers
 from planter.modes import evaluating
 from planter.pipelines import Pipelines, build_without_data
 
@@ -70,9 +70,8 @@ def cost(network: Architecture | nn.Module, image: Sequence[int] | None = None) 
 
 
 def _cost(network: nn.Module, images: Tensor) -> Cost:
-    for place, module in network.named_modules():
-        if parametrize.is_parametrized(module):
-            raise ValueError(f"{place} is expanded; collapse_kernels_(model) before counting")
+    if expanded := expanded_layers(network):
+        raise ValueError(f"{expanded[0]} is expanded; collapse_kernels_(model) before counting")
     if isinstance(network, Pipelines):
         pipelines = {name: _cost_of_one(network.detach(name), images) for name in network.names}
         base = pipelines["base"]

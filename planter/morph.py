@@ -7,6 +7,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from planter.blocks import expanded_layers
+
 
 class Inherited(NamedTuple):
     """Names of the state that found no partner: only in the child, only in the parent, or in both
@@ -27,7 +29,15 @@ def inherit_weights(
     at the end, so leading slices are right there too. The rule holds for `[out, in, ...]` layouts
     (convolutions, linear layers, norms); it does not keep the function across concatenation,
     group norm over all channels or grouped convolutions.
+
+    Raises ValueError where a layer of either is expanded: its factors have no leading slice.
     """
+    for which, model in (("child", child), ("parent", parent)):
+        if expanded := expanded_layers(model):
+            raise ValueError(
+                f"cannot grow: {expanded[0]} of the {which} is expanded or frozen; "
+                "collapse_kernels_(model) or thaw_(model) first"
+            )
     old, new = parent.state_dict(), child.state_dict()
     other = set()
     with torch.no_grad():

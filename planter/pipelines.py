@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from planter.arch import Architecture
 from planter.backbones import build_backbone
+from planter.blocks import expanded_layers
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _SPEC_KEYS = {"before", "kernel", "stride", "norm"}
@@ -88,9 +88,10 @@ class Pipelines(nn.Module):
         """
         if name not in self.names:
             raise ValueError(f"no pipeline {name!r}; pipelines are {', '.join(self.names)}")
-        for place, module in self.named_modules():
-            if parametrize.is_parametrized(module):
-                raise ValueError(f"{place} is expanded; collapse_kernels_(model) before detaching")
+        if expanded := expanded_layers(self):
+            raise ValueError(
+                f"{expanded[0]} is expanded; collapse_kernels_(model) before detaching"
+            )
         if name == "base":
             if not hasattr(self.backbone, "stages"):
                 return copy.deepcopy(self.backbone)

@@ -9,7 +9,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from planter.kernels import MIXING_DECAY, is_filter_bank, is_mixing
+from planter.filters import MIXING_DECAY, is_filter_bank, is_mixing
 
 
 class Augment(BaseModel):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from planter.arch import Architecture
-from planter.kernels import KernelFilter
+from planter.forms import TrainingForm
 from planter.study_file import shipped_folder
 
 
@@ -20,13 +20,14 @@ class Candidate:
     """One network to train, with all that a trial may choose.
 
     `weights` are the pipelines' in the loss (1 where none is given); `kernels` the form they train
-    in; `kd_weight` and `temperature` the teacher's part; `recipe` replaces keys of the study's.
+    in, one for the network or one for each stage (and "head") that is named; `kd_weight` and
+    `temperature` the teacher's part; `recipe` replaces keys of the study's.
     """
 
     architecture: Architecture
     weights: Mapping[str, float] = field(default_factory=dict)
     reduction: Literal["sum", "mean"] = "sum"
-    kernels: KernelFilter | None = None
+    kernels: TrainingForm | Mapping[str, TrainingForm | None] | None = None
     kd_weight: float = 0.0
     temperature: float = 1.0
     recipe: Mapping[str, Any] = field(default_factory=dict)

@@ -11,7 +11,9 @@ from nets import depthwise, fill_, flat, images, residual
 from torch import Tensor, nn
 from torch.nn import functional
 
-from planter.kernels import KernelFilter, collapse_kernels_, expand_kernels_, kernel_decay
+from planter.filters import kernel_decay
+from planter.forms import KernelFilter
+from planter.kernels import collapse_kernels_, expand_kernels_
 from planter.recipe import Recipe, make_optimizer
 
 KINDS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -281,7 +283,7 @@ def test_expanding_twice_is_refused() -> None:
 
 
 def test_other_layers_cannot_be_expanded() -> None:
-    with pytest.raises(ValueError, match="1 is a BatchNorm2d: only Conv1d/2d/3d and Linear"):
+    with pytest.raises(ValueError, match="1 is a BatchNorm2d: only Conv1d/2d/3d, transposed or not, and Linear"):
         expand_kernels_(
             nn.Sequential(nn.ReLU(), nn.BatchNorm2d(2)),
             KernelFilter(),

@@ -31,8 +31,9 @@ def cifar_quick(
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         layers["conv"] = nn.Conv2d(channels, widths[name], 5, padding=2, bias=False)
         layers["norm"] = nn.BatchNorm2d(widths[name])
-        layers["relu"] = nn.ReLU()
-        layers["pool"] = pool(3, stride=2)
+        # Rectified after it, a maximum is the same, and so is its gradient; the map is smaller.
+        last = ["pool", "relu"] if pool is nn.MaxPool2d else ["relu", "pool"]
+        layers.update((part, nn.ReLU() if part == "relu" else pool(3, stride=2)) for part in last)
         height, width = (height - 1) // 2, (width - 1) // 2
         stages[name] = nn.Sequential(layers)
         channels = widths[name]

@@ -8,7 +8,7 @@ import logging
 import math
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,10 +22,11 @@ from torch import Tensor, nn
 from planter import checkpoint
 from planter.arch import Architecture
 from planter.backbones import source_key, with_data_options
+from planter.blocks import Block
 from planter.data import Data
 from planter.driver.jobs import Job, Outcome, seed_of
 from planter.driver.networks import network_of
-from planter.kernels import collapse_kernels_, expand_kernels_
+from planter.kernels import collapse_kernels_, expand_kernels_, expand_stages_
 from planter.losses import classification_loss, multi_pipeline_loss
 from planter.macs import cost
 from planter.pipelines import Pipelines, build, build_network
@@ -225,7 +226,9 @@ class Worker:
         if not isinstance(network, Pipelines):
             network = Pipelines(network, {})
         network.to(self.device)
-        if candidate.kernels is not None:
+        if isinstance(candidate.kernels, Mapping):
+            expand_stages_(network, candidate.kernels, seed)
+        elif candidate.kernels is not None:
             expand_kernels_(network, candidate.kernels, seed=seed)
 
         def loss(model: nn.Module, batch: Batch) -> Tensor:
@@ -240,6 +243,9 @@ class Worker:
             )
 
         self._fit(job, network, loss, recipe, guided=candidate.kd_weight > 0)
+        if any(isinstance(module, Block) for module in network.modules()):
+            # A block is fused with its own norms' statistics: first let them fit the weights.
+            recalibrate_batchnorm_(network, self.data.train)
         collapse_kernels_(network)
         ways = {
             name: recalibrate_batchnorm_(network.detach(name), self.data.train)

@@ -1,0 +1,101 @@
+"""Settings of the training forms, and their short names."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class KernelFilter:
+    """KFLO's settings: `depth` B (number of factors; 1 is the plain layer) and `rho`, the ratio of
+    filters in the bank to filters of the layer.
+
+    `wd_scale` multiplies the decay of the generated kernel; 2 is what the released code does, 1
+    what the paper says. `low_rank` allows rho < 1: the kernel's rank is then bounded by the bank,
+    and its last filters start at zero.
+    """
+
+    depth: int = 2
+    rho: float = 4.0
+    wd_scale: float = 1.0
+    low_rank: bool = False
+
+    def __post_init__(self) -> None:
+        if self.depth != int(self.depth) or self.depth < 1:
+            raise ValueError(f"depth (B) must be a whole number >= 1, got {self.depth}")
+        if not (math.isfinite(self.rho) and self.rho > 0):
+            raise ValueError(f"rho must be a number above 0, got {self.rho}")
+        if self.rho < 1 and not self.low_rank:
+            raise ValueError(
+                f"rho must be >= 1, got {self.rho}: with fewer filters than the layer has, "
+                "the expanded kernel cannot start as the present one; low_rank=True allows it"
+            )
+        if not (math.isfinite(self.wd_scale) and self.wd_scale >= 0):
+            raise ValueError(f"wd_scale must be a number >= 0, got {self.wd_scale}")
+
+    def __str__(self) -> str:
+        return f"kflo:{self.depth}x{self.rho:g}"
+
+
+@dataclass(frozen=True)
+class DOConv:
+    """Depthwise over-parameterised convolution (Cao et al., arXiv 2006.12030), as many depthwise
+    filters a channel as the kernel has places."""
+
+    def __str__(self) -> str:
+        return "do-conv"
+
+
+@dataclass(frozen=True)
+class AsymmetricBlock:
+    """ACNet's block; `gamma` is the start of its norms' scales (1/3 in its CIFAR experiments)."""
+
+    gamma: float = 1 / 3
+
+    def __str__(self) -> str:
+        return "acnet"
+
+
+@dataclass(frozen=True)
+class FeatureFilter:
+    """`rho` times the filters, mixed by a 1 x 1 convolution behind; `expand_inputs` puts one that
+    widens the inputs `rho` times before it, as ExpandNets do."""
+
+    rho: float = 4.0
+    expand_inputs: bool = True
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.rho) and self.rho >= 1):
+            raise ValueError(f"rho must be >= 1, got {self.rho}")
+
+    def __str__(self) -> str:
+        return f"{'expandnet' if self.expand_inputs else 'features'}:{self.rho:g}"
+
+
+TrainingForm = KernelFilter | DOConv | AsymmetricBlock | FeatureFilter
+
+
+def form_of(text: str) -> TrainingForm | None:
+    """The form of a short name: "plain" (None), "kflo:2x4" (B x rho), "do-conv", "acnet",
+    "expandnet:4" or "features:4" (rho). Raises ValueError for any other."""
+    name, _, numbers = text.partition(":")
+    try:
+        if name == "kflo":
+            depth, rho = numbers.split("x")
+            return KernelFilter(int(depth), float(rho))
+        if name in ("expandnet", "features"):
+            return FeatureFilter(float(numbers), expand_inputs=name == "expandnet")
+    except ValueError as error:
+        raise ValueError(f"cannot read the training form {text!r}: {error}") from error
+    plain: dict[str, TrainingForm | None] = {
+        "plain": None,
+        "do-conv": DOConv(),
+        "acnet": AsymmetricBlock(),
+    }
+    if text not in plain:
+        raise ValueError(
+            f"unknown training form {text!r}; forms are plain, kflo:2x4, do-conv, acnet, "
+            "expandnet:4, features:4"
+        )
+    return plain[text]
