@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from planter.kernels import (
         collapse_kernels_,
         expand_kernels_,
-        expand_stages_,
         is_conv_or_linear,
     )
     from planter.losses import distillation_loss, multi_pipeline_loss
@@ -47,7 +46,6 @@ _PLACES = {
     "evaluate": "train",
     "expand_from_": "transfer",
     "expand_kernels_": "kernels",
-    "expand_stages_": "kernels",
     "fit": "train",
     "form_of": "forms",
     "hypervolume": "pareto",
@@ -80,7 +78,6 @@ __all__ = [
     "evaluate",
     "expand_from_",
     "expand_kernels_",
-    "expand_stages_",
     "fit",
     "form_of",
     "hypervolume",

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from planter.tables import cost_json, print_front, print_points
+from planter.tables import cost_json, form_text, print_front, print_points, training_table
 from planter.targets import architecture_of_builder, architecture_of_point, run_folder
 
 app = typer.Typer(
@@ -284,6 +284,8 @@ def show(
     out.print(f"[bold]{first.trial}[/bold], {first.method}, {first.seconds:.1f} s of training")
     widths = " ".join(f"{name}={width}" for name, width in first.architecture["widths"].items())
     out.print(f"{first.architecture['builder']}: {widths}", soft_wrap=True)
+    if first.kernels != "plain":
+        out.print(f"kernels in training: {form_text(first.kernels)}", soft_wrap=True)
     for name, spec in first.architecture["pipelines"].items():
         out.print(f"{name}: " + " ".join(f"{key}={value}" for key, value in spec.items()))
     print_points(out, [rows[p.id] for p in matching if p.id in rows])
@@ -311,32 +313,55 @@ def cost(
         list[str] | None,
         typer.Option(metavar="NAME", help="Add a sub-model that enters there. Repeatable."),
     ] = None,
+    training: Annotated[
+        bool, typer.Option("--training", help="Show what a training step costs as well.")
+    ] = False,
+    kernels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FORM",
+            help="With --training: plain, kflo:2x4 (B x rho), do-conv, acnet, expandnet:4, "
+            "features:4. Default: kflo:2x4, for a point of a run its own.",
+        ),
+    ] = None,
+    batch: Annotated[int, typer.Option(min=2, help="With --training: images a step.")] = 128,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Count parameters and multiply-adds of a network, by stage and by pipeline.
 
     macs are those of convolutions and linear layers for one image, without bias and norm.
     macs_all adds 1 per convolution output, 2 per batch-norm element, 1 per ReLU element and the
-    inputs of poolings.
+    inputs of poolings. With --training: the multiply-adds of one step, forward and backward, with
+    all pipelines and in the training form of the kernels, beside the plain ones.
     """
+    from planter.forms import form_names, form_of
     from planter.macs import cost as count
+    from planter.macs import training_cost
     from planter.pipelines import check_architecture
 
     pipeline = None
     if "/" in target:
         if widths or option or cut:
             raise ValueError(f"{target} has its widths, options and cuts; give them for a BUILDER")
-        architecture, pipeline = architecture_of_point(target)
+        architecture, pipeline, own_kernels = architecture_of_point(target)
     else:
+        own_kernels = form_of("kflo:2x4")
         architecture = architecture_of_builder(
             target, image, classes, widths, option or [], cut or []
         )
     check_architecture(architecture)
+    if kernels is not None and not training:
+        raise ValueError("--kernels is the form a network trains in: give --training with it")
     found = count(architecture)
+    form = form_of(kernels) if kernels is not None else own_kernels
+    step = training_cost(architecture, form, batch) if training else None
     if pipeline is not None:
         found = replace(found.pipelines[pipeline], pipelines=found.pipelines)
     if as_json:
-        typer.echo(json.dumps(cost_json(found), indent=2))
+        shown = cost_json(found)
+        if step is not None:
+            shown["training"] = {"kernels": form_names(form), **step.to_dict()}
+        typer.echo(json.dumps(shown, indent=2))
         return
     table = Table("stage", "output", "macs", "macs_all", "parameters", box=None, pad_edge=False)
     for stage in found.stages:
@@ -348,6 +373,8 @@ def cost(
         table.add_row(f"[bold]{name}[/bold]", "", *numbers)
     out.print(table)
     out.print("\nmacs: multiply-adds of convolutions and linear layers, one image, no bias or norm")
+    if step is not None:
+        out.print(training_table(form_names(form), step))
 
 
 @app.command(epilog="Example: planter dashboard quickstart --port 8080")

@@ -6,6 +6,7 @@ a transposed convolution, `[in, out / groups, *kernel]`, is brought to it and ba
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -74,7 +75,7 @@ class Filtered(nn.Module):
         self.decay_scale = decay_scale
 
     def forward(self, bank: Tensor) -> Tensor:
-        with torch.autocast(bank.device.type, enabled=False):
+        with _full_precision(bank):
             if bank.dim() == 1:
                 return self._mixed(bank)
             if bank.dim() == 4 and not bank.is_contiguous():
@@ -95,7 +96,7 @@ class Filtered(nn.Module):
         """A bank whose first filters are the present ones, the rest as torch would draw them."""
         present = tensor if tensor.dim() == 1 else self.layout.to_convolution(tensor)
         bank = present.new_zeros(self.filters, *present.shape[1:])
-        if tensor.dim() > 1 and self.filters > len(present):
+        if tensor.dim() > 1 and self.filters > len(present) and not bank.is_meta:
             bound = present[0].numel() ** -0.5  # kaiming_uniform(a=sqrt(5)), torch's default
             bank.copy_(torch.empty(bank.shape, device="cpu").uniform_(-bound, bound))
         kept = min(self.filters, len(present))
@@ -117,7 +118,7 @@ class DepthwiseFactor(nn.Module):
         self.depthwise = nn.Parameter(kernel.new_zeros(inputs * layout.groups, places, places))
 
     def forward(self, weight: Tensor) -> Tensor:
-        with torch.autocast(weight.device.type, enabled=False):
+        with _full_precision(weight):
             kernel = self.layout.to_convolution(weight)
             out, inputs, *_ = kernel.shape
             groups = self.layout.groups
@@ -129,6 +130,14 @@ class DepthwiseFactor(nn.Module):
 
     def right_inverse(self, kernel: Tensor) -> Tensor:
         return kernel
+
+
+def _full_precision(tensor: Tensor) -> AbstractContextManager[object]:
+    """Without autocast, on devices that have it."""
+    kind = tensor.device.type
+    if not torch.amp.is_autocast_available(kind):
+        return nullcontext()
+    return torch.autocast(kind, enabled=False)
 
 
 def generated(model: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -74,6 +75,7 @@ class FeatureFilter:
 
 
 TrainingForm = KernelFilter | DOConv | AsymmetricBlock | FeatureFilter
+Kernels = TrainingForm | Mapping[str, TrainingForm | None]  # one form, or one for each named part
 
 
 def form_of(text: str) -> TrainingForm | None:
@@ -99,3 +101,17 @@ def form_of(text: str) -> TrainingForm | None:
             "expandnet:4, features:4"
         )
     return plain[text]
+
+
+def forms_of(names: str | Mapping[str, str]) -> Kernels | None:
+    """The forms of what `form_names` gives."""
+    if isinstance(names, Mapping):
+        return {part: form_of(name) for part, name in names.items()}
+    return form_of(names)
+
+
+def form_names(kernels: Kernels | None) -> str | dict[str, str]:
+    """Short names of the forms, as JSON holds them."""
+    if isinstance(kernels, Mapping):
+        return {part: str(form or "plain") for part, form in kernels.items()}
+    return str(kernels or "plain")

@@ -29,7 +29,7 @@ class Point:
     """One network that can be shipped: a pipeline of a trial.
 
     `accuracy` is on validation images, 0..1; `train_macs` and `seconds` are those of the whole
-    trial, which its points share.
+    trial, which its points share; `kernels` names the form it trained in, by part where several.
     """
 
     trial: str
@@ -42,6 +42,7 @@ class Point:
     train_macs: int
     seconds: float
     architecture: Mapping[str, Any]
+    kernels: str | Mapping[str, str] = "plain"
 
     @property
     def id(self) -> str:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from planter.arch import Architecture
 from planter.blocks import AsymmetricConv, Block, ConvChain, TrackedNorm
 from planter.filters import (
     CONVOLUTIONS,
@@ -26,9 +27,9 @@ from planter.filters import (
     Mixing,
     generated,
 )
-from planter.forms import AsymmetricBlock, DOConv, KernelFilter, TrainingForm
+from planter.forms import AsymmetricBlock, DOConv, KernelFilter, Kernels, TrainingForm
 from planter.modes import remove_parametrization_
-from planter.pipelines import Pipelines
+from planter.pipelines import Pipelines, build_without_data
 
 WIDEST = 256  # filters of a layer that KFLO expands by default
 
@@ -52,7 +53,7 @@ def is_cheap_to_filter(module: nn.Module, name: str) -> bool:
 
 
 def expand_kernels_(
-    model: nn.Module, form: TrainingForm, where: Where | None = None, seed: int = 0
+    model: nn.Module, form: Kernels, where: Where | None = None, seed: int = 0
 ) -> nn.Module:
     """Gives every layer `where(module, name)` accepts its training form, in place.
 
@@ -62,10 +63,19 @@ def expand_kernels_(
     `is_cheap_to_filter` for KFLO; the others take convolutions with a kernel larger than 1,
     ACNet's block square ones of 3 or 5 whose bias or batch norm can take the block's bias in.
 
+    A mapping gives parts of the network forms of their own (None: plain), without `where`: a key is
+    the name of a stage, "head", or the full name of any module, within which every layer the form
+    can take is expanded.
+
     `seed` draws the weights that have no value at the start. Raises ValueError, naming the layer,
     before anything is changed: for a layer the form is not made for, one that is lazy, quantised,
-    parametrized already or shares a parameter with another, and where no layer is accepted.
+    parametrized already or shares a parameter with another, where no layer is accepted, and for a
+    part the network does not have.
     """
+    if isinstance(form, Mapping):
+        if where is not None:
+            raise ValueError("forms by part say where they go: give them without where=")
+        return _expand_parts_(model, form, seed)
     if isinstance(form, KernelFilter) and form.depth == 1:
         return model
     layers = _accepted(model, form, where)
@@ -95,12 +105,27 @@ def expand_kernels_(
     return model
 
 
-def expand_stages_(
-    model: nn.Module, forms: Mapping[str, TrainingForm | None], seed: int = 0
+def check_kernels(architecture: Architecture, kernels: Kernels | None) -> None:
+    """Raises ValueError where the architecture's network cannot be expanded so."""
+    if kernels is not None:
+        expand_kernels_(build_without_data(architecture), kernels)
+
+
+def collapse_kernels_(model: nn.Module) -> nn.Module:
+    """Writes every generated kernel and bias into its plain layer and forgets the factors: the
+    model has its plain state-dict names and types again. Blocks are fused as they compute in eval
+    mode."""
+    for module in list(model.modules()):
+        if isinstance(module, Block):
+            _fuse_(model, module)
+    for module, tensor, _ in generated(model):
+        remove_parametrization_(module, tensor)
+    return model
+
+
+def _expand_parts_(
+    model: nn.Module, forms: Mapping[str, TrainingForm | None], seed: int
 ) -> nn.Module:
-    """Gives parts of a network forms of their own (None: plain): each key is the name of a stage,
-    "head", or the full name of any module. Within a part every layer the form can take is expanded.
-    Raises ValueError for a part the network does not have, and as `expand_kernels_` does."""
     for i, (part, form) in enumerate(forms.items()):
         inside = tuple(f"{name}." for name in _places(model, part))
         if not inside:
@@ -118,18 +143,6 @@ def expand_stages_(
             return taken and f"{name}.".startswith(inside)
 
         expand_kernels_(model, form, within, seed + i)
-    return model
-
-
-def collapse_kernels_(model: nn.Module) -> nn.Module:
-    """Writes every generated kernel and bias into its plain layer and forgets the factors: the
-    model has its plain state-dict names and types again. Blocks are fused as they compute in eval
-    mode."""
-    for module in list(model.modules()):
-        if isinstance(module, Block):
-            _fuse_(model, module)
-    for module, tensor, _ in generated(model):
-        remove_parametrization_(module, tensor)
     return model
 
 

@@ -13,13 +13,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.utils.flop_counter import FlopCounterMode
 
 from planter.arch import Architecture
 from planter.backbones import StagedNet
 from planter.blocks import expanded_layers
+from planter.forms import Kernels
+from planter.kernels import expand_kernels_
 from planter.modes import evaluating
-from planter.pipelines import Pipelines, build_without_data
+from planter.pipelines import Pipelines, build_without_data, image_of
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -49,6 +52,56 @@ class Cost:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class TrainingCost:
+    """Multiply-adds of one training step, forward and backward, and trained parameters, of the
+    network in its training form and of the plain one."""
+
+    batch: int
+    macs_step: int
+    macs_step_plain: int
+    params: int
+    params_plain: int
+
+    def to_dict(self) -> dict[str, int]:
+        return asdict(self)
+
+
+def training_cost(
+    architecture: Architecture, kernels: Kernels | None = None, batch: int = 128
+) -> TrainingCost:
+    """What a step on `batch` images costs, all pipelines together, as `FlopCounterMode` / 2 counts
+    it: convolutions and matrix products, those that make kernels too, no bias and no norm.
+
+    Raises ValueError where the form cannot be given to the network.
+    """
+    plain = build_without_data(architecture)
+    expanded = build_without_data(architecture)
+    if kernels is not None:
+        expand_kernels_(expanded, kernels)
+    images = torch.empty(batch, *image_of(architecture), device="meta")
+    return TrainingCost(
+        batch,
+        _macs_of_step(expanded, images),
+        _macs_of_step(plain, images),
+        _trained(expanded),
+        _trained(plain),
+    )
+
+
+def _macs_of_step(network: nn.Module, images: Tensor) -> int:
+    counter = FlopCounterMode(display=False)
+    with counter, parametrize.cached():
+        logits = network.train()(images)
+        ways = logits.values() if isinstance(logits, dict) else [logits]
+        torch.stack([way.sum() for way in ways]).sum().backward()  # type: ignore[no-untyped-call]
+    return counter.get_total_flops() // 2
+
+
+def _trained(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters() if p.grad is not None)
 
 
 def cost(network: Architecture | nn.Module, image: Sequence[int] | None = None) -> Cost:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from planter.arch import Architecture
-from planter.forms import TrainingForm
+from planter.forms import Kernels
 from planter.study_file import shipped_folder
 
 
@@ -27,7 +27,7 @@ class Candidate:
     architecture: Architecture
     weights: Mapping[str, float] = field(default_factory=dict)
     reduction: Literal["sum", "mean"] = "sum"
-    kernels: TrainingForm | Mapping[str, TrainingForm | None] | None = None
+    kernels: Kernels | None = None
     kd_weight: float = 0.0
     temperature: float = 1.0
     recipe: Mapping[str, Any] = field(default_factory=dict)

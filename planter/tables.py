@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from planter.macs import Cost
+    from planter.macs import Cost, TrainingCost
 
 _COMPARED = ("teacher", "baseline")
 
@@ -31,6 +31,24 @@ def cost_json(cost: Cost) -> dict[str, Any]:
         for name, way in cost.pipelines.items()
     }
     return {**whole, "pipelines": ways}
+
+
+def form_text(form: str | Mapping[str, str]) -> str:
+    """A training form's name; by part where there are several."""
+    return form if isinstance(form, str) else ", ".join(f"{k} {v}" for k, v in form.items())
+
+
+def training_table(form: str | Mapping[str, str], cost: TrainingCost) -> Table:
+    """What a training step costs in a form of the kernels, beside the plain network."""
+    table = Table(
+        f"one training step, {cost.batch} images", "macs", "parameters", box=None, pad_edge=False
+    )
+    table.add_row("plain", f"{cost.macs_step_plain:,}", f"{cost.params_plain:,}")
+    table.add_row(form_text(form), f"{cost.macs_step:,}", f"{cost.params:,}")
+    more, trained = cost.macs_step - cost.macs_step_plain, cost.params - cost.params_plain
+    share = more / cost.macs_step_plain
+    table.add_row("[bold]added[/bold]", f"{more:,} ({share:.1%})", f"{trained:,}")
+    return table
 
 
 def print_front(out: Console, front: Mapping[str, Any], every: bool = False) -> None:

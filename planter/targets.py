@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from planter.arch import Architecture
+
+if TYPE_CHECKING:
+    from planter.forms import Kernels
 
 
 def run_folder(name: str) -> Path:
@@ -37,14 +40,16 @@ def architecture_of_builder(
         raise ValueError(f"--image {image!r}: expected channels x height x width, e.g. 3x32x32")
     pairs = dict(_pair("--option", text) for text in options)
     plain = Architecture(
-        target, full_widths(target, _widths(widths)), pairs, {name: {} for name in cuts}
+        target, full_widths(target, _widths(widths), pairs), pairs, {name: {} for name in cuts}
     )
     return with_data_options(plain, classes, [int(part) for part in shape])
 
 
-def architecture_of_point(target: str) -> tuple[Architecture, str | None]:
-    """The architecture of RUN/TRIAL or RUN/TRIAL/PIPELINE, and the pipeline if one is named."""
+def architecture_of_point(target: str) -> tuple[Architecture, str | None, Kernels | None]:
+    """The architecture of RUN/TRIAL or RUN/TRIAL/PIPELINE, the pipeline if one is named, and the
+    form it trained in."""
     from planter.driver.read import read_points
+    from planter.forms import forms_of
 
     parts = target.split("/")
     for at in range(len(parts) - 1, 0, -1):
@@ -56,7 +61,8 @@ def architecture_of_point(target: str) -> tuple[Architecture, str | None]:
         for point in read_points(folder):
             if wanted in (point.trial, point.id):
                 way = point.pipeline if wanted == point.id else None
-                return Architecture.from_dict(point.architecture), way
+                architecture = Architecture.from_dict(point.architecture)
+                return architecture, way, forms_of(point.kernels)
         raise ValueError(f"{run} has no point {wanted!r}; planter show {run} lists them")
     raise ValueError(f"no run in {target!r}: expected RUN/ID, e.g. quickstart/s0012/cut2")
 

@@ -182,6 +182,6 @@ def test_a_builder_with_double_star_gets_every_option() -> None:
 def test_every_shipped_builder_reads_every_width_it_names() -> None:
     for name, builder in BUILDERS.items():
         plain = params(on_meta(Architecture(name, {})))
-        for width in builder.widths:
+        for width in builder.default_widths({}):
             wider = Architecture(name, full_widths(name)).widen(width, 1)
             assert params(on_meta(wider)) > plain, f"{name} ignores {width}"

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from planter.arch import Architecture
-from planter.backbones import cifar_quick, convnet, toy, vgg
+from planter.backbones import cifar_quick, convnet, toy, vgg, wrn
 from planter.backbones.staged import StagedNet
 
 __all__ = [
@@ -33,10 +33,20 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Builder:
-    """A function `widths, **options -> network` and the widths it has when none are given."""
+    """A function `widths, **options -> network` and the widths it has when none are given: a
+    mapping, or a function of the options."""
 
     function: Callable[..., nn.Module]
-    widths: Mapping[str, int]
+    widths: Mapping[str, int] | Callable[..., Mapping[str, int]]
+
+    def default_widths(self, options: Mapping[str, Any]) -> dict[str, int]:
+        """The widths under these options. Raises ValueError where there are none under them."""
+        if not callable(self.widths):
+            return dict(self.widths)
+        try:
+            return dict(self.widths(**options))
+        except TypeError as error:
+            raise ValueError(f"no widths with options {dict(options)}: {error}") from error
 
     def options(self) -> set[str]:
         """Names of the keyword options the function takes."""
@@ -53,7 +63,8 @@ BUILDERS: dict[str, Builder] = {
     "convnet": Builder(convnet.convnet, convnet.WIDTHS),
     "toy": Builder(toy.toy, toy.WIDTHS),
     "cifar_quick": Builder(cifar_quick.cifar_quick, cifar_quick.WIDTHS),
-    "vgg16": Builder(vgg.vgg16, vgg.WIDTHS),
+    "vgg16": Builder(vgg.vgg16, vgg.widths),
+    "wrn": Builder(wrn.wrn, wrn.widths),
 }
 
 _DATA_OPTIONS = {"classes", "image"}
@@ -73,7 +84,7 @@ def import_object(place: str) -> Any:
 
 def find_builder(key: str) -> Builder:
     """The builder of that name, or the function at "my_pkg.nets:build" (default widths: its
-    attribute `widths`, if it has one)."""
+    attribute `widths`, if it has one: a mapping, or a function of the options)."""
     if key in BUILDERS:
         return BUILDERS[key]
     if ":" in key:
@@ -98,12 +109,16 @@ def convolutions(widths: Mapping[str, int]) -> list[str]:
     return [name for name in widths if not name.startswith("fc")]
 
 
-def full_widths(key: str, widths: int | Mapping[str, int] | None = None) -> dict[str, int]:
-    """Every width of a builder by name: its defaults, with those given put in.
+def full_widths(
+    key: str,
+    widths: int | Mapping[str, int] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> dict[str, int]:
+    """Every width of a builder by name: its defaults under the options, with those given put in.
 
     One number stands for every convolution; fully connected layers then keep their default.
     """
-    full = dict(find_builder(key).widths)
+    full = find_builder(key).default_widths(options or {})
     if isinstance(widths, int):
         if not full:
             raise ValueError(f"builder {key!r} names no default widths; give each width by name")
@@ -120,7 +135,7 @@ def with_data_options(
     """The architecture with every width named and the data's facts (`classes`, `image`) put in."""
     return Architecture(
         architecture.builder,
-        full_widths(architecture.builder, architecture.widths),
+        full_widths(architecture.builder, architecture.widths, architecture.options),
         {**architecture.options, "classes": classes, "image": list(image)},
         architecture.pipelines,
     )
@@ -143,7 +158,7 @@ def build_backbone(architecture: Architecture, seed: int = 0) -> nn.Module:
             f"options are {', '.join(sorted(takes))}"
         )
     options = {name: value for name, value in architecture.options.items() if name in takes}
-    widths = full_widths(architecture.builder, architecture.widths)
+    widths = full_widths(architecture.builder, architecture.widths, architecture.options)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:

@@ -21,6 +21,7 @@ from planter.backbones import BUILDERS, convolutions, full_widths, with_data_opt
 from planter.data import TORCHVISION, Data, load_data
 from planter.driver.networks import baseline_id, builder_of, network_of
 from planter.driver.sampling import draw, excess
+from planter.kernels import check_kernels
 from planter.macs import Cost, cost
 from planter.pipelines import build, check_architecture
 from planter.recipe import Recipe, make_optimizer
@@ -164,7 +165,9 @@ def _names(study: Study, found: _Findings) -> None:
         builder = found.attempt(place, "no builder", partial(builder_of, study, section))
         if builder is None:
             continue
-        full = found.attempt(place, f"{builder} {widths}", partial(full_widths, builder, widths))
+        full = found.attempt(
+            place, f"{builder} {widths}", partial(full_widths, builder, widths, section.options)
+        )
         for layer in study.plant.layers or [] if place == "plant" and study.plant else []:
             if full and layer not in full:
                 found.add("plant.layers", layer, f"widths of {builder}: {', '.join(full)}")
@@ -302,6 +305,7 @@ def _candidate(drawn: Any, study: Study, data: Data) -> tuple[Architecture, Reci
         raise ValueError(f"a space returns a planter.Candidate, got {type(drawn).__name__}")
     architecture = with_data_options(drawn.architecture, data.classes, data.image)
     check_architecture(architecture)
+    check_kernels(architecture, drawn.kernels)
     if unknown := sorted(set(drawn.weights) - {"base", *architecture.pipelines}):
         raise ValueError(f"weights of pipelines that are not there: {', '.join(unknown)}")
     if drawn.kd_weight and study.teacher is None:

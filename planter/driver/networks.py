@@ -24,7 +24,7 @@ def builder_of(study: Study, section: Network) -> str:
 def network_of(study: Study, section: Network, data: Data, widths: Widths | None) -> Architecture:
     """The architecture of a section, for the data's classes and images."""
     builder = builder_of(study, section)
-    plain = Architecture(builder, full_widths(builder, widths), section.options)
+    plain = Architecture(builder, full_widths(builder, widths, section.options), section.options)
     return with_data_options(plain, data.classes, data.image)
 
 
@@ -32,7 +32,7 @@ def baseline_id(study: Study, baseline: Baseline) -> str:
     """`b-NAME`, or `b-widthN` where every convolution has width N, else the widths in a row."""
     if baseline.name is not None:
         return f"b-{baseline.name}"
-    widths = full_widths(builder_of(study, baseline), baseline.widths)
+    widths = full_widths(builder_of(study, baseline), baseline.widths, baseline.options)
     different = {widths[name] for name in convolutions(widths)}
     if len(different) == 1:
         return f"b-width{different.pop()}"

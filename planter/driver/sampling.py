@@ -22,6 +22,7 @@ from planter.driver.storage import (
     write_result,
 )
 from planter.front import covered, within
+from planter.kernels import check_kernels
 from planter.macs import Cost, cost
 from planter.pipelines import check_architecture
 from planter.space import Candidate, Space
@@ -139,6 +140,7 @@ class Sampling:
                 candidate.architecture, self._data.classes, self._data.image
             )
             check_architecture(architecture)
+            check_kernels(architecture, candidate.kernels)
         except Exception as error:  # a space is the user's code: what it raises fails its trial
             reason = f"{type(error).__name__}: {error}"
             self.notices.append(f"{_id(trial.number)} failed: {reason}")

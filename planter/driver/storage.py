@@ -131,5 +131,5 @@ def write_result(study: optuna.Study, row: optuna.trial.FrozenTrial, outcome: An
 
 
 def _point(row: optuna.trial.FrozenTrial) -> Point:
-    names = (field.name for field in dataclasses.fields(Point))
-    return Point(**{name: row.user_attrs[name] for name in names})
+    names = {field.name for field in dataclasses.fields(Point)}
+    return Point(**{name: value for name, value in row.user_attrs.items() if name in names})

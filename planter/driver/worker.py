@@ -8,7 +8,7 @@ import logging
 import math
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,9 +26,10 @@ from planter.blocks import Block
 from planter.data import Data
 from planter.driver.jobs import Job, Outcome, seed_of
 from planter.driver.networks import network_of
-from planter.kernels import collapse_kernels_, expand_kernels_, expand_stages_
+from planter.forms import Kernels, form_names
+from planter.kernels import collapse_kernels_, expand_kernels_
 from planter.losses import classification_loss, multi_pipeline_loss
-from planter.macs import cost
+from planter.macs import cost, training_cost
 from planter.pipelines import Pipelines, build, build_network
 from planter.planting import live_channels, plant, train_plant
 from planter.recipe import Recipe
@@ -226,9 +227,7 @@ class Worker:
         if not isinstance(network, Pipelines):
             network = Pipelines(network, {})
         network.to(self.device)
-        if isinstance(candidate.kernels, Mapping):
-            expand_stages_(network, candidate.kernels, seed)
-        elif candidate.kernels is not None:
+        if candidate.kernels is not None:
             expand_kernels_(network, candidate.kernels, seed=seed)
 
         def loss(model: nn.Module, batch: Batch) -> Tensor:
@@ -253,7 +252,10 @@ class Worker:
         }
         total = sum(way.macs for way in cost(architecture).pipelines.values())
         macs = self._train_macs(total, recipe, guided=candidate.kd_weight > 0)
-        return self._outcome(job, ways, architecture, train_macs=macs)
+        macs += self._kernel_macs(architecture, candidate.kernels, recipe)
+        return self._outcome(
+            job, ways, architecture, train_macs=macs, kernels=form_names(candidate.kernels)
+        )
 
     def _fit(
         self,
@@ -282,6 +284,7 @@ class Worker:
         architecture: Architecture,
         *,
         train_macs: int,
+        kernels: str | dict[str, str] = "plain",
     ) -> Outcome:
         """Scores and saves each pipeline; the file holds exactly what was scored."""
         costs = cost(architecture).pipelines
@@ -297,6 +300,7 @@ class Worker:
                 "macs": costs[name].macs,
                 "params": costs[name].params,
                 "architecture": architecture.to_dict(),
+                "kernels": kernels,
             }
             info = {
                 "study": self.study.name,
@@ -307,6 +311,7 @@ class Worker:
                 "macs": costs[name].macs,
                 "macs_all": costs[name].macs_all,
                 "params": costs[name].params,
+                "kernels": kernels,
                 "class_names": list(self.data.class_names),
                 "mean": self.data.train.mean.flatten().tolist(),
                 "std": self.data.train.std.flatten().tolist(),
@@ -325,6 +330,16 @@ class Worker:
         if guided and recipe.augment.changes():
             per_image += self._teacher_macs
         return per_image * len(self.data.train) * recipe.epochs
+
+    def _kernel_macs(
+        self, architecture: Architecture, kernels: Kernels | None, recipe: Recipe
+    ) -> int:
+        """Multiply-adds that the training form of the kernels adds to a training."""
+        if kernels is None:
+            return 0
+        steps = math.ceil(len(self.data.train) / recipe.batch)
+        step = training_cost(architecture, kernels, math.ceil(len(self.data.train) / steps))
+        return (step.macs_step - step.macs_step_plain) * steps * recipe.epochs
 
     def _guide(self, recipe: Recipe) -> Tensor | nn.Module:
         """The teacher's logits where the inputs never change, else the teacher."""

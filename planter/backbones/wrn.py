@@ -1,0 +1,88 @@
+"""Wide residual networks (Zagoruyko and Komodakis, BMVC 2016) for small images."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from planter.backbones.staged import StagedNet
+
+
+def widths(*, widen: int = 10, **_: object) -> dict[str, int]:
+    """Channels of the stem and of the three groups of blocks."""
+    if not isinstance(widen, int) or widen < 1:
+        raise ValueError(f"widen of a wrn is a whole number >= 1, got {widen!r}")
+    return {"stem": 16, "group1": 16 * widen, "group2": 32 * widen, "group3": 64 * widen}
+
+
+def wrn(
+    widths: Mapping[str, int],
+    *,
+    classes: int = 10,
+    image: Sequence[int] = (3, 32, 32),
+    depth: int = 28,
+    widen: int = 10,
+    dropout: float = 0.0,
+) -> StagedNet:
+    """WRN-`depth`-`widen`: a stem, three groups of (depth - 4) / 6 pre-activated blocks, each block
+    a stage (`group1_1`, ...), and batch norm, ReLU, mean and one linear layer.
+
+    36,536,884 parameters as WRN-28-10 with 100 classes. `widen` gives the widths that are not
+    given by name; `dropout` stands between the two convolutions of a block.
+    """
+    channels, height, width = image
+    if depth < 10 or (depth - 4) % 6:
+        raise ValueError(
+            f"depth of a wrn is 6 n + 4 with n >= 1 (10, 16, 22, 28, ...), got {depth}"
+        )
+    if min(height, width) < 4:
+        raise ValueError(
+            f"image {channels}x{height}x{width} is too small for wrn: "
+            "two strides of 2 need at least 4 x 4 pixels"
+        )
+    stages: OrderedDict[str, nn.Module] = OrderedDict()
+    stages["stem"] = nn.Conv2d(channels, widths["stem"], 3, padding=1, bias=False)
+    channels = widths["stem"]
+    for group in ("group1", "group2", "group3"):
+        for i in range((depth - 4) // 6):
+            stride = 2 if i == 0 and group != "group1" else 1
+            stages[f"{group}_{i + 1}"] = Block(channels, widths[group], stride, dropout)
+            channels = widths[group]
+    head = nn.Sequential(
+        OrderedDict(
+            norm=nn.BatchNorm2d(channels),
+            relu=nn.ReLU(),
+            pool=nn.AdaptiveAvgPool2d(1),
+            flatten=nn.Flatten(),
+            fc=nn.Linear(channels, classes),
+        )
+    )
+    return StagedNet(nn.Sequential(stages), head)
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions, each behind batch norm and ReLU, around them a shortcut: the identity,
+    or a 1x1 convolution of the activated input where channels or size change."""
+
+    def __init__(self, channels: int, out_channels: int, stride: int, dropout: float) -> None:
+        super().__init__()
+        self.norm1 = nn.BatchNorm2d(channels)
+        self.conv1 = nn.Conv2d(channels, out_channels, 3, stride, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(out_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.shortcut = (
+            nn.Conv2d(channels, out_channels, 1, stride, bias=False)
+            if channels != out_channels or stride != 1
+            else None
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        active = functional.relu(self.norm1(x))
+        inner = self.dropout(functional.relu(self.norm2(self.conv1(active))))
+        around = x if self.shortcut is None else self.shortcut(active)
+        total: Tensor = around + self.conv2(inner)
+        return total
