@@ -355,6 +355,16 @@ def test_bank_is_drawn_from_the_seed_within_torchs_default_bound() -> None:
     assert float(drawn.std()) == pytest.approx(bound / 3**0.5, rel=0.04)
 
 
+@pytest.mark.parametrize(
+    "layer", [nn.Conv2d(2, 3, 3), nn.ConvTranspose1d(2, 3, 2), nn.Linear(2, 3)]
+)
+def test_a_ratio_of_one_draws_nothing_and_warns_of_nothing(layer: nn.Module) -> None:
+    # torch warns of drawing zero filters; warnings are errors here.
+    weight = by_output(layer, layer.weight).detach().clone()
+    banks, _ = factors(expand_kernels_(layer, KernelFilter(rho=1)))
+    assert torch.equal(banks["weight"], weight)
+
+
 def test_depth_one_is_the_plain_network() -> None:
     net = flat(flat.widths, image=(3, 8, 8))
     names = list(net.state_dict())
