@@ -81,7 +81,8 @@ def expand_kernels_(
     layers = _accepted(model, form, where)
     if isinstance(form, AsymmetricBlock):
         _refuse_several_statistics(model)
-    with torch.random.fork_rng(devices=[]):
+    used = {parameter.device for parameter in model.parameters()}
+    with torch.random.fork_rng(devices=[device for device in used if device.type == "cuda"]):
         torch.manual_seed(seed)
         for name, layer in layers.items():
             if isinstance(form, KernelFilter):

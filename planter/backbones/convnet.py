@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from planter.backbones.staged import StagedNet
+from planter.backbones.staged import StagedNet, dense_head
 
 WIDTHS = {"conv1": 16, "conv2": 16, "conv3": 16, "conv4": 16, "conv5": 16, "fc1": 128}
 
@@ -48,15 +48,5 @@ def convnet(
             height, width = height // 2, width // 2
         stages[name] = nn.Sequential(layers)
         channels = widths[name]
-    head = nn.Sequential(
-        OrderedDict(
-            # Does nothing to the map of a whole image; lets a pipeline whose step-down has another
-            # stride than the cut part meet fc1 with a map of the right size.
-            fit=nn.AdaptiveAvgPool2d((height, width)),
-            flatten=nn.Flatten(),
-            fc1=nn.Linear(channels * height * width, widths["fc1"]),
-            relu=nn.ReLU(),
-            fc2=nn.Linear(widths["fc1"], classes),
-        )
-    )
+    head = dense_head((channels, height, width), widths["fc1"], classes)
     return StagedNet(nn.Sequential(stages), head)

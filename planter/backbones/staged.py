@@ -1,6 +1,8 @@
-"""What a backbone is: named stages and a head."""
+"""What a backbone is: named stages and a head; and the head that several have."""
 
 from __future__ import annotations
+
+from collections import OrderedDict
 
 from torch import Tensor, nn
 
@@ -17,3 +19,19 @@ class StagedNet(nn.Module):
         """Logits `[batch, classes]` of images `[batch, channels, height, width]`."""
         logits: Tensor = self.head(self.stages(images))
         return logits
+
+
+def dense_head(shape: tuple[int, int, int], units: int, classes: int) -> nn.Sequential:
+    """Two linear layers, `fc1` with ReLU and `fc2`, on a map of shape (channels, height, width)."""
+    channels, height, width = shape
+    return nn.Sequential(
+        OrderedDict(
+            # Does nothing to the map of a whole image; lets a pipeline whose step-down has another
+            # stride than the cut part meet fc1 with a map of the right size.
+            fit=nn.AdaptiveAvgPool2d((height, width)),
+            flatten=nn.Flatten(),
+            fc1=nn.Linear(channels * height * width, units),
+            relu=nn.ReLU(),
+            fc2=nn.Linear(units, classes),
+        )
+    )

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from planter.backbones.staged import StagedNet
+from planter.backbones.staged import StagedNet, dense_head
 
 WIDTHS = {"conv1": 32, "conv2": 32, "conv3": 64, "conv4": 64, "fc1": 512}
 
@@ -36,13 +36,5 @@ def toy(
             height, width = height // 2, width // 2
         stages[name] = nn.Sequential(layers)
         channels = widths[name]
-    head = nn.Sequential(
-        OrderedDict(
-            fit=nn.AdaptiveAvgPool2d((height, width)),  # as in convnet: for other strides only
-            flatten=nn.Flatten(),
-            fc1=nn.Linear(channels * height * width, widths["fc1"]),
-            relu=nn.ReLU(),
-            fc2=nn.Linear(widths["fc1"], classes),
-        )
-    )
+    head = dense_head((channels, height, width), widths["fc1"], classes)
     return StagedNet(nn.Sequential(stages), head)

@@ -226,9 +226,9 @@ class Worker:
         network = build(architecture, seed)
         if not isinstance(network, Pipelines):
             network = Pipelines(network, {})
-        network.to(self.device)
         if candidate.kernels is not None:
             expand_kernels_(network, candidate.kernels, seed=seed)
+        network.to(self.device)  # after all draws, which so are the same on every device
 
         def loss(model: nn.Module, batch: Batch) -> Tensor:
             return multi_pipeline_loss(
