@@ -20,6 +20,7 @@ from torch import nn
 
 from planter.arch import Architecture
 from planter.backbones import BUILDERS
+from planter.blocks import expanded_layers
 from planter.pipelines import build_network
 
 FORMAT = 1
@@ -36,7 +37,10 @@ def save(
     """Writes a detached network; the folder appears whole or not at all.
 
     `info` (metrics, seed, versions, normalisation, ...) is kept in `arch.json` beside the spec.
+    Raises ValueError for a network with expanded kernels: it would not be the architecture's.
     """
+    if expanded := expanded_layers(network):
+        raise ValueError(f"{expanded[0]} is expanded; collapse_kernels_(model) before saving")
     spec = {
         "format": FORMAT,
         "architecture": architecture.to_dict(),

@@ -27,7 +27,14 @@ from planter.filters import (
     Mixing,
     generated,
 )
-from planter.forms import AsymmetricBlock, DOConv, KernelFilter, Kernels, TrainingForm
+from planter.forms import (
+    AsymmetricBlock,
+    DOConv,
+    FeatureFilter,
+    KernelFilter,
+    Kernels,
+    TrainingForm,
+)
 from planter.modes import remove_parametrization_
 from planter.pipelines import Pipelines, build_without_data
 
@@ -69,40 +76,21 @@ def expand_kernels_(
 
     `seed` draws the weights that have no value at the start. Raises ValueError, naming the layer,
     before anything is changed: for a layer the form is not made for, one that is lazy, quantised,
-    parametrized already or shares a parameter with another, where no layer is accepted, and for a
-    part the network does not have.
+    frozen, parametrized already or shares a parameter with another, where no layer is accepted,
+    and for a part the network does not have.
     """
     if isinstance(form, Mapping):
         if where is not None:
             raise ValueError("forms by part say where they go: give them without where=")
-        return _expand_parts_(model, form, seed)
-    if isinstance(form, KernelFilter) and form.depth == 1:
-        return model
-    layers = _accepted(model, form, where)
-    if isinstance(form, AsymmetricBlock):
-        _refuse_several_statistics(model)
+        chosen = _by_part(model, form)
+    else:
+        chosen = [(form, _accepted(model, form, where))]
     used = {parameter.device for parameter in model.parameters()}
     with torch.random.fork_rng(devices=[device for device in used if device.type == "cuda"]):
         torch.manual_seed(seed)
-        for name, layer in layers.items():
-            if isinstance(form, KernelFilter):
-                _filter_(layer, form, name)
-            elif isinstance(form, DOConv):
-                weight = layer.weight
-                assert isinstance(weight, Tensor)
-                factor = DepthwiseFactor(weight, Layout.of(layer))
-                parametrize.register_parametrization(layer, "weight", factor)
-            elif isinstance(form, AsymmetricBlock):
-                assert isinstance(layer, nn.Conv2d)
-                norm = _norm_behind(model, layer)
-                block = AsymmetricConv(layer, form.gamma, norm).train(layer.training)
-                _replace_(model, layer, block)
-                if norm is not None:
-                    _replace_(model, norm, TrackedNorm(norm).train(norm.training))
-            else:
-                assert isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d)
-                chain = ConvChain(layer, form.rho, expand_inputs=form.expand_inputs)
-                _replace_(model, layer, chain.train(layer.training))
+        for one, layers in chosen:
+            for layer in layers.values():
+                _expand_(model, layer, one)
     return model
 
 
@@ -124,10 +112,13 @@ def collapse_kernels_(model: nn.Module) -> nn.Module:
     return model
 
 
-def _expand_parts_(
-    model: nn.Module, forms: Mapping[str, TrainingForm | None], seed: int
-) -> nn.Module:
-    for i, (part, form) in enumerate(forms.items()):
+def _by_part(
+    model: nn.Module, forms: Mapping[str, TrainingForm | None]
+) -> list[tuple[TrainingForm, dict[str, nn.Module]]]:
+    """The layers of each part that its form can take."""
+    chosen: list[tuple[TrainingForm, dict[str, nn.Module]]] = []
+    parts: dict[str, str] = {}
+    for part, form in forms.items():
         inside = tuple(f"{name}." for name in _places(model, part))
         if not inside:
             raise ValueError(f"the network has no part {part!r} to expand")
@@ -140,11 +131,19 @@ def _expand_parts_(
             form: TrainingForm = form,
             inside: tuple[str, ...] = inside,
         ) -> bool:
-            taken = is_conv_or_linear(module, name) and _unsuited(model, module, form) is None
-            return taken and f"{name}.".startswith(inside)
+            return (
+                f"{name}.".startswith(inside)
+                and is_conv_or_linear(module, name)
+                and _trains(module)
+                and _unsuited(model, module, form) is None
+            )
 
-        expand_kernels_(model, form, within, seed + i)
-    return model
+        layers = _accepted(model, form, within)
+        for name in layers:
+            if (other := parts.setdefault(name, part)) != part:
+                raise ValueError(f"{name} is in both parts {other!r} and {part!r}")
+        chosen.append((form, layers))
+    return chosen
 
 
 def _places(model: nn.Module, part: str) -> list[str]:
@@ -160,6 +159,8 @@ def _places(model: nn.Module, part: str) -> list[str]:
 
 def _accepted(model: nn.Module, form: TrainingForm, where: Where | None) -> dict[str, nn.Module]:
     """The layers to expand by name, each checked."""
+    if isinstance(form, KernelFilter) and form.depth == 1:
+        return {}
     owners: dict[int, str] = {}
     layers, shared = {}, {}
     blocks = tuple(f"{n}." for n, m in model.named_modules() if isinstance(m, Block))
@@ -192,11 +193,15 @@ def _accepted(model: nn.Module, form: TrainingForm, where: Where | None) -> dict
             f"no layer to expand as {form}: "
             + ("the model has none it is made for" if where is None else "where accepted none")
         )
+    if isinstance(form, AsymmetricBlock):
+        _refuse_several_statistics(model)
     return layers
 
 
 def _is_made_for(model: nn.Module, module: nn.Module, name: str, form: TrainingForm) -> bool:
-    """The layers a form takes by default."""
+    """The layers a form takes by default; not those that do not train."""
+    if not _trains(module):
+        return False
     if isinstance(form, KernelFilter):
         return is_cheap_to_filter(module, name)
     if not isinstance(module, CONVOLUTIONS) or math.prod(module.kernel_size) == 1:
@@ -204,6 +209,11 @@ def _is_made_for(model: nn.Module, module: nn.Module, name: str, form: TrainingF
     if isinstance(form, AsymmetricBlock) and module.kernel_size[0] > 5:
         return False
     return _unsuited(model, module, form) is None
+
+
+def _trains(module: nn.Module) -> bool:
+    weight = getattr(module, "weight", None)
+    return not isinstance(weight, Tensor) or weight.requires_grad
 
 
 def _unusable(layer: nn.Module) -> str | None:
@@ -220,6 +230,8 @@ def _unusable(layer: nn.Module) -> str | None:
         return f"({kind}) has no parameter weight of its own; undo what computes it first"
     if type(weight.detach()) is not Tensor or not weight.is_floating_point():
         return f"({kind}) has a weight that is no plain float tensor (quantised?)"
+    if not weight.requires_grad:
+        return f"({kind}) does not train (requires_grad is False); leave it out with where="
     return None
 
 
@@ -253,12 +265,29 @@ def _filters(layer: nn.Module) -> int:
     return out
 
 
-def _filter_(layer: nn.Module, form: KernelFilter, name: str) -> None:
-    weight = layer.weight
+def _expand_(model: nn.Module, layer: nn.Module, form: TrainingForm) -> None:
+    if isinstance(form, AsymmetricBlock):
+        assert isinstance(layer, nn.Conv2d)
+        norm = _norm_behind(model, layer)
+        block = AsymmetricConv(layer, form.gamma, norm)
+        _replace_(model, layer, block.train(layer.training))
+        if norm is not None:
+            _replace_(model, norm, TrackedNorm(norm).train(norm.training))
+        return
+    if isinstance(form, FeatureFilter):
+        assert isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+        chain = ConvChain(layer, form.rho, expand_inputs=form.expand_inputs)
+        _replace_(model, layer, chain.train(layer.training))
+        return
+    weight, layout = layer.weight, Layout.of(layer)
     assert isinstance(weight, Tensor)
+    if isinstance(form, DOConv):
+        factor = DepthwiseFactor(weight, layout)
+        parametrize.register_parametrization(layer, "weight", factor)
+        return
     out = _filters(layer)
     filters = round(form.rho * out)
-    mixing, layout = Mixing(out, filters, form.depth, weight), Layout.of(layer)
+    mixing = Mixing(out, filters, form.depth, weight)
     for tensor in ("weight", "bias"):
         if getattr(layer, tensor, None) is not None:
             made = Filtered(mixing, filters, layout, form.wd_scale)

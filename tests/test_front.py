@@ -220,3 +220,8 @@ def test_the_old_text_stands_until_the_new_one_is_synced(tmp_path, monkeypatch):
     write_text(file, "new")
     assert seen == ["old"]
     assert file.read_text() == "new"
+
+
+def test_a_point_without_a_word_on_kernels_was_trained_plain():
+    """Points of runs older than training forms."""
+    assert _point("s0001", 0.5, 10).kernels == "plain"

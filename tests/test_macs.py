@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from planter.arch import Architecture
+from planter.backbones import full_widths
+from planter.forms import TrainingForm, form_of
 from planter.kernels import KernelFilter, collapse_kernels_, expand_kernels_
-from planter.macs import Cost, cost
+from planter.macs import Cost, cost, training_cost
 from planter.pipelines import build
 
 CNSN = Architecture(
@@ -235,3 +237,210 @@ def test_counting_leaves_the_network_as_it_was(training: bool, mixed: bool) -> N
     assert [module.training for module in sequence.modules()] == modes
     assert all(torch.equal(state[name], tensor) for name, tensor in net.state_dict().items())
     assert not any(module._forward_hooks for module in sequence.modules())
+
+
+# Inputs, filters, kernel places and output pixels of each layer, from the papers' descriptions
+# (facts.md 3.6): three 5x5 convolutions on maps of 32, 15, 7 pixels; thirteen 3x3 ones.
+Layers = list[tuple[int, int, int, int]]
+QUICK: Layers = [(3, 32, 25, 1024), (32, 32, 25, 225), (32, 64, 25, 49)]
+QUICK += [(576, 64, 1, 1), (64, 10, 1, 1)]
+_VGG = [3, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512]
+_SIDES = [32, 32, 16, 16, 8, 8, 8, 4, 4, 4, 2, 2, 2]
+VGG: Layers = [(a, b, 9, n * n) for a, b, n in zip(_VGG, _VGG[1:], _SIDES, strict=False)]
+VGG += [(512, 512, 1, 1), (512, 10, 1, 1)]
+QUICK_NET = Architecture("cifar_quick", {}, {"classes": 10, "image": (3, 32, 32)})
+VGG_NET = Architecture("vgg16", {}, {"classes": 10, "image": (3, 32, 32), "head": "hidden"})
+PUBLISHED_STEPS = [(QUICK_NET, QUICK), (VGG_NET, VGG)]
+both_nets = pytest.mark.parametrize(("net", "layers"), PUBLISHED_STEPS, ids=["quick", "vgg16"])
+
+
+def forward_macs(layers: Layers) -> list[int]:
+    return [a * b * places * pixels for a, b, places, pixels in layers]
+
+
+def plain_step(layers: Layers, batch: int) -> int:
+    """Each layer forward, for its weights and for its input; images need no gradient."""
+    each = forward_macs(layers)
+    return batch * (3 * sum(each) - each[0])
+
+
+def kflo_product(layers: Layers, rho: float) -> int:
+    """Multiply-adds of W_2 W_1 of every layer."""
+    return sum(b * round(rho * b) * a * places for a, b, places, _ in layers)
+
+
+def kflo_weights(layers: Layers, rho: float) -> int:
+    return sum(round(rho * b) * (a * places + b) for a, b, places, _ in layers)
+
+
+def norms(layers: Layers) -> int:
+    """Scales and shifts of the batch norms: behind every convolution."""
+    return sum(2 * b for _, b, places, _ in layers if places > 1)
+
+
+def biases(layers: Layers) -> int:
+    return sum(b for _, b, places, _ in layers if places == 1)
+
+
+def every_part(net: Architecture, form: TrainingForm) -> dict[str, TrainingForm]:
+    convs = {name: form for name in full_widths(net.builder) if name.startswith("conv")}
+    return {**convs, "head": form}
+
+
+@both_nets
+def test_a_plain_step_is_three_times_the_forward_pass_less_the_images_gradient(
+    net: Architecture, layers: Layers
+) -> None:
+    for kernels in (None, {"conv1": None, "head": KernelFilter(depth=1)}):
+        found = training_cost(net, kernels, batch=5)
+        assert found.macs_step == found.macs_step_plain == plain_step(layers, 5)
+        weights = sum(a * b * places for a, b, places, _ in layers)
+        assert found.params == found.params_plain == weights + norms(layers) + biases(layers)
+
+
+@both_nets
+def test_kernel_filtering_adds_its_products_three_times_whatever_the_batch(
+    net: Architecture, layers: Layers
+) -> None:
+    for rho, batch in ((1.3, 3), (2.0, 128)):
+        step = training_cost(net, every_part(net, KernelFilter(rho=rho)), batch)
+        assert step.macs_step_plain == plain_step(layers, batch)
+        assert step.macs_step - step.macs_step_plain == 3 * kflo_product(layers, rho)
+        bank_biases = sum(round(rho * b) for _, b, places, _ in layers if places == 1)
+        assert step.params == kflo_weights(layers, rho) + norms(layers) + bank_biases
+
+
+@pytest.mark.parametrize(
+    ("net", "layers", "added", "per_batch", "share", "weights"),
+    [
+        (QUICK_NET, QUICK, (26.2e6, 5e4), (1.378e9, 5e5), 0.019, (508_176, 0)),
+        (VGG_NET, VGG, (28.7e9, 5e7), (40.1e9, 5e7), 0.72, (68.2e6, 5e4)),
+    ],
+    ids=["quick", "vgg16"],
+)
+def test_kflo_of_two_and_four_costs_what_is_published(
+    net: Architecture, layers: Layers, added, per_batch, share: float, weights
+) -> None:
+    """facts.md 3.5, for a batch of 128; figures with half of what their last digit is worth."""
+    step = training_cost(net, every_part(net, KernelFilter(2, 4)), 128)
+    forward = (step.macs_step - step.macs_step_plain) / 3
+    plain = 128 * sum(forward_macs(layers))
+    assert abs(forward - added[0]) <= added[1]
+    assert abs(plain - per_batch[0]) <= per_batch[1]
+    assert abs(forward / plain - share) <= (0.0005 if share < 0.1 else 0.005)
+    trained = step.params - norms(layers) - 4 * biases(layers)
+    assert trained == kflo_weights(layers, 4)
+    assert abs(trained - weights[0]) <= weights[1]
+
+
+def test_kernel_filtering_by_default_is_counted_for_layers_of_up_to_256_filters() -> None:
+    step = training_cost(VGG_NET, KernelFilter(2, 4), 4)
+    narrow = [layer for layer in VGG if layer[1] <= 256]
+    assert len(narrow) == 8
+    assert step.macs_step - step.macs_step_plain == 3 * kflo_product(narrow, 4)
+
+
+def test_three_factors_are_multiplied_in_the_cheaper_order() -> None:
+    convs = QUICK[:3]
+    step = training_cost(QUICK_NET, dict.fromkeys(["conv1", "conv2", "conv3"], KernelFilter(3, 2)))
+    product = 0
+    for a, b, places, _ in convs:
+        n, r = a * places, 2 * b
+        product += b * r * n + min(b * r * r, r * r * n)
+    assert step.macs_step - step.macs_step_plain == 3 * product
+
+
+def test_a_bias_is_not_counted_however_many_factors_make_it() -> None:
+    step = training_cost(QUICK_NET, {"head": KernelFilter(3, 2)}, 4)
+    product = 0
+    for n, b in ((576, 64), (64, 10)):
+        r = 2 * b
+        product += b * r * n + min(b * r * r, r * r * n)
+    assert step.macs_step - step.macs_step_plain == 3 * product
+
+
+@pytest.mark.parametrize(
+    ("net", "layers", "share"), [(QUICK_NET, QUICK, 3.55), (VGG_NET, VGG, 3.58)],
+    ids=["quick", "vgg16"],
+)  # fmt: skip
+def test_feature_filtering_costs_what_is_published(
+    net: Architecture, layers: Layers, share: float
+) -> None:
+    """rho times every convolution and a 1 x 1 convolution of rho * out channels on each map."""
+    convs = [layer for layer in layers if layer[2] > 1]
+    middle = [4 * one for one in forward_macs(convs)]
+    after = [4 * b * b * pixels for _, b, _, pixels in convs]
+    added = sum(middle) + sum(after) - sum(forward_macs(convs))
+    assert abs(added / sum(forward_macs(convs)) - share) <= 0.005  # facts.md 3.5
+    rest = forward_macs([layer for layer in layers if layer[2] == 1])
+    expected = 3 * (sum(middle) + sum(after) + sum(rest)) - middle[0]
+    found = training_cost(net, form_of("features:4"), 6)
+    assert found.macs_step == 6 * expected
+    assert found.macs_step_plain == plain_step(layers, 6)
+    # No norm in between and no other bias: 4 times the weights and those of the mixing.
+    weights = sum(4 * a * b * places + 4 * b * b for a, b, places, _ in convs)
+    linear = sum(a * b for a, b, places, _ in layers if places == 1)
+    assert found.params == weights + linear + norms(layers) + biases(layers)
+
+
+def test_expandnets_widen_inputs_too_and_do_conv_multiplies_by_its_factor() -> None:
+    convs, rest = QUICK[:3], sum(forward_macs(QUICK[3:]))
+    sides = [32 * 32, 15 * 15, 7 * 7]  # of the inputs, which a 1 x 1 convolution widens twofold
+    parts = [
+        (2 * a * a * pixels, 4 * a * b * 25 * pixels, 2 * b * b * pixels)
+        for (a, b, _, _), pixels in zip(convs, sides, strict=True)
+    ]
+    first = parts[0][0]
+    expected = 3 * (sum(map(sum, parts)) + rest) - first
+    assert training_cost(QUICK_NET, form_of("expandnet:2"), 3).macs_step == 3 * expected
+    step = training_cost(QUICK_NET, form_of("do-conv"), 3)
+    product = sum(b * a * 25 * 25 for a, b, _, _ in convs)
+    assert step.macs_step - step.macs_step_plain == 3 * product
+    assert step.params - step.params_plain == sum(a * 25 * 25 for a, _, _, _ in convs)
+
+
+def test_an_asymmetric_block_costs_two_bars_for_every_square() -> None:
+    bars = [2 * a * b * 5 * pixels for a, b, _, pixels in QUICK[:3]]
+    step = training_cost(QUICK_NET, form_of("acnet"), 3)
+    assert step.macs_step - step.macs_step_plain == 3 * (3 * sum(bars) - bars[0])
+    # Three norms for one; the one behind the block takes no part in the training.
+    more = sum(2 * a * b * 5 + 4 * b for a, b, _, _ in QUICK[:3])
+    assert step.params - step.params_plain == more
+
+
+CUT = {"before": "conv3", "kernel": 4, "stride": 4}
+# convnet of width 16 at 32 x 32: maps of 32, 16, 8, 8, 8 pixels, a head of 4 x 4 maps.
+CONVNET: Layers = [(3, 16, 9, 1024), (16, 16, 9, 256), *[(16, 16, 9, 64)] * 3]
+CONVNET += [(256, 128, 1, 1), (128, 10, 1, 1)]
+STEP_DOWN = (3, 16, 16, 64)
+
+
+def test_pipelines_are_counted_together_and_their_kernels_once() -> None:
+    net = Architecture("convnet", {}, {"classes": 10, "image": (3, 32, 32)}, {"cut2": CUT})
+    each, entry = forward_macs(CONVNET), forward_macs([STEP_DOWN])[0]
+    macs = 3 * (sum(each) + entry + sum(each[2:])) - each[0] - entry
+    for batch in (2, 9):
+        found = training_cost(net, KernelFilter(2, 3), batch)
+        assert found.macs_step_plain == batch * macs
+        added = found.macs_step - found.macs_step_plain
+        assert added == 3 * kflo_product([*CONVNET, STEP_DOWN], 3)
+    weights = kflo_weights([*CONVNET, STEP_DOWN], 3)
+    # Every layer but the step-down has a bias, tripled; that one has a norm.
+    assert found.params == weights + 3 * (5 * 16 + 128 + 10) + 2 * 16
+
+
+def test_a_form_that_does_not_fit_is_an_error_of_the_count_too() -> None:
+    net = Architecture("convnet", {}, {"classes": 10, "image": (3, 32, 32)}, {"cut2": CUT})
+    with pytest.raises(ValueError, match="pipelines base, cut2, each with norm statistics"):
+        training_cost(net, form_of("acnet"))
+    with pytest.raises(ValueError, match="no part 'conv9'"):
+        training_cost(QUICK_NET, {"conv9": KernelFilter()})
+
+
+def test_a_count_for_training_leaves_the_architecture_and_the_callers_draws() -> None:
+    before = QUICK_NET.to_dict()
+    state = torch.get_rng_state()
+    first = training_cost(QUICK_NET, form_of("expandnet:2"), 2)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert training_cost(QUICK_NET, form_of("expandnet:2"), 2) == first
+    assert QUICK_NET.to_dict() == before

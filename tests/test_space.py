@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from planter.arch import Architecture
+from planter.forms import AsymmetricBlock, KernelFilter, form_names, forms_of
+from planter.kernels import check_kernels
 from planter.pipelines import build, check_architecture
 from planter.space import Candidate, load_space
 
@@ -180,4 +182,83 @@ def test_the_shipped_space_writes_into_the_network_what_it_was_given():
         kernels=None,
         kd_weight=2.0,
         temperature=4.0,
+    )
+
+
+_FORMS = {"plain", "kflo", "do-conv", "acnet", "expandnet"}
+
+
+@pytest.fixture(scope="module")
+def kernels_drawn():
+    """Sixty draws of the shipped space of training forms: parameters and candidate of each."""
+    space = load_space("kernels", image=(1, 16, 16), classes=10)
+    return [(space, trial, space(trial)) for trial in _ask(60, seed=2)]
+
+
+def _names(kernels):
+    """Short names without their numbers, of one form or of each part's."""
+    if kernels is None or not hasattr(kernels, "items"):
+        return str(kernels or "plain").partition(":")[0]
+    return {part: _names(form) for part, form in kernels.items()}
+
+
+def test_the_space_of_training_forms_draws_networks_that_can_be_expanded_so(kernels_drawn):
+    for _, trial, candidate in kernels_drawn:
+        assert isinstance(candidate, Candidate), trial.params
+        check_architecture(candidate.architecture)
+        check_kernels(candidate.architecture, candidate.kernels)
+
+
+def test_the_space_of_training_forms_draws_every_form_by_network_and_by_stage(kernels_drawn):
+    by = {"network": set(), "stage": {}}
+    for _, trial, candidate in kernels_drawn:
+        drawn = _names(candidate.kernels)
+        if trial.params["kernels_by"] == "network":
+            by["network"].add(drawn)
+            assert drawn == trial.params["kernels"]
+        else:
+            assert list(drawn) == ["conv1", "conv2", "conv3", "head"]
+            assert drawn == {part: trial.params[f"kernels_{part}"] for part in drawn}
+            for part, name in drawn.items():
+                by["stage"].setdefault(part, set()).add(name)
+    convs = dict.fromkeys(["conv1", "conv2", "conv3"], _FORMS)
+    assert by == {"network": _FORMS, "stage": {**convs, "head": {"plain", "kflo"}}}
+
+
+def test_the_space_of_training_forms_follows_from_its_parameters_and_draws_no_other(kernels_drawn):
+    for space, trial, candidate in kernels_drawn:
+        assert space(optuna.trial.FixedTrial(trial.params)) == candidate
+        # Numbers of a form are drawn where it is chosen, and only there.
+        wanted = {"width", "kernels_by", "kd_weight"}
+        by_network = trial.params["kernels_by"] == "network"
+        forms = ["kernels"] if by_network else [
+            f"kernels_{part}" for part in ("conv1", "conv2", "conv3", "head")
+        ]  # fmt: skip
+        for form in forms:
+            numbers = {"kflo": ["depth", "rho"], "expandnet": ["widening"]}
+            wanted |= {form} | {f"{form}_{n}" for n in numbers.get(trial.params[form], [])}
+        assert set(trial.params) == wanted
+        assert forms_of(form_names(candidate.kernels)) == candidate.kernels
+
+
+def test_the_space_of_training_forms_gives_the_form_it_was_given():
+    params = {
+        "width": 8, "kernels_by": "stage", "kernels_conv1": "kflo", "kernels_conv1_depth": 3,
+        "kernels_conv1_rho": 2, "kernels_conv2": "acnet", "kernels_conv3": "plain",
+        "kernels_head": "kflo", "kernels_head_depth": 2, "kernels_head_rho": 4, "kd_weight": 1.5,
+    }  # fmt: skip
+    space = load_space("kernels", image=(3, 32, 32), classes=7)
+    assert space(optuna.trial.FixedTrial(params)) == Candidate(
+        Architecture(
+            "cifar_quick",
+            {"conv1": 8, "conv2": 8, "conv3": 16, "fc1": 16},
+            {"image": [3, 32, 32], "classes": 7},
+        ),
+        kernels={
+            "conv1": KernelFilter(3, 2),
+            "conv2": AsymmetricBlock(),
+            "conv3": None,
+            "head": KernelFilter(2, 4),
+        },
+        kd_weight=1.5,
     )

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from nets import fill_, flat, residual, split
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from torch.nn import functional
 from planter import train
 from planter.data import Split
 from planter.freeze import freeze_inherited_
-from planter.kernels import KernelFilter, expand_kernels_
+from planter.kernels import KernelFilter, collapse_kernels_, expand_kernels_
 from planter.morph import inherit_weights
 from planter.recipe import Augment, Recipe
 from planter.train import Batch, Epoch, augmented, evaluate, fit, predict, recalibrate_batchnorm_
@@ -463,3 +463,168 @@ def test_without_norms_recalibration_runs_nothing() -> None:
     net.register_forward_hook(lambda *_: calls.append(1))
     recalibrate_batchnorm_(net, split(4))
     assert not calls
+
+
+@given(
+    st.integers(1, 3),
+    st.booleans(),
+    st.integers(1, 3),
+    st.integers(1, 6),
+    st.integers(1, 6),
+    st.integers(0, 2**16),
+)
+@settings(max_examples=25)
+@pytest.mark.parametrize("kind", [torch.uint8, torch.float32])
+def test_augmented_images_are_the_slices_their_draws_name(
+    kind: torch.dtype, crop: int, flip: bool, channels: int, height: int, width: int, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    raw = torch.randint(0, 256, (5, channels, height, width), generator=generator).to(kind)
+    if kind == torch.float32:
+        raw = raw / 7 - 18
+    before, state = raw.clone(), generator.get_state()
+    out = augmented(raw, Augment(crop=crop, flip=flip), generator)
+    assert torch.equal(raw, before)
+    generator.set_state(state)
+    rows, columns = torch.randint(0, 2 * crop + 1, (2, 5, 1), generator=generator)[..., 0].tolist()
+    mirrored = (torch.rand(5, generator=generator) < 0.5).tolist()
+    for image, found, y, x, mirror in zip(raw, out, rows, columns, mirrored, strict=True):
+        padded = torch.zeros(channels, height + 2 * crop, width + 2 * crop, dtype=kind)
+        padded[:, crop : crop + height, crop : crop + width] = image
+        window = padded[:, y : y + height, x : x + width]
+        assert torch.equal(found, torch.flip(window, [2]) if flip and mirror else window)
+    assert out.dtype == kind
+
+
+AVERAGED = Recipe(
+    epochs=3, batch=16, lr=0.05, momentum=0.5, weight_decay=0.0, schedule="constant", ema=0.7
+)
+
+
+def normed_net(form: str) -> nn.Module:
+    torch.manual_seed(4)
+    net = residual(residual.widths, classes=4, image=(3, 8, 8))
+    if form == "expanded":
+        expand_kernels_(net, KernelFilter(rho=2), seed=4)
+    return net
+
+
+@pytest.mark.parametrize("form", ["plain", "expanded"])
+def test_ema_leaves_the_moving_average_of_weights_and_statistics(form: str) -> None:
+    """Against a loop in plain torch over the batches that were given."""
+    batches: list[Batch] = []
+
+    def note(model: nn.Module, batch: Batch) -> Tensor:
+        batches.append(batch)
+        return entropy(model, batch)
+
+    found = fit(normed_net(form), note, DATA, AVERAGED, seed=7).state_dict()
+    model = normed_net(form).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.5)
+    average: dict[str, Tensor] = {}
+    for batch in batches:
+        optimizer.zero_grad()
+        entropy(model, batch).backward()
+        optimizer.step()
+        for name, tensor in model.state_dict().items():
+            kept = average.get(name, tensor.clone())
+            average[name] = 0.7 * kept + 0.3 * tensor
+    assert len(batches) == 3 * 4
+    assert set(found) == set(average)
+    for name, tensor in found.items():
+        if tensor.is_floating_point():
+            # float32 over twelve steps, in two memory formats.
+            torch.testing.assert_close(tensor, average[name], rtol=1e-3, atol=1e-5)
+            last = model.state_dict()[name]
+            assert not torch.allclose(tensor, last, rtol=1e-3, atol=1e-5), f"{name} is the last one"
+
+
+def test_ema_does_not_change_the_training_itself() -> None:
+    plain, averaged = [], []
+    fit(network("plain", 1), entropy, DATA, RECIPE, seed=7, on_epoch=plain.append)
+    recipe = RECIPE.model_copy(update={"ema": 0.9})
+    fit(network("plain", 1), entropy, DATA, recipe, seed=7, on_epoch=averaged.append)
+    assert [(e.epoch, e.loss, e.lr) for e in averaged] == [(e.epoch, e.loss, e.lr) for e in plain]
+
+
+def test_ema_of_one_step_is_that_step() -> None:
+    recipe = RECIPE.model_copy(update={"epochs": 1, "batch": 50, "warmup": 0.0})
+    last = fit(network("plain", 1), entropy, DATA, recipe, seed=7)
+    recipe = recipe.model_copy(update={"ema": 0.999})
+    assert same_bits(fit(network("plain", 1), entropy, DATA, recipe, seed=7), last)
+
+
+@pytest.mark.parametrize("form", ["plain", "expanded", "planted"])
+def test_a_resumed_training_with_ema_ends_in_the_same_bits(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "_CHECKPOINT_EVERY_S", 0)
+    recipe = RECIPE.model_copy(update={"ema": 0.8})
+    path = tmp_path / "checkpoint.pt"
+
+    def stop(epoch: Epoch) -> None:
+        if epoch.epoch == 3:
+            raise Stopped
+
+    whole = fit(network(form, 1), entropy, DATA, recipe, seed=7)
+    with pytest.raises(Stopped):
+        fit(network(form, 1), entropy, DATA, recipe, seed=7, checkpoint=path, on_epoch=stop)
+    other = network(form, 2 if form != "planted" else 1)
+    seen: list[Epoch] = []
+    resumed = fit(other, entropy, DATA, recipe, seed=7, checkpoint=path, on_epoch=seen.append)
+    assert [epoch.epoch for epoch in seen] == [3, 4]
+    assert same_bits(whole, resumed)
+    # The average, not the weights of the last step.
+    assert not same_bits(whole, fit(network(form, 1), entropy, DATA, RECIPE, seed=7))
+
+
+def test_ema_of_expanded_kernels_collapses_to_the_product_of_the_averages() -> None:
+    plain = normed_net("plain")
+    model = fit(normed_net("expanded"), entropy, DATA, AVERAGED, seed=7).double().eval()
+    products = {
+        name.removesuffix(".parametrizations.weight"): (
+            chain.original.detach().clone(),
+            chain[0].mixing.factors[0].detach().clone(),
+        )
+        for name, chain in model.named_modules()
+        if name.endswith("parametrizations.weight")
+    }
+    assert len(products) == 7  # six convolutions and the linear layer
+    x = (DATA.images.double() / 255 - 0.5) / 0.25
+    with torch.no_grad():
+        before = model(x)
+        collapse_kernels_(model)
+        torch.testing.assert_close(model(x), before, rtol=1e-12, atol=1e-12)
+    assert list(model.state_dict()) == list(plain.state_dict())
+    for name, (bank, mixing) in products.items():
+        kernel = (mixing @ bank.flatten(1)).view(-1, *bank.shape[1:])
+        torch.testing.assert_close(
+            model.get_submodule(name).weight.detach(), kernel, rtol=1e-12, atol=1e-12
+        )
+
+
+class Shuffled(nn.Module):
+    """A network with a whole-number buffer that its forward reads, as many a user's has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("order", torch.randperm(192, generator=torch.Generator()))
+        self.linear = nn.Linear(192, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x.flatten(1)[:, self.order])
+
+
+def test_ema_leaves_whole_number_buffers_as_they_are() -> None:
+    model = Shuffled()
+    order = model.order.clone()
+    # 3 * 0.9 + 3 * 0.1 is a little less than 3: rounded down, it is another place.
+    fit(model, entropy, DATA, AVERAGED.model_copy(update={"ema": 0.9}), seed=7)
+    assert torch.equal(model.order, order)
+
+
+@pytest.mark.parametrize("decay", [0.0, 1.0, -0.1, 1.5, math.nan])
+def test_decays_of_an_average_that_are_none_are_refused(decay: float) -> None:
+    with pytest.raises(ValueError, match="ema"):
+        Recipe(ema=decay)
+    assert Recipe().ema is None
