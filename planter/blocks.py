@@ -18,6 +18,10 @@ _Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 _CONVS = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
 
 
+class Link:
+    """Says which block made a tensor; a deep copy of block and norm has a link of its own."""
+
+
 class Block(nn.Module):
     """Stands where a convolution stood; `plain` is that convolution, to be put back."""
 
@@ -83,6 +87,8 @@ class AsymmetricConv(Block):
             nn.init.constant_(own.weight, gamma)
             self.norms.append(own)
 
+        self.link = Link()
+
     @property
     def plain(self) -> nn.Conv2d:
         return self.square
@@ -97,7 +103,7 @@ class AsymmetricConv(Block):
         normed = [norm(part) for norm, part in zip(self.norms, parts, strict=True)]
         total: Tensor = normed[0] + normed[1] + normed[2]
         if not torch.compiler.is_compiling():
-            total.of_block = True  # type: ignore[attr-defined]  # asked for by TrackedNorm
+            total.made_by = self.link  # type: ignore[attr-defined]  # asked for by TrackedNorm
         return total
 
     def fused(self) -> tuple[Tensor, Tensor]:
@@ -127,12 +133,14 @@ class TrackedNorm(nn.Module):
     """Stands where the batch norm behind a block stood: hands its input on, as the block has norms
     of its own, and follows its statistics, so that `fold_` can put the norm back."""
 
-    def __init__(self, norm: nn.BatchNorm2d) -> None:
+    def __init__(self, norm: nn.BatchNorm2d, block: AsymmetricConv) -> None:
         super().__init__()
         self.norm = norm
+        self.link = block.link
 
     def forward(self, x: Tensor) -> Tensor:
-        if not torch.compiler.is_compiling() and not hasattr(x, "of_block"):
+        made_by = getattr(x, "made_by", None)
+        if made_by is not self.link and not torch.compiler.is_compiling():
             raise RuntimeError(
                 "the batch norm after an asymmetric block does not read that block's output: its "
                 "place among the layers is not its place in forward(); leave the convolution "
@@ -143,8 +151,8 @@ class TrackedNorm(nn.Module):
                 self.norm(x)
         return x
 
-    def fold_(self, bias: Tensor) -> nn.BatchNorm2d:
-        """The norm, such that on `x - bias` it computes `x` in eval mode."""
+    def fold_(self, bias: Tensor | None) -> nn.BatchNorm2d:
+        """The norm, such that on `x - bias` it computes `x` in eval mode (None: no bias)."""
         norm = self.norm
         mean, var = norm.running_mean, norm.running_var
         assert mean is not None
@@ -152,7 +160,8 @@ class TrackedNorm(nn.Module):
         with torch.no_grad():
             norm.weight.copy_((var + norm.eps).sqrt())
             norm.bias.copy_(mean)
-            mean.sub_(bias)
+            if bias is not None:
+                mean.sub_(bias)
         return norm
 
 

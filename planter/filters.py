@@ -57,9 +57,10 @@ class Mixing(nn.Module):
 
     def forward(self, bank: Tensor) -> Tensor:
         """W_B ... W_2 applied to `[filters, n]` or `[filters]`, in the cheapest order."""
-        if len(self.factors) == 1:  # spares a small network the search for that order
-            only: Tensor = self.factors[0]
-            return only @ bank
+        if bank.dim() == 1 or len(self.factors) == 1:
+            for factor in self.factors:
+                bank = factor @ bank
+            return bank
         product: Tensor = torch.linalg.multi_dot([*reversed(list(self.factors)), bank])
         return product
 

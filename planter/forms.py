@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class KernelFilter:
     def __post_init__(self) -> None:
         if self.depth != int(self.depth) or self.depth < 1:
             raise ValueError(f"depth (B) must be a whole number >= 1, got {self.depth}")
+        object.__setattr__(self, "depth", int(self.depth))
         if not (math.isfinite(self.rho) and self.rho > 0):
             raise ValueError(f"rho must be a number above 0, got {self.rho}")
         if self.rho < 1 and not self.low_rank:
@@ -36,7 +38,8 @@ class KernelFilter:
             raise ValueError(f"wd_scale must be a number >= 0, got {self.wd_scale}")
 
     def __str__(self) -> str:
-        return f"kflo:{self.depth}x{self.rho:g}"
+        more = _settings(self, "wd_scale", "low_rank")
+        return f"kflo:{self.depth}x{_number(self.rho)}{more}"
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class AsymmetricBlock:
     gamma: float = 1 / 3
 
     def __str__(self) -> str:
-        return "acnet"
+        return "acnet" + _settings(self, "gamma")
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class FeatureFilter:
             raise ValueError(f"rho must be >= 1, got {self.rho}")
 
     def __str__(self) -> str:
-        return f"{'expandnet' if self.expand_inputs else 'features'}:{self.rho:g}"
+        return f"{'expandnet' if self.expand_inputs else 'features'}:{_number(self.rho)}"
 
 
 TrainingForm = KernelFilter | DOConv | AsymmetricBlock | FeatureFilter
@@ -80,27 +83,48 @@ Kernels = TrainingForm | Mapping[str, TrainingForm | None]  # one form, or one f
 
 def form_of(text: str) -> TrainingForm | None:
     """The form of a short name: "plain" (None), "kflo:2x4" (B x rho), "do-conv", "acnet",
-    "expandnet:4" or "features:4" (rho). Raises ValueError for any other."""
-    name, _, numbers = text.partition(":")
+    "expandnet:4" or "features:4" (rho); other settings follow as in "kflo:2x4,wd_scale=2".
+
+    `str(form)` is its short name. Raises ValueError for any other text.
+    """
+    name, *settings = text.split(",")
+    kind, _, numbers = name.partition(":")
     try:
-        if name == "kflo":
+        more = dict(_setting(setting) for setting in settings)
+        if kind == "kflo":
             depth, rho = numbers.split("x")
-            return KernelFilter(int(depth), float(rho))
-        if name in ("expandnet", "features"):
-            return FeatureFilter(float(numbers), expand_inputs=name == "expandnet")
-    except ValueError as error:
+            return KernelFilter(int(depth), float(rho), **more)
+        if kind in ("expandnet", "features"):
+            return FeatureFilter(float(numbers), expand_inputs=kind == "expandnet", **more)
+        if name == "do-conv":
+            return DOConv(**more)
+        if name == "acnet":
+            return AsymmetricBlock(**more)
+    except (ValueError, TypeError) as error:
         raise ValueError(f"cannot read the training form {text!r}: {error}") from error
-    plain: dict[str, TrainingForm | None] = {
-        "plain": None,
-        "do-conv": DOConv(),
-        "acnet": AsymmetricBlock(),
-    }
-    if text not in plain:
+    if text != "plain":
         raise ValueError(
             f"unknown training form {text!r}; forms are plain, kflo:2x4, do-conv, acnet, "
             "expandnet:4, features:4"
         )
-    return plain[text]
+    return None
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    name, value = text.split("=")
+    return name, value == "True" if name == "low_rank" else float(value)
+
+
+def _number(value: float) -> str:
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
+
+
+def _settings(form: TrainingForm, *names: str) -> str:
+    """The named settings where they are not the default."""
+    usual = {field.name: field.default for field in fields(form)}
+    own = {name: getattr(form, name) for name in names}
+    return "".join(f",{name}={value}" for name, value in own.items() if value != usual[name])
 
 
 def forms_of(names: str | Mapping[str, str]) -> Kernels | None:

@@ -255,7 +255,7 @@ def _unsuited(model: nn.Module, layer: nn.Module, form: TrainingForm) -> str | N
         if not isinstance(layer, nn.Conv2d) or len(size) > 1 or min(size) % 2 == 0 or size == {1}:
             return f"has the kernel {layer.kernel_size}: {form} needs an odd square one above 1"
         if layer.bias is None and _norm_behind(model, layer) is None:
-            return f"has no bias and no batch norm right behind it to take the bias of {form} in"
+            return f"has no bias and no one batch norm behind it to take the bias of {form} in"
     return None
 
 
@@ -272,7 +272,7 @@ def _expand_(model: nn.Module, layer: nn.Module, form: TrainingForm) -> None:
         block = AsymmetricConv(layer, form.gamma, norm)
         _replace_(model, layer, block.train(layer.training))
         if norm is not None:
-            _replace_(model, norm, TrackedNorm(norm).train(norm.training))
+            _replace_(model, norm, TrackedNorm(norm, block).train(norm.training))
         return
     if isinstance(form, FeatureFilter):
         assert isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d)
@@ -307,17 +307,19 @@ def _refuse_several_statistics(model: nn.Module) -> None:
 def _behind(model: nn.Module, layer: nn.Module) -> Iterator[nn.Module]:
     """What follows a layer among the children of its parents, as in `Sequential(conv, norm)`."""
     for parent in model.modules():
-        for one, following in pairwise(parent.children()):
-            if one is layer:
+        for one, following in pairwise(parent._modules.values()):
+            if one is layer and following is not None:
                 yield following
 
 
 def _norm_behind(model: nn.Module, conv: nn.Module) -> nn.BatchNorm2d | None:
     """The batch norm behind a convolution that could take a bias in."""
-    for norm in _behind(model, conv):
-        if isinstance(norm, nn.BatchNorm2d) and norm.num_features == _filters(conv):
-            return norm if norm.affine and norm.track_running_stats else None
-    return None
+    norms = {norm for norm in _behind(model, conv) if isinstance(norm, nn.BatchNorm2d)}
+    if len(norms) != 1:
+        return None
+    norm = norms.pop()
+    fits = norm.num_features == _filters(conv) and norm.affine and norm.track_running_stats
+    return norm if fits else None
 
 
 def _replace_(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
@@ -336,9 +338,9 @@ def _fuse_(model: nn.Module, block: Block) -> None:
         kernel, bias = block.fused()
         tracked = [after for after in _behind(model, block) if isinstance(after, TrackedNorm)]
         if tracked:
-            assert bias is not None
-            _replace_(model, tracked[0], tracked[0].fold_(bias))
-            bias = torch.zeros_like(bias)
+            # A bias of the convolution's own is the better place: other readers see it too.
+            left = bias if plain.bias is None else None
+            _replace_(model, tracked[0], tracked[0].fold_(left))
     plain.weight = nn.Parameter(kernel.detach().clone())
     if plain.bias is not None:
         assert bias is not None

@@ -88,7 +88,7 @@ def fit(
     if checkpoint is not None and (state := read_training(checkpoint)) is not None:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        if average is not None:
+        if average is not None and "average" in state:  # the setting may be newer
             average.load_state_dict(state["average"])
         start = state["epoch"]
         log.info("taken up after epoch %d of %d", start, recipe.epochs)
@@ -111,7 +111,11 @@ def fit(
             write_training(checkpoint, {"epoch": epoch + 1, **state})
             saved_at = time.monotonic()
     if average is not None:
-        model.load_state_dict(average.module.state_dict())
+        # Whole numbers (indices, counts) are no averages: those of the model stay.
+        averaged, own = average.module.state_dict(), model.state_dict()
+        model.load_state_dict(
+            {name: t if t.is_floating_point() else own[name] for name, t in averaged.items()}
+        )
     return model.to(memory_format=torch.contiguous_format)
 
 

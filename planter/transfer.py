@@ -37,38 +37,31 @@ def expand_from_(
             raise ValueError(
                 f"pretrained[{number}]: {expanded[0]} is expanded; collapse_kernels_(model) first"
             )
-    sources = [dict(network.named_modules()) for network in pretrained]
-    fresh = []
-    with torch.no_grad():
-        for name, module in model.named_modules():
-            own = _own_state(module)
-            if not own:
-                continue
-            first = _fitting(own, sources[0].get(name))
-            if first is None:
-                fresh.append(name)
-                continue
-            for tensor, value in own.items():
-                value.copy_(first[tensor])
-    if len(fresh) == sum(bool(_own_state(module)) for module in model.modules()):
+    shapes = {
+        name: {tensor: value.shape for tensor, value in own.items()}
+        for name, module in model.named_modules()
+        if (own := _own_state(module))
+    }
+    fitting = [_fitting(shapes, network) for network in pretrained]
+    fresh = [name for name in shapes if name not in fitting[0]]
+    if len(fresh) == len(shapes):
         raise ValueError(
             "no layer of the first pre-trained network has the model's names and shapes"
         )
-    plain = {name: _own_state(module) for name, module in model.named_modules()}
     expand_kernels_(model, KernelFilter(depth, rho=len(pretrained)), where, seed)
     with torch.no_grad():
-        for name, layer in model.named_modules():
-            if not parametrize.is_parametrized(layer) or name in fresh:
-                continue
-            for number, source in enumerate(sources[1:], start=1):
-                stacked = _fitting(plain[name], source.get(name))
-                for tensor, value in (stacked or {}).items():
+        for name in fitting[0]:
+            layer = model.get_submodule(name)
+            for number, source in enumerate(fitting):
+                for tensor, value in source.get(name, {}).items():
                     bank = _bank(layer, tensor)
                     if bank is not None:
                         rows = value
                         if value.dim() > 1:
                             rows = Layout.of(layer).to_convolution(value)
                         bank[number * len(rows) : (number + 1) * len(rows)] = rows
+                    elif number == 0:
+                        getattr(layer, tensor).copy_(value)
     return fresh
 
 
@@ -78,19 +71,24 @@ def _own_state(module: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in own.items() if tensor is not None}
 
 
-def _fitting(own: Mapping[str, Tensor], source: nn.Module | None) -> dict[str, Tensor] | None:
-    """The source's tensors where it has all of `own` in the same shapes."""
-    theirs = _own_state(source) if source is not None else {}
-    if all(name in theirs and theirs[name].shape == tensor.shape for name, tensor in own.items()):
-        return {name: theirs[name] for name in own}
-    return None
+def _fitting(
+    shapes: Mapping[str, Mapping[str, torch.Size]], network: nn.Module
+) -> dict[str, dict[str, Tensor]]:
+    """The network's tensors of each layer that has all of its tensors in these shapes."""
+    found = {}
+    for name, module in network.named_modules():
+        theirs, wanted = _own_state(module), shapes.get(name, {})
+        if wanted and all(t in theirs and theirs[t].shape == s for t, s in wanted.items()):
+            found[name] = {tensor: theirs[tensor] for tensor in wanted}
+    return found
 
 
 def _bank(layer: nn.Module, tensor: str) -> Tensor | None:
+    """The filter bank that makes a layer's tensor, None where the layer is plain."""
+    if not parametrize.is_parametrized(layer, tensor):
+        return None
     parametrizations = layer.parametrizations
     assert isinstance(parametrizations, nn.ModuleDict)
-    if tensor not in parametrizations:
-        return None
     bank = parametrizations[tensor].original
     assert isinstance(bank, Tensor)
     return bank

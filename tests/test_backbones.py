@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
+from itertools import pairwise
 
 import pytest
 import torch
@@ -227,8 +228,8 @@ def test_cifar_quicks_maps_shrink_as_windows_of_three_fit(size: int, maps: tuple
     for _ in maps:
         side = len([at for at in range(0, side, 2) if at + 3 <= side])
         wide.append(side)
-    for name, channels, high, across in zip(("conv1", "conv2", "conv3"), (32, 32, 64), maps, wide):
-        assert stages[name] == (channels, high, across)
+    expected = zip((32, 32, 64), maps, wide, strict=True)
+    assert [stages[name] for name in ("conv1", "conv2", "conv3")] == list(expected)
     assert on_meta(arch).head.fc1.in_features == 64 * maps[-1] * wide[-1]
 
 
@@ -269,7 +270,7 @@ def test_cifar_quick_rectified_after_the_maximum_is_the_papers_order() -> None:
 def test_vgg16_with_a_hidden_layer_has_kflos_number_of_weights() -> None:
     net = on_meta(Architecture("vgg16", {}, {"classes": 10, "head": "hidden"}))
     channels = [3, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512]
-    convs = sum(9 * a * b for a, b in zip(channels, channels[1:], strict=False))
+    convs = sum(9 * a * b for a, b in pairwise(channels))
     # facts.md 3.5: 14.98 M; single is CNSN's (facts.md 2.2).
     assert weights(net) == convs + 512 * 512 + 512 * 10 == 14_977_728
     single = Architecture("vgg16", {}, {"classes": 10, "head": "single"})
@@ -302,7 +303,9 @@ WRN[16, 8] = (11.0e6, 5e4)
 
 @pytest.mark.parametrize(("depth", "widen"), WRN)
 def test_wrn_has_the_published_number_of_parameters(depth: int, widen: int) -> None:
-    found = params(on_meta(Architecture("wrn", {}, {"classes": 100, "depth": depth, "widen": widen})))
+    found = params(
+        on_meta(Architecture("wrn", {}, {"classes": 100, "depth": depth, "widen": widen}))
+    )
     value, half = WRN[depth, widen]
     assert abs(found - value) <= half
 

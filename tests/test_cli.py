@@ -15,7 +15,7 @@ from test_driver import write_study
 
 import planter
 from planter import cli
-from planter.driver.read import serve_dashboard
+from planter.driver.read import read_points, serve_dashboard
 
 
 @pytest.fixture(scope="module")
@@ -271,3 +271,106 @@ def test_search_prints_plain_lines_and_the_front_without_a_terminal(call, tmp_pa
     assert "teacher done: base" in out
     assert "\x1b" not in out
     assert "b-width4/base" in out
+
+
+TRAINING = {"kernels", "batch", "macs_step", "macs_step_plain", "params", "params_plain"}
+# Weights of Cifar-quick's layers times their filters, then its multiply-adds (facts.md 3.5, 3.6).
+QUICK_PRODUCT = 26_153_984
+QUICK_STEP = 3 * 10_763_904 - 32 * 75 * 1024
+
+
+def test_cost_of_training_is_json_beside_the_cost_of_the_network(call):
+    code, out, _ = call("cost", "cifar_quick", "--training", "--kernels", "kflo:2x4", "--json")
+    assert code == 0
+    found = json.loads(out)
+    step = found.pop("training")
+    assert set(step) == TRAINING
+    assert step == {
+        "kernels": "kflo:2x4",
+        "batch": 128,
+        "macs_step": 128 * QUICK_STEP + 3 * QUICK_PRODUCT,
+        "macs_step_plain": 128 * QUICK_STEP,
+        "params": 508_176 + 2 * 128 + 4 * 74,
+        "params_plain": 116_704 + 2 * 128 + 74,
+    }
+    assert json.loads(call("cost", "cifar_quick", "--json")[1]) == found
+    # The published form is the one a builder is shown in by default.
+    assert json.loads(call("cost", "cifar_quick", "--training", "--json")[1])["training"] == step
+
+
+def test_cost_of_training_takes_a_batch_and_the_plain_form(call):
+    arguments = ["cost", "cifar_quick", "--training", "--json"]
+    step = json.loads(call(*arguments, "--batch", "7", "--kernels", "plain")[1])["training"]
+    assert (step["kernels"], step["batch"]) == ("plain", 7)
+    assert step["macs_step"] == step["macs_step_plain"] == 7 * QUICK_STEP
+    step = json.loads(call(*arguments, "--batch", "7")[1])["training"]
+    assert step["macs_step"] == 7 * QUICK_STEP + 3 * QUICK_PRODUCT
+
+
+def test_cost_of_training_is_a_table_with_what_is_added(call):
+    code, out, _ = call("cost", "cifar_quick", "--training", "--kernels", "kflo:2x4")
+    assert code == 0
+    lines = {line.split()[0]: line for line in out.splitlines() if line.strip()}
+    added = f"{3 * QUICK_PRODUCT:,} ({3 * QUICK_PRODUCT / (128 * QUICK_STEP):.1%})"
+    assert added in lines["added"]
+    assert f"{508_176 - 116_704 + 3 * 74:,}" in lines["added"]
+    assert f"{128 * QUICK_STEP:,}" in lines["plain"]
+    assert f"{128 * QUICK_STEP + 3 * QUICK_PRODUCT:,}" in lines["kflo:2x4"]
+    assert "added" not in call("cost", "cifar_quick")[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--kernels", "kflo:2x4"], "give --training with it"),
+        (["--training", "--kernels", "kflow:2x4"], "unknown training form 'kflow:2x4'; forms are"),
+        (["--training", "--kernels", "kflo:two"], "cannot read the training form 'kflo:two'"),
+        (["--training", "--kernels", "kflo:0x2"], r"depth \(B\) must be a whole number >= 1"),
+        (["--training", "--kernels", "acnet", "--cut", "cut1"], "pipelines base, cut1"),
+        (["--training", "--batch", "1"], "batch"),
+    ],
+)
+def test_training_costs_that_cannot_be_counted_are_exit_code_2(call, arguments, message):
+    code, _, err = call("cost", "cifar_quick", *arguments)
+    assert code == 2
+    assert re.search(message, re.sub(r"\s+", " ", err))
+    assert "Traceback" not in err
+
+
+def test_cost_of_a_wrn_follows_its_widening(call):
+    code, out, _ = call("cost", "wrn", "--option", "widen=2", "--json", "--classes", "100")
+    assert code == 0
+    found = json.loads(out)
+    outputs = {stage["name"]: stage["output"] for stage in found["stages"]}
+    assert outputs["stem"] == [16, 32, 32]
+    assert outputs["group1_1"] == outputs["group1_4"] == [16 * 2, 32, 32]
+    assert outputs["group2_4"] == [32 * 2, 16, 16]
+    assert outputs["group3_4"] == [64 * 2, 8, 8]
+    assert outputs["head"] == [100]
+    assert abs(found["params"] - 1.48e6) <= 5e3  # WRN-28-2, facts.md 4.3
+    # Per group: a first block and its shortcut, then three blocks of two convolutions.
+    macs = 27 * 16 * 1024 + 128 * 100
+    for channels, width, pixels in ((16, 32, 1024), (32, 64, 256), (64, 128, 64)):
+        macs += (9 * channels + channels + 9 * width + 3 * 18 * width) * width * pixels
+    assert found["macs"] == macs
+
+
+def test_show_and_cost_know_the_form_a_trial_was_trained_in(call, place):
+    points = [p for p in read_points(place / "runs/small") if p.method == "sample"]
+    assert {"kflo:2x2"} <= {point.kernels for point in points}
+    for point in points:
+        code, out, _ = call("show", "small", point.trial)
+        assert code == 0
+        shown = re.findall(r"kernels in training: (\S+)", out)
+        assert shown == ([] if point.kernels == "plain" else [point.kernels])
+    expanded = next(point for point in points if point.kernels == "kflo:2x2")
+    arguments = ["cost", f"small/{expanded.id}", "--training", "--batch", "30", "--json"]
+    step = json.loads(call(*arguments)[1])["training"]
+    assert step["kernels"] == "kflo:2x2"
+    # 180 training images in 6 steps of 30, for two epochs: what the trial was booked for.
+    found = json.loads(call("cost", f"small/{expanded.trial}", "--json")[1])
+    macs = sum(way["macs"] for way in found["pipelines"].values())
+    extra = step["macs_step"] - step["macs_step_plain"]
+    assert extra > 0
+    assert expanded.train_macs == 3 * macs * 180 * 2 + extra * 12
+    assert json.loads(call(*arguments, "--kernels", "plain")[1])["training"]["kernels"] == "plain"

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch.nn import functional
@@ -21,7 +21,8 @@ from planter.backbones import BUILDERS, convolutions, full_widths, with_data_opt
 from planter.data import TORCHVISION, Data, load_data
 from planter.driver.networks import baseline_id, builder_of, network_of
 from planter.driver.sampling import draw, excess
-from planter.kernels import check_kernels
+from planter.forms import Kernels
+from planter.kernels import check_kernels, expand_kernels_
 from planter.macs import Cost, cost
 from planter.pipelines import build, check_architecture
 from planter.recipe import Recipe, make_optimizer
@@ -33,6 +34,14 @@ _DRAWS = 8
 _Result = TypeVar("_Result")
 
 
+class Planned(NamedTuple):
+    """A network of the study and how it would be trained."""
+
+    architecture: Architecture
+    recipe: Recipe
+    kernels: Kernels | None = None
+
+
 @dataclass
 class Prepared:
     """A study found sound, with what the check had to build anyway."""
@@ -42,11 +51,11 @@ class Prepared:
     layers: list[str]
     reference: list[float]
     space: Space | None
-    networks: dict[str, tuple[Architecture, Recipe]]
+    networks: dict[str, Planned]
     warnings: list[str]
 
     def costs(self) -> dict[str, Cost]:
-        return {name: cost(architecture) for name, (architecture, _) in self.networks.items()}
+        return {name: cost(architecture) for name, (architecture, *_) in self.networks.items()}
 
 
 @dataclass
@@ -78,11 +87,11 @@ def prepare(study: Study) -> Prepared:
         _names(study, found)
         raise StudyError(study.name, found.problems)
     fingerprint = data.fingerprint()
-    networks: dict[str, tuple[Architecture, Recipe]] = {}
+    networks: dict[str, Planned] = {}
     teacher = _teacher(study, data, fingerprint, found)
     if teacher is not None:
         assert study.teacher is not None
-        networks["teacher"] = (teacher, study.teacher.recipe or study.recipe)
+        networks["teacher"] = Planned(teacher, study.teacher.recipe or study.recipe)
     names: set[str] = set()
     for index, baseline in enumerate(study.baselines):
         place = f"baselines.{index}"
@@ -93,12 +102,12 @@ def prepare(study: Study) -> Prepared:
         if name in names:
             found.add(place, f"a second {name}", "a name of its own: set name")
         names.add(name)
-        networks[name] = (architecture, study.recipe)
+        networks[name] = Planned(architecture, study.recipe)
     layers: list[str] = []
     if study.plant is not None:
         start = _network(study, study.plant, study.plant.start, data, "plant", found)
         if start is not None:
-            networks["start"] = (start, study.recipe)
+            networks["start"] = Planned(start, study.recipe)
             layers = _layers(study, start, found)
             for name, miss in excess(study.objectives.bounds.limits(), [cost(start)]).items():
                 if miss > 0:
@@ -117,8 +126,8 @@ def estimate_seconds(study: Study, prepared: Prepared) -> float:
     torch.set_num_threads(study.resources.cpu)
     try:
         seconds = {
-            name: _training_seconds(architecture, recipe, prepared.data)
-            for name, (architecture, recipe) in prepared.networks.items()
+            name: _training_seconds(planned, prepared.data)
+            for name, planned in prepared.networks.items()
         }
     finally:
         torch.set_num_threads(threads)
@@ -272,7 +281,7 @@ def _layers(study: Study, start: Architecture, found: _Findings) -> list[str]:
 
 
 def _space(
-    study: Study, data: Data, networks: dict[str, tuple[Architecture, Recipe]], found: _Findings
+    study: Study, data: Data, networks: dict[str, Planned], found: _Findings
 ) -> Space | None:
     """The study's search space, tried on a few random trials, which join the networks."""
     settings = study.sample
@@ -300,7 +309,7 @@ def _space(
     return space
 
 
-def _candidate(drawn: Any, study: Study, data: Data) -> tuple[Architecture, Recipe]:
+def _candidate(drawn: Any, study: Study, data: Data) -> Planned:
     if not isinstance(drawn, Candidate):
         raise ValueError(f"a space returns a planter.Candidate, got {type(drawn).__name__}")
     architecture = with_data_options(drawn.architecture, data.classes, data.image)
@@ -311,13 +320,13 @@ def _candidate(drawn: Any, study: Study, data: Data) -> tuple[Architecture, Reci
     if drawn.kd_weight and study.teacher is None:
         raise ValueError(f"kd_weight {drawn.kd_weight} needs a teacher in the study")
     recipe = Recipe.model_validate({**study.recipe.model_dump(), **drawn.recipe})
-    return architecture, recipe
+    return Planned(architecture, recipe, drawn.kernels)
 
 
 def _reference(
     study: Study,
     data: Data,
-    networks: dict[str, tuple[Architecture, Recipe]],
+    networks: dict[str, Planned],
     found: _Findings,
 ) -> list[float]:
     """The point hypervolume is measured from: chance accuracy and the teacher's macs."""
@@ -325,7 +334,7 @@ def _reference(
     if macs is None and "teacher" in networks:
         macs = float(cost(networks["teacher"][0]).macs)
     if macs is None and study.teacher is None:
-        baselines = [a for name, (a, _) in networks.items() if name.startswith("b-")]
+        baselines = [a for name, (a, *_) in networks.items() if name.startswith("b-")]
         macs = max((float(cost(a).macs) for a in baselines), default=None)
         if macs is None:
             found.add(
@@ -336,9 +345,12 @@ def _reference(
     return [1 / data.classes, macs or math.nan]
 
 
-def _training_seconds(architecture: Architecture, recipe: Recipe, data: Data) -> float:
+def _training_seconds(planned: Planned, data: Data) -> float:
     """Time of a whole training, from two steps after one to warm up."""
+    architecture, recipe, kernels = planned
     network = build(architecture)
+    if kernels is not None:
+        expand_kernels_(network, kernels)
     optimizer = make_optimizer(network, recipe)
     split = data.train
     images = split.normalise(split.images[: recipe.batch])
