@@ -314,12 +314,11 @@ def _behind(model: nn.Module, layer: nn.Module) -> Iterator[nn.Module]:
 
 def _norm_behind(model: nn.Module, conv: nn.Module) -> nn.BatchNorm2d | None:
     """The batch norm behind a convolution that could take a bias in."""
-    norms = {norm for norm in _behind(model, conv) if isinstance(norm, nn.BatchNorm2d)}
-    if len(norms) != 1:
+    behind = set(_behind(model, conv))
+    norm = behind.pop() if len(behind) == 1 else None
+    if not isinstance(norm, nn.BatchNorm2d) or norm.num_features != _filters(conv):
         return None
-    norm = norms.pop()
-    fits = norm.num_features == _filters(conv) and norm.affine and norm.track_running_stats
-    return norm if fits else None
+    return norm if norm.affine and norm.track_running_stats else None
 
 
 def _replace_(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
