@@ -7,7 +7,8 @@ momentum 0.9, batch 128, cosine to zero, decay 1e-4, pad 4 and crop, flip, image
 fewer epochs. Every training appends one line to results.jsonl; a training that has its line is not
 repeated, so the command may be stopped, and run in two processes with other --methods at a time.
 `ema` is the average of the `plain` training's weights, taken along the way: it changes nothing in
-that training, and is not trained a second time.
+that training, and is not trained a second time. `seconds` are wall-clock, of a machine that may do
+other things meanwhile; what a step costs is measured by benchmarks/kernels.py.
 """
 
 from __future__ import annotations
@@ -122,8 +123,8 @@ def main() -> None:
                 (row["method"], row["seed"], row["epochs"]) for row in read(file)
             }:
                 lines = train(method, seed, given.epochs, train_split, test)
-                with file.open("a") as out:
-                    out.writelines(json.dumps(line) + "\n" for line in lines)
+                with file.open("a") as out:  # one write: two processes may append
+                    out.write("".join(json.dumps(line) + "\n" for line in lines))
     print(report(read(file), given.epochs, as_json=given.json))
 
 

@@ -6,6 +6,7 @@ kernel and bias that compute what the block computes in eval mode.
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 from typing import Any
 
@@ -32,6 +33,18 @@ class Block(nn.Module):
     @property
     def plain(self) -> _Conv:
         raise NotImplementedError
+
+    def __getstate__(self) -> object:
+        raise RuntimeError(
+            f"a network with a {type(self).__name__} in it is not pickled: "
+            "collapse_kernels_(model) first, or send the architecture and the state dict"
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Block:
+        replica = type(self).__new__(type(self))
+        memo[id(self)] = replica
+        replica.__dict__ = copy.deepcopy(self.__dict__, memo)
+        return replica
 
 
 def expanded_layers(model: nn.Module) -> list[str]:
@@ -103,7 +116,7 @@ class AsymmetricConv(Block):
         normed = [norm(part) for norm, part in zip(self.norms, parts, strict=True)]
         total: Tensor = normed[0] + normed[1] + normed[2]
         if not torch.compiler.is_compiling():
-            total.made_by = self.link  # type: ignore[attr-defined]  # asked for by TrackedNorm
+            total.made_by = (self.link, _version(total))  # type: ignore[attr-defined]
         return total
 
     def fused(self) -> tuple[Tensor, Tensor]:
@@ -139,8 +152,11 @@ class TrackedNorm(nn.Module):
         self.link = block.link
 
     def forward(self, x: Tensor) -> Tensor:
-        made_by = getattr(x, "made_by", None)
-        if made_by is not self.link and not torch.compiler.is_compiling():
+        # The version tells an operation in place between the two, which keeps the tensor.
+        if not torch.compiler.is_compiling() and getattr(x, "made_by", None) != (
+            self.link,
+            _version(x),
+        ):
             raise RuntimeError(
                 "the batch norm after an asymmetric block does not read that block's output: its "
                 "place among the layers is not its place in forward(); leave the convolution "
@@ -219,6 +235,10 @@ class ConvChain(Block):
         if self.before is not None:
             kernel = torch.einsum("gons,gnia->gois", kernel, by_group(self.before))
         return kernel.reshape(-1, kernel.shape[2], *size), self.after.bias
+
+
+def _version(tensor: Tensor) -> int | None:
+    return None if tensor.is_inference() else tensor._version
 
 
 def _numeric_padding(conv: nn.Conv2d) -> tuple[int, int]:

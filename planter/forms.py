@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -24,17 +25,17 @@ class KernelFilter:
     low_rank: bool = False
 
     def __post_init__(self) -> None:
-        if self.depth != int(self.depth) or self.depth < 1:
+        if not _is_number(self.depth) or self.depth != int(self.depth) or self.depth < 1:
             raise ValueError(f"depth (B) must be a whole number >= 1, got {self.depth}")
         object.__setattr__(self, "depth", int(self.depth))
-        if not (math.isfinite(self.rho) and self.rho > 0):
+        if not (_is_number(self.rho) and self.rho > 0):
             raise ValueError(f"rho must be a number above 0, got {self.rho}")
         if self.rho < 1 and not self.low_rank:
             raise ValueError(
                 f"rho must be >= 1, got {self.rho}: with fewer filters than the layer has, "
                 "the expanded kernel cannot start as the present one; low_rank=True allows it"
             )
-        if not (math.isfinite(self.wd_scale) and self.wd_scale >= 0):
+        if not (_is_number(self.wd_scale) and self.wd_scale >= 0):
             raise ValueError(f"wd_scale must be a number >= 0, got {self.wd_scale}")
 
     def __str__(self) -> str:
@@ -57,6 +58,10 @@ class AsymmetricBlock:
 
     gamma: float = 1 / 3
 
+    def __post_init__(self) -> None:
+        if not _is_number(self.gamma):
+            raise ValueError(f"gamma must be a finite number, got {self.gamma}")
+
     def __str__(self) -> str:
         return "acnet" + _settings(self, "gamma")
 
@@ -70,7 +75,7 @@ class FeatureFilter:
     expand_inputs: bool = True
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.rho) and self.rho >= 1):
+        if not (_is_number(self.rho) and self.rho >= 1):
             raise ValueError(f"rho must be >= 1, got {self.rho}")
 
     def __str__(self) -> str:
@@ -89,30 +94,56 @@ def form_of(text: str) -> TrainingForm | None:
     """
     name, *settings = text.split(",")
     kind, _, numbers = name.partition(":")
-    try:
-        more = dict(_setting(setting) for setting in settings)
-        if kind == "kflo":
-            depth, rho = numbers.split("x")
-            return KernelFilter(int(depth), float(rho), **more)
-        if kind in ("expandnet", "features"):
-            return FeatureFilter(float(numbers), expand_inputs=kind == "expandnet", **more)
-        if name == "do-conv":
-            return DOConv(**more)
-        if name == "acnet":
-            return AsymmetricBlock(**more)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"cannot read the training form {text!r}: {error}") from error
-    if text != "plain":
+    if name == "plain" and not settings:
+        return None
+    if kind not in ("kflo", "expandnet", "features") and name not in ("do-conv", "acnet"):
         raise ValueError(
             f"unknown training form {text!r}; forms are plain, kflo:2x4, do-conv, acnet, "
             "expandnet:4, features:4"
         )
-    return None
+    try:
+        if kind == "kflo":
+            depth, rho = _numbers(numbers, r"([^x]+)x([^x]+)", "kflo:BxRHO, e.g. kflo:2x4")
+            more = _given(settings, KernelFilter, "wd_scale", "low_rank")
+            return KernelFilter(depth, rho, **more)  # type: ignore[arg-type]  # checks it itself
+        if name == "do-conv":
+            return DOConv(**_given(settings, DOConv))
+        if name == "acnet":
+            return AsymmetricBlock(**_given(settings, AsymmetricBlock, "gamma"))
+        (rho,) = _numbers(numbers, r"(.+)", f"{kind}:RHO, e.g. {kind}:4")
+        more = _given(settings, FeatureFilter)
+        return FeatureFilter(rho, expand_inputs=kind == "expandnet", **more)
+    except ValueError as error:
+        raise ValueError(f"cannot read the training form {text!r}: {error}") from error
 
 
-def _setting(text: str) -> tuple[str, Any]:
-    name, value = text.split("=")
-    return name, value == "True" if name == "low_rank" else float(value)
+def _numbers(text: str, pattern: str, expected: str) -> list[float]:
+    found = re.fullmatch(pattern, text)
+    try:
+        return [float(number) for number in found.groups()] if found else [float("")]
+    except ValueError:
+        raise ValueError(f"expected {expected}, got {text!r}") from None
+
+
+def _given(settings: Sequence[str], form: type, *known: str) -> dict[str, Any]:
+    """Settings `name=value` of a form, those it knows."""
+    given: dict[str, Any] = {}
+    for setting in settings:
+        name, _, value = setting.partition("=")
+        if name not in known:
+            listed = f"its settings are {', '.join(known)}" if known else "it has no settings"
+            raise ValueError(f"{form.__name__} has no setting {name!r}; {listed}")
+        if name == "low_rank":
+            if value not in ("True", "true", "False", "false"):
+                raise ValueError(f"low_rank is true or false, got {value!r}")
+            given[name] = value in ("True", "true")
+        else:
+            (given[name],) = _numbers(value, r"(.+)", f"{name}=NUMBER")
+    return given
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _number(value: float) -> str:

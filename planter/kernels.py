@@ -53,8 +53,8 @@ def is_cheap_to_filter(module: nn.Module, name: str) -> bool:
 
     Filtering costs `rho * out` multiply-adds a step for each weight, whatever the batch; the layer
     itself costs `batch * height * width` of its output. Wide layers stand where maps are small: in
-    VGG16 at batch 128 those of 512 filters cost 1 to 4 times the layer itself, the others at most
-    an eighth.
+    VGG16 at batch 128 and rho 4 those of 512 filters cost 1 to 4 times the layer itself, the other
+    convolutions at most an eighth.
     """
     return is_conv_or_linear(module, name) and _filters(module) <= WIDEST
 
@@ -102,13 +102,15 @@ def check_kernels(architecture: Architecture, kernels: Kernels | None) -> None:
 
 def collapse_kernels_(model: nn.Module) -> nn.Module:
     """Writes every generated kernel and bias into its plain layer and forgets the factors: the
-    model has its plain state-dict names and types again. Blocks are fused as they compute in eval
-    mode."""
+    model has its plain state-dict names, in their order, and types again. Blocks are fused as they
+    compute in eval mode."""
     for module in list(model.modules()):
         if isinstance(module, Block):
             _fuse_(model, module)
     for module, tensor, _ in generated(model):
         remove_parametrization_(module, tensor)
+        if tensor == "weight" and "bias" in module._parameters:
+            module._parameters["bias"] = module._parameters.pop("bias")  # weight, then bias
     return model
 
 
@@ -118,12 +120,19 @@ def _by_part(
     """The layers of each part that its form can take."""
     chosen: list[tuple[TrainingForm, dict[str, nn.Module]]] = []
     parts: dict[str, str] = {}
-    for part, form in forms.items():
-        inside = tuple(f"{name}." for name in _places(model, part))
+    places = {part: tuple(f"{name}." for name in _places(model, part)) for part in forms}
+    for part, inside in places.items():
         if not inside:
-            raise ValueError(f"the network has no part {part!r} to expand")
+            known = ", ".join(_part_names(model))
+            raise ValueError(
+                f"the network has no part {part!r} to expand; parts are "
+                f"{known}{' or ' if known else ''}the full name of any module"
+            )
+    plain = tuple(place for part, form in forms.items() if form is None for place in places[part])
+    for part, form in forms.items():
         if form is None:
             continue
+        inside = places[part]
 
         def within(
             module: nn.Module,
@@ -133,12 +142,13 @@ def _by_part(
         ) -> bool:
             return (
                 f"{name}.".startswith(inside)
+                and not f"{name}.".startswith(plain)
                 and is_conv_or_linear(module, name)
-                and _trains(module)
+                and _trains(module, form)
                 and _unsuited(model, module, form) is None
             )
 
-        layers = _accepted(model, form, within)
+        layers = _accepted(model, form, within, f"part {part!r} has no layer it can take")
         for name in layers:
             if (other := parts.setdefault(name, part)) != part:
                 raise ValueError(f"{name} is in both parts {other!r} and {part!r}")
@@ -157,8 +167,23 @@ def _places(model: nn.Module, part: str) -> list[str]:
     return list(dict.fromkeys(places))
 
 
-def _accepted(model: nn.Module, form: TrainingForm, where: Where | None) -> dict[str, nn.Module]:
-    """The layers to expand by name, each checked."""
+def _part_names(model: nn.Module) -> list[str]:
+    for module in model.modules():
+        stages = getattr(module, "stages", None)
+        if isinstance(stages, nn.Module) and hasattr(module, "head"):
+            return [*(name for name, _ in stages.named_children()), "head"]
+    return []
+
+
+def _accepted(
+    model: nn.Module, form: TrainingForm, where: Where | None, otherwise: str | None = None
+) -> dict[str, nn.Module]:
+    """The layers to expand by name, each checked; `otherwise` says why there is none."""
+    if not isinstance(form, TrainingForm):
+        raise ValueError(
+            "a training form is KernelFilter(...), DOConv(), AsymmetricBlock() or "
+            f"FeatureFilter(...), got {form!r}; form_of('kflo:2x4') reads a short name"
+        )
     if isinstance(form, KernelFilter) and form.depth == 1:
         return {}
     owners: dict[int, str] = {}
@@ -171,10 +196,12 @@ def _accepted(model: nn.Module, form: TrainingForm, where: Where | None) -> dict
                 shared[name] = shared[other] = (key, other, name)
         # A quantised layer has a method where others have their parameter.
         weight = getattr(module, "weight", None)
-        if callable(weight) and not isinstance(weight, nn.Module):
-            raise ValueError(f"{name} is quantised ({type(module).__name__}); expand before that")
-        made_for = where is None and _is_made_for(model, module, name, form)
-        if made_for or (where is not None and where(module, name)):
+        quantised = callable(weight) and not isinstance(weight, nn.Module)
+        if where is not None:
+            taken = where(module, name)
+        else:
+            taken = quantised or _is_made_for(model, module, name, form)
+        if taken:
             layers[name] = module
     for name, layer in layers.items():
         place = name or "the model itself"
@@ -183,16 +210,15 @@ def _accepted(model: nn.Module, form: TrainingForm, where: Where | None) -> dict
         if reason := _unusable(layer) or _unsuited(model, layer, form):
             raise ValueError(f"{place} {reason}")
         if name in shared:
-            key, one, other = shared[name]
+            key, *owning = shared[name]
+            one, other = (owner or "the model itself" for owner in owning)
             raise ValueError(
                 f"{one} and {other} share a parameter ({key}): expanded, they would be two; "
                 "leave both out with where="
             )
     if not layers:
-        raise ValueError(
-            f"no layer to expand as {form}: "
-            + ("the model has none it is made for" if where is None else "where accepted none")
-        )
+        why = "the model has none it is made for" if where is None else "where accepted none"
+        raise ValueError(f"no layer to expand as {form}: {otherwise or why}")
     if isinstance(form, AsymmetricBlock):
         _refuse_several_statistics(model)
     return layers
@@ -200,7 +226,7 @@ def _accepted(model: nn.Module, form: TrainingForm, where: Where | None) -> dict
 
 def _is_made_for(model: nn.Module, module: nn.Module, name: str, form: TrainingForm) -> bool:
     """The layers a form takes by default; not those that do not train."""
-    if not _trains(module):
+    if not _trains(module, form):
         return False
     if isinstance(form, KernelFilter):
         return is_cheap_to_filter(module, name)
@@ -211,9 +237,11 @@ def _is_made_for(model: nn.Module, module: nn.Module, name: str, form: TrainingF
     return _unsuited(model, module, form) is None
 
 
-def _trains(module: nn.Module) -> bool:
-    weight = getattr(module, "weight", None)
-    return not isinstance(weight, Tensor) or weight.requires_grad
+def _trains(module: nn.Module, form: TrainingForm) -> bool:
+    """Whether the tensors that a form would make anew are trained."""
+    names = ["weight"] if isinstance(form, DOConv) else ["weight", "bias"]
+    tensors = [getattr(module, name, None) for name in names]
+    return all(tensor.requires_grad for tensor in tensors if isinstance(tensor, Tensor))
 
 
 def _unusable(layer: nn.Module) -> str | None:
@@ -221,6 +249,8 @@ def _unusable(layer: nn.Module) -> str | None:
     kind = type(layer).__name__
     if isinstance(layer, nn.modules.lazy.LazyModuleMixin) and layer.has_uninitialized_params():
         return f"is a {kind} without a shape yet: run the model once before expanding"
+    if callable(getattr(layer, "weight", None)):
+        return f"is quantised ({kind}): expand before that, or leave it out with where="
     if isinstance(layer, Block) or parametrize.is_parametrized(layer):
         return "is already expanded or parametrized; collapse_kernels_(model) first"
     if not is_conv_or_linear(layer, ""):
@@ -230,14 +260,14 @@ def _unusable(layer: nn.Module) -> str | None:
         return f"({kind}) has no parameter weight of its own; undo what computes it first"
     if type(weight.detach()) is not Tensor or not weight.is_floating_point():
         return f"({kind}) has a weight that is no plain float tensor (quantised?)"
-    if not weight.requires_grad:
-        return f"({kind}) does not train (requires_grad is False); leave it out with where="
     return None
 
 
 def _unsuited(model: nn.Module, layer: nn.Module, form: TrainingForm) -> str | None:
     """Why a sound layer cannot get this form, None where it can."""
     kind = type(layer).__name__
+    if not _trains(layer, form):
+        return f"({kind}) does not train (requires_grad is False); leave it out with where="
     if isinstance(form, KernelFilter):
         if is_conv_or_linear(layer, "") and round(form.rho * _filters(layer)) < 1:
             return f"has {_filters(layer)} filters: rho {form.rho:g} rounds to none"

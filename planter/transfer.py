@@ -30,6 +30,10 @@ def expand_from_(
 
     Raises ValueError without networks, for one that is expanded, and where nothing fits.
     """
+    if depth < 2 and len(pretrained) > 1:
+        raise ValueError(
+            f"depth must be >= 2, got {depth}: a plain kernel cannot hold those of several networks"
+        )
     if not pretrained:
         raise ValueError("expand_from_ needs at least one pre-trained network")
     for number, network in enumerate(pretrained):
@@ -78,8 +82,8 @@ def _fitting(
     found = {}
     for name, module in network.named_modules():
         theirs, wanted = _own_state(module), shapes.get(name, {})
-        if wanted and all(t in theirs and theirs[t].shape == s for t, s in wanted.items()):
-            found[name] = {tensor: theirs[tensor] for tensor in wanted}
+        if wanted and {tensor: value.shape for tensor, value in theirs.items()} == wanted:
+            found[name] = theirs
     return found
 
 

@@ -255,6 +255,8 @@ class Pairs(nn.Module):
                 kept = x
             elif name == "relu":
                 x = x.relu()
+            elif name == "relu_":
+                x = x.relu_()
             else:
                 x = self.get_submodule(name)(x)
         return x
@@ -266,6 +268,7 @@ class Pairs(nn.Module):
         "norm1 conv1 relu norm2 conv2",
         "conv1 relu norm1 conv2 norm2",
         "conv1 + norm1 conv2 norm2",
+        "conv1 relu_ norm1 conv2 norm2",
         "conv1 norm2 relu conv2 norm1",
         "conv1 conv2 norm1",
     ],

@@ -4,6 +4,7 @@ import copy
 import io
 import math
 import pickle
+import re
 from collections import OrderedDict
 from collections.abc import Iterator
 
@@ -114,22 +115,33 @@ def test_unknown_short_names_are_refused_with_the_known(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("kflo", "not enough values"),
-        ("kflo:2", "not enough values"),
-        ("kflo:2x3x4", "too many values"),
-        ("kflo:1.5x2", "invalid literal for int"),
-        ("kflo:2xfour", "could not convert"),
+        ("kflo", "expected kflo:BxRHO, e.g. kflo:2x4, got ''"),
+        ("kflo:2", "expected kflo:BxRHO, e.g. kflo:2x4, got '2'"),
+        ("kflo:2x", "expected kflo:BxRHO, e.g. kflo:2x4, got '2x'"),
+        ("kflo:2x3x4", "expected kflo:BxRHO, e.g. kflo:2x4, got '2x3x4'"),
+        ("kflo:2xfour", "expected kflo:BxRHO"),
+        ("kflo:1.5x2", "must be a whole number >= 1, got 1.5"),
+        ("kflo:infx2", "must be a whole number >= 1, got inf"),
         ("kflo:0x2", "depth"),
         ("kflo:2x0.5", "rho must be >= 1"),
         ("kflo:2xnan", "rho must be a number above 0"),
         ("kflo:2xinf", "rho must be a number above 0"),
-        ("expandnet", "could not convert"),
+        ("kflo:2x4,wdscale=2", "has no setting 'wdscale'; its settings are wd_scale, low_rank"),
+        ("kflo:2x4,depth=3", "has no setting 'depth'"),
+        ("kflo:2x4,", "has no setting ''"),
+        ("kflo:2x4,wd_scale=", "expected wd_scale=NUMBER, got ''"),
+        ("kflo:2x0.5,low_rank=1", "low_rank is true or false, got '1'"),
+        ("acnet,gamma=nan", "gamma must be a finite number"),
+        ("do-conv,rho=2", "has no setting 'rho'; it has no settings"),
+        ("expandnet", "expected expandnet:RHO, e.g. expandnet:4, got ''"),
         ("expandnet:0.5", "rho must be >= 1"),
         ("features:nan", "rho must be >= 1"),
     ],
 )
 def test_short_names_with_bad_numbers_are_refused_with_the_reason(text: str, words: str) -> None:
-    with pytest.raises(ValueError, match=f"cannot read the training form '{text}': .*{words}"):
+    with pytest.raises(
+        ValueError, match=f"cannot read the training form '{text}': .*{re.escape(words)}"
+    ):
         form_of(text)
 
 
@@ -276,10 +288,12 @@ def test_a_copy_of_an_expanded_network_is_independent(form: TrainingForm) -> Non
         assert set(model.state_dict()) == set(small().state_dict())
 
 
-@pytest.mark.parametrize("form", PARAMETRIZED, ids=str)
+@each_form
 def test_an_expanded_network_is_not_pickled_but_its_state_is(form: TrainingForm) -> None:
     net, file = expand_kernels_(small(), form), io.BytesIO()
-    with pytest.raises(RuntimeError, match="parametrized modules is only supported through state"):
+    with pytest.raises(
+        RuntimeError, match=r"only supported through state|collapse_kernels_\(model\)"
+    ):
         pickle.dumps(net)
     torch.save(net.state_dict(), file)
     file.seek(0)
@@ -501,3 +515,33 @@ def test_do_conv_leaves_points_and_linear_layers_and_decays_as_any_layer() -> No
     assert group["weight_decay"] == 0.02
     assert set(group["param_names"]) == {name for name, _ in net.named_parameters()}
     assert sum(name.endswith("0.depthwise") for name in group["param_names"]) == 2
+
+
+def test_a_short_name_or_a_class_is_no_form_yet() -> None:
+    for wrong in ("kflo:2x4", {"first": "kflo:2x4"}, None, KernelFilter):
+        refused(small(), wrong, r"a training form is KernelFilter\(...\).*form_of")
+
+
+def test_a_plain_part_inside_a_part_stays_plain() -> None:
+    net = expand_kernels_(residual(residual.widths), {"stages": KernelFilter(), "stem": None})
+    names = expanded_layers(net)
+    assert names
+    assert not any(name.startswith("stages.stem") for name in names)
+
+
+@each_form
+def test_a_frozen_bias_stays_as_it_is_or_keeps_its_layer_plain(form: TrainingForm) -> None:
+    net = small()
+    net.first.bias.requires_grad_(False)
+    frozen, x = net.first.bias.clone(), torch.randn(4, 2, 5, 5)
+    train_(expand_kernels_(net, form), x)
+    collapse_kernels_(net)
+    assert torch.equal(net.first.bias, frozen)
+    assert not net.first.bias.requires_grad
+    assert net.second.bias.requires_grad
+
+
+@each_form
+def test_collapse_keeps_the_order_of_weight_and_bias(form: TrainingForm) -> None:
+    names = list(small().state_dict())
+    assert list(collapse_kernels_(expand_kernels_(small(), form)).state_dict()) == names

@@ -127,11 +127,19 @@ def test_a_single_network_is_its_own_bank() -> None:
     assert torch.equal(bank(model.stages.down.conv), net.stages.down.conv.weight)
 
 
-def test_depth_one_is_plain_transfer_from_the_first() -> None:
+def test_depth_one_is_plain_transfer_from_one_network() -> None:
     nets, model, x = three(), trained(9), images(4)
-    assert expand_from_(model, nets, depth=1) == []
+    with pytest.raises(ValueError, match="depth must be >= 2, got 1: a plain kernel cannot hold"):
+        expand_from_(model, nets, depth=1)
+    assert expand_from_(model, nets[:1], depth=1) == []
     assert not expanded_layers(model)
     assert torch.equal(model(x), nets[0](x))
+
+
+def test_a_layer_with_a_bias_more_than_the_models_is_listed_fresh() -> None:
+    first = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4))
+    assert expand_from_(model, [first]) == ["0"]
 
 
 def test_layers_left_out_are_transferred_and_stay_plain() -> None:

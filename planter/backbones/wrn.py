@@ -13,7 +13,7 @@ from planter.backbones.staged import StagedNet
 
 def widths(*, widen: int = 10, **_: object) -> dict[str, int]:
     """Channels of the stem and of the three groups of blocks."""
-    if not isinstance(widen, int) or widen < 1:
+    if type(widen) is not int or widen < 1:
         raise ValueError(f"widen of a wrn is a whole number >= 1, got {widen!r}")
     return {"stem": 16, "group1": 16 * widen, "group2": 32 * widen, "group3": 64 * widen}
 
@@ -34,9 +34,9 @@ def wrn(
     given by name; `dropout` stands between the two convolutions of a block.
     """
     channels, height, width = image
-    if depth < 10 or (depth - 4) % 6:
+    if not isinstance(depth, int) or depth < 10 or (depth - 4) % 6:
         raise ValueError(
-            f"depth of a wrn is 6 n + 4 with n >= 1 (10, 16, 22, 28, ...), got {depth}"
+            f"depth of a wrn is 6 n + 4 with n >= 1 (10, 16, 22, 28, ...), got {depth!r}"
         )
     if min(height, width) < 4:
         raise ValueError(

@@ -22,6 +22,7 @@ from planter.driver.storage import (
     write_result,
 )
 from planter.front import covered, within
+from planter.forms import form_names
 from planter.kernels import check_kernels
 from planter.macs import Cost, cost
 from planter.pipelines import check_architecture
@@ -157,7 +158,8 @@ class Sampling:
             self.notices.append(f"{_id(trial.number)} refused before training: beyond {misses}")
             return None
         row = self._study._storage.get_trial(trial._trial_id)
-        job = Job(_id(trial.number), "sample", {"trial": row.params, "network": architecture.key()})
+        chosen = {"network": architecture.key(), "kernels": form_names(candidate.kernels)}
+        job = Job(_id(trial.number), "sample", {"trial": row.params, **chosen})
         self._handed[job.id] = row
         return job
 

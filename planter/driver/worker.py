@@ -216,10 +216,11 @@ class Worker:
         space = load_space(settings.space, image=self.data.image, classes=self.data.classes)
         candidate = space(FixedTrial(dict(job.params["trial"]), number=int(job.id[1:])))
         architecture = with_data_options(candidate.architecture, self.data.classes, self.data.image)
-        if architecture.key() != job.params["network"]:
+        kernels = form_names(candidate.kernels)
+        if (architecture.key(), kernels) != (job.params["network"], job.params["kernels"]):
             raise ValueError(
-                f"{settings.space} gave the driver another network for the same trial: a space "
-                "must depend on its trial alone, and must not be edited while a study runs"
+                f"{settings.space} gave the driver another network or form for the same trial: a "
+                "space must depend on its trial alone, and must not be edited while a study runs"
             )
         recipe = Recipe.model_validate({**self.study.recipe.model_dump(), **candidate.recipe})
         seed = seed_of(self.study.seed, job.id)
@@ -253,9 +254,7 @@ class Worker:
         total = sum(way.macs for way in cost(architecture).pipelines.values())
         macs = self._train_macs(total, recipe, guided=candidate.kd_weight > 0)
         macs += self._kernel_macs(architecture, candidate.kernels, recipe)
-        return self._outcome(
-            job, ways, architecture, train_macs=macs, kernels=form_names(candidate.kernels)
-        )
+        return self._outcome(job, ways, architecture, train_macs=macs, kernels=kernels)
 
     def _fit(
         self,
