@@ -21,8 +21,8 @@ from planter.driver.storage import (
     read_result,
     write_result,
 )
-from planter.front import covered, within
 from planter.forms import form_names
+from planter.front import covered, within
 from planter.kernels import check_kernels
 from planter.macs import Cost, cost
 from planter.pipelines import check_architecture
