@@ -3,11 +3,11 @@
     python benchmarks/kernels.py [--json] [--threads 2] [--only cifar_quick vgg16 wrn]
 
 One process; each form takes steps in turn with the plain network (who is first changes by round)
-on 128 images, with the loss, the decay and the optimiser of `planter.train.fit`. A ratio
-is the median over rounds of form / plain within the round, so that a machine that slows down for a
-while slows both sides; added time is the median of the differences, with its quartiles. Memory stays
-with the process: glibc would hand large tensors back after each step, and what getting them again
-costs (0 to 25 ms a step of Cifar-quick) depends on the heap, not on the form.
+on 128 images, with the loss, the decay and the optimiser of `planter.train.fit`. A ratio is the
+median over rounds of form / plain within the round, so that a machine that slows down for a while
+slows both sides; added time is the median of the differences, with its quartiles. Memory stays with
+the process: glibc would hand large tensors back after each step, and what getting them again costs
+(0 to 25 ms a step of Cifar-quick) depends on the heap, not on the form.
 """
 
 from __future__ import annotations
