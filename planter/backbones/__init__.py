@@ -14,7 +14,17 @@ import torch
 from torch import nn
 
 from planter.arch import Architecture
-from planter.backbones import cifar_quick, convnet, toy, vgg, wrn
+from planter.backbones import (
+    alexnet,
+    cifar_quick,
+    convnet,
+    densenet,
+    mobilenet,
+    resnet,
+    toy,
+    vgg,
+    wrn,
+)
 from planter.backbones.staged import StagedNet
 
 __all__ = [
@@ -63,8 +73,13 @@ BUILDERS: dict[str, Builder] = {
     "convnet": Builder(convnet.convnet, convnet.WIDTHS),
     "toy": Builder(toy.toy, toy.WIDTHS),
     "cifar_quick": Builder(cifar_quick.cifar_quick, cifar_quick.WIDTHS),
+    "alexnet": Builder(alexnet.alexnet, alexnet.WIDTHS),
     "vgg16": Builder(vgg.vgg16, vgg.widths),
+    "resnet": Builder(resnet.resnet, resnet.WIDTHS),
+    "resnet18": Builder(resnet.resnet18, resnet.WIDTHS18),
     "wrn": Builder(wrn.wrn, wrn.widths),
+    "densenet": Builder(densenet.densenet, densenet.WIDTHS),
+    "mobilenet": Builder(mobilenet.mobilenet, mobilenet.WIDTHS),
 }
 
 _DATA_OPTIONS = {"classes", "image"}

@@ -1,0 +1,84 @@
+"""DenseNet for small images (Huang et al., CVPR 2017), without bottlenecks and compression."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from planter.backbones.staged import StagedNet
+
+WIDTHS = {"stem": 16, "growth": 12}
+
+
+def densenet(
+    widths: Mapping[str, int],
+    *,
+    classes: int = 10,
+    image: Sequence[int] = (3, 32, 32),
+    depth: int = 40,
+    dropout: float = 0.0,
+) -> StagedNet:
+    """DenseNet-`depth`: a stem, three dense blocks of (depth - 4) / 3 layers with transitions between
+    them, batch norm, ReLU, mean and one linear layer. A block and a transition are each a stage.
+
+    1.0 M parameters as DenseNet-40 with growth 12, 7.0 M as DenseNet-100.
+    """
+    channels, height, width = image
+    if depth < 7 or (depth - 4) % 3:
+        raise ValueError(f"depth of a densenet is 3 n + 4 (7, 10, ..., 40, 100), got {depth}")
+    if min(height, width) < 4:
+        raise ValueError(
+            f"image {channels}x{height}x{width} is too small for densenet: "
+            "two poolings need at least 4 x 4 pixels"
+        )
+    stages: OrderedDict[str, nn.Module] = OrderedDict()
+    stages["stem"] = nn.Conv2d(channels, widths["stem"], 3, padding=1, bias=False)
+    channels = widths["stem"]
+    for i in (1, 2, 3):
+        layers = OrderedDict()
+        for j in range((depth - 4) // 3):
+            layers[f"layer{j + 1}"] = DenseLayer(channels, widths["growth"], dropout)
+            channels += widths["growth"]
+        stages[f"block{i}"] = nn.Sequential(layers)
+        if i < 3:
+            stages[f"transition{i}"] = _transition(channels, dropout)
+    head = nn.Sequential(
+        OrderedDict(
+            norm=nn.BatchNorm2d(channels),
+            relu=nn.ReLU(),
+            pool=nn.AdaptiveAvgPool2d(1),
+            flatten=nn.Flatten(),
+            fc=nn.Linear(channels, classes),
+        )
+    )
+    return StagedNet(nn.Sequential(stages), head)
+
+
+class DenseLayer(nn.Module):
+    """Appends the `growth` channels it makes of its input (norm, ReLU, 3x3 convolution) to it."""
+
+    def __init__(self, channels: int, growth: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(channels)
+        self.conv = nn.Conv2d(channels, growth, 3, padding=1, bias=False)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = self.dropout(self.conv(functional.relu(self.norm(x))))
+        return torch.cat([x, made], dim=1)
+
+
+def _transition(channels: int, dropout: float) -> nn.Sequential:
+    return nn.Sequential(
+        OrderedDict(
+            norm=nn.BatchNorm2d(channels),
+            relu=nn.ReLU(),
+            conv=nn.Conv2d(channels, channels, 1, bias=False),
+            dropout=nn.Dropout(dropout),
+            pool=nn.AvgPool2d(2),
+        )
+    )

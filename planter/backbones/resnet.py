@@ -1,0 +1,142 @@
+"""Residual networks (He et al., CVPR 2016): those for CIFAR, and ResNet-18."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from planter.backbones.staged import StagedNet
+
+WIDTHS = {"stem": 16, "group1": 16, "group2": 32, "group3": 64}
+WIDTHS18 = {"stem": 64, "group1": 64, "group2": 128, "group3": 256, "group4": 512}
+
+
+def resnet(
+    widths: Mapping[str, int],
+    *,
+    classes: int = 10,
+    image: Sequence[int] = (3, 32, 32),
+    depth: int = 32,
+    shortcut: Literal["pad", "conv"] = "pad",
+) -> StagedNet:
+    """ResNet-`depth` for small images: a stem, three groups of (depth - 2) / 6 blocks, each block a
+    stage (`group1_1`, ...), mean and one linear layer.
+
+    464,154 parameters as ResNet-32 with ten classes. Where channels or size change, the shortcut
+    takes every second pixel and pads with zero channels (option A of the paper, sec. 4.2), or is a
+    1x1 convolution with batch norm (option B).
+    """
+    if depth < 8 or (depth - 2) % 6:
+        raise ValueError(f"depth of a resnet is 6 n + 2 (8, 14, 20, 26, 32, ...), got {depth}")
+    if shortcut not in ("pad", "conv"):
+        raise ValueError(f"shortcut of a resnet is 'pad' or 'conv', got {shortcut!r}")
+    _check_image("resnet", image, 4)
+    stages = OrderedDict(stem=_stem(image[0], widths["stem"], kernel=3, stride=1))
+    groups = {name: widths[name] for name in ("group1", "group2", "group3")}
+    stages.update(_blocks(widths["stem"], groups, (depth - 2) // 6, shortcut))
+    return StagedNet(nn.Sequential(stages), _head(widths["group3"], classes))
+
+
+def resnet18(
+    widths: Mapping[str, int],
+    *,
+    classes: int = 10,
+    image: Sequence[int] = (3, 32, 32),
+    stem: Literal["small", "imagenet"] = "small",
+) -> StagedNet:
+    """ResNet-18: a stem, four groups of two blocks, mean and one linear layer.
+
+    The small stem is a 3x3 convolution (11,173,962 parameters with ten classes), ImageNet's a 7x7
+    one of stride 2 with max-pooling (11,689,512 with a thousand).
+    """
+    if stem not in ("small", "imagenet"):
+        raise ValueError(f"stem of a resnet18 is 'small' or 'imagenet', got {stem!r}")
+    _check_image("resnet18", image, 8 if stem == "small" else 32)
+    stages: OrderedDict[str, nn.Module] = OrderedDict()
+    if stem == "small":
+        stages["stem"] = _stem(image[0], widths["stem"], kernel=3, stride=1)
+    else:
+        stages["stem"] = _stem(image[0], widths["stem"], kernel=7, stride=2)
+        stages["stem"].append(nn.MaxPool2d(3, 2, padding=1))
+    groups = {name: widths[name] for name in ("group1", "group2", "group3", "group4")}
+    stages.update(_blocks(widths["stem"], groups, 2, "conv"))
+    return StagedNet(nn.Sequential(stages), _head(widths["group4"], classes))
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions with batch norm, around them a shortcut, ReLU after the sum."""
+
+    def __init__(self, channels: int, out_channels: int, stride: int, shortcut: str) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, out_channels, 3, stride, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(out_channels)
+        self.shortcut: nn.Module
+        if stride == 1 and channels == out_channels:
+            self.shortcut = nn.Identity()
+        elif shortcut == "pad":
+            self.shortcut = PaddedShortcut(channels, out_channels, stride)
+        else:
+            conv = nn.Conv2d(channels, out_channels, 1, stride, bias=False)
+            self.shortcut = nn.Sequential(
+                OrderedDict(conv=conv, norm=nn.BatchNorm2d(out_channels))
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = functional.relu(self.norm1(self.conv1(x)))
+        return functional.relu(self.norm2(self.conv2(inner)) + self.shortcut(x))
+
+
+class PaddedShortcut(nn.Module):
+    """Every `stride`-th pixel; missing channels are zero, channels too many left out."""
+
+    def __init__(self, channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.missing = out_channels - channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        picked = x[:, :, :: self.stride, :: self.stride]
+        return functional.pad(picked, [0, 0, 0, 0, 0, self.missing])
+
+
+def _stem(channels: int, out_channels: int, *, kernel: int, stride: int) -> nn.Sequential:
+    conv = nn.Conv2d(channels, out_channels, kernel, stride, padding=kernel // 2, bias=False)
+    return nn.Sequential(
+        OrderedDict(conv=conv, norm=nn.BatchNorm2d(out_channels), relu=nn.ReLU())
+    )
+
+
+def _blocks(
+    channels: int, groups: Mapping[str, int], count: int, shortcut: str
+) -> OrderedDict[str, nn.Module]:
+    """`count` blocks a group; each group but the first begins with stride 2."""
+    blocks: OrderedDict[str, nn.Module] = OrderedDict()
+    for group, width in groups.items():
+        for i in range(count):
+            stride = 2 if i == 0 and group != "group1" else 1
+            blocks[f"{group}_{i + 1}"] = Block(channels, width, stride, shortcut)
+            channels = width
+    return blocks
+
+
+def _head(channels: int, classes: int) -> nn.Sequential:
+    return nn.Sequential(
+        OrderedDict(
+            pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), fc=nn.Linear(channels, classes)
+        )
+    )
+
+
+def _check_image(name: str, image: Sequence[int], least: int) -> None:
+    channels, height, width = image
+    if min(height, width) < least:
+        raise ValueError(
+            f"image {channels}x{height}x{width} is too small for {name}: "
+            f"its strides need at least {least} x {least} pixels"
+        )
