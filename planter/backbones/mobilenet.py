@@ -48,9 +48,7 @@ def mobilenet(
 def _conv_norm(
     prefix: str, channels: int, out: int, kernel: int, stride: int = 1, groups: int = 1
 ) -> OrderedDict[str, nn.Module]:
-    conv = nn.Conv2d(
-        channels, out, kernel, stride, padding=kernel // 2, groups=groups, bias=False
-    )
+    conv = nn.Conv2d(channels, out, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
     parts = {"conv": conv, "norm": nn.BatchNorm2d(out), "relu": nn.ReLU()}
     named = ((f"{prefix}_{name}" if prefix else name, part) for name, part in parts.items())
     return OrderedDict(named)

@@ -83,9 +83,7 @@ class Block(nn.Module):
             self.shortcut = PaddedShortcut(channels, out_channels, stride)
         else:
             conv = nn.Conv2d(channels, out_channels, 1, stride, bias=False)
-            self.shortcut = nn.Sequential(
-                OrderedDict(conv=conv, norm=nn.BatchNorm2d(out_channels))
-            )
+            self.shortcut = nn.Sequential(OrderedDict(conv=conv, norm=nn.BatchNorm2d(out_channels)))
 
     def forward(self, x: Tensor) -> Tensor:
         inner = functional.relu(self.norm1(self.conv1(x)))
@@ -107,9 +105,7 @@ class PaddedShortcut(nn.Module):
 
 def _stem(channels: int, out_channels: int, *, kernel: int, stride: int) -> nn.Sequential:
     conv = nn.Conv2d(channels, out_channels, kernel, stride, padding=kernel // 2, bias=False)
-    return nn.Sequential(
-        OrderedDict(conv=conv, norm=nn.BatchNorm2d(out_channels), relu=nn.ReLU())
-    )
+    return nn.Sequential(OrderedDict(conv=conv, norm=nn.BatchNorm2d(out_channels), relu=nn.ReLU()))
 
 
 def _blocks(
