@@ -395,7 +395,7 @@ def test_a_wrns_block_keeps_its_input_where_nothing_changes_size() -> None:
 @pytest.mark.parametrize(
     ("builder", "options", "classes", "image", "parameters"),
     [
-        # He et al. 0.46 M and 1.7 M; Huang et al. 1.0 M and 7.0 M; torchvision's own; DKS's MobileNet.
+        # He et al. 0.46 M, 1.7 M; Huang et al. 1.0 M, 7.0 M; torchvision's own; DKS's MobileNet.
         ("resnet", {"depth": 32}, 10, (3, 32, 32), 464_154),
         ("resnet", {"depth": 110}, 10, (3, 32, 32), 1_727_962),
         ("densenet", {"depth": 40}, 10, (3, 32, 32), 1_019_722),

@@ -22,7 +22,7 @@ def densenet(
     depth: int = 40,
     dropout: float = 0.0,
 ) -> StagedNet:
-    """DenseNet-`depth`: a stem, three dense blocks of (depth - 4) / 3 layers with transitions between
+    """DenseNet-`depth`: a stem, three dense blocks of (depth - 4) / 3 layers, transitions between
     them, batch norm, ReLU, mean and one linear layer. A block and a transition are each a stage.
 
     1.0 M parameters as DenseNet-40 with growth 12, 7.0 M as DenseNet-100.
@@ -39,7 +39,7 @@ def densenet(
     stages["stem"] = nn.Conv2d(channels, widths["stem"], 3, padding=1, bias=False)
     channels = widths["stem"]
     for i in (1, 2, 3):
-        layers = OrderedDict()
+        layers: OrderedDict[str, nn.Module] = OrderedDict()
         for j in range((depth - 4) // 3):
             layers[f"layer{j + 1}"] = DenseLayer(channels, widths["growth"], dropout)
             channels += widths["growth"]

@@ -17,7 +17,7 @@ WIDTHS = {"stem": 32, **{f"sep{i}": c for i, c in enumerate(_CHANNELS, start=1)}
 def mobilenet(
     widths: Mapping[str, int], *, classes: int = 10, image: Sequence[int] = (3, 32, 32)
 ) -> StagedNet:
-    """A 3x3 convolution and thirteen depthwise separable ones, each a stage, mean, one linear layer.
+    """A 3x3 convolution and thirteen depthwise separable ones, each a stage, mean, a linear layer.
 
     3,309,476 parameters with a hundred classes. `sepN` is the width of the pointwise convolution;
     the depthwise one has its input's. Two strides of 2, at `sep6` and `sep12`.

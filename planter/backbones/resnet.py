@@ -35,7 +35,8 @@ def resnet(
     if shortcut not in ("pad", "conv"):
         raise ValueError(f"shortcut of a resnet is 'pad' or 'conv', got {shortcut!r}")
     _check_image("resnet", image, 4)
-    stages = OrderedDict(stem=_stem(image[0], widths["stem"], kernel=3, stride=1))
+    stages: OrderedDict[str, nn.Module] = OrderedDict()
+    stages["stem"] = _stem(image[0], widths["stem"], kernel=3, stride=1)
     groups = {name: widths[name] for name in ("group1", "group2", "group3")}
     stages.update(_blocks(widths["stem"], groups, (depth - 2) // 6, shortcut))
     return StagedNet(nn.Sequential(stages), _head(widths["group3"], classes))
@@ -60,8 +61,9 @@ def resnet18(
     if stem == "small":
         stages["stem"] = _stem(image[0], widths["stem"], kernel=3, stride=1)
     else:
-        stages["stem"] = _stem(image[0], widths["stem"], kernel=7, stride=2)
-        stages["stem"].append(nn.MaxPool2d(3, 2, padding=1))
+        first = _stem(image[0], widths["stem"], kernel=7, stride=2)
+        first.add_module("pool", nn.MaxPool2d(3, 2, padding=1))
+        stages["stem"] = first
     groups = {name: widths[name] for name in ("group1", "group2", "group3", "group4")}
     stages.update(_blocks(widths["stem"], groups, 2, "conv"))
     return StagedNet(nn.Sequential(stages), _head(widths["group4"], classes))
