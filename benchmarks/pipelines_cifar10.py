@@ -31,10 +31,10 @@ import torch
 from torch import Tensor, nn
 
 from planter import Architecture, Recipe, build, evaluate, fit, load_data
+from planter.assembly import build_network
 from planter.backbones import full_widths, with_data_options
 from planter.data import Data
 from planter.losses import classification_loss, multi_pipeline_loss
-from planter.pipelines import build_network
 from planter.recipe import Augment
 from planter.train import Batch, Epoch, recalibrate_batchnorm_
 
@@ -110,7 +110,8 @@ def train(experiment: Experiment, run: Run, seed: int, data: Data) -> dict[str, 
         joint = build(architecture, seed)
 
         def loss(model: nn.Module, batch: Batch) -> Tensor:
-            return multi_pipeline_loss(model(batch.images), batch.labels)
+            logits = model(batch.images)
+            return multi_pipeline_loss(logits, batch.labels, exits=joint.exits, synergy=run.synergy)
 
         fit(joint, loss, data.train, experiment.recipe, seed=seed, on_epoch=note)
         ways = {name: joint.detach(name) for name in joint.names}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from planter.arch import Architecture
+    from planter.assembly import build, takes_stride
     from planter.backbones import BUILDERS, StagedNet
     from planter.checkpoint import load
     from planter.data import load_data
@@ -17,11 +18,12 @@ if TYPE_CHECKING:
         expand_kernels_,
         is_conv_or_linear,
     )
-    from planter.losses import distillation_loss, multi_pipeline_loss
+    from planter.losses import distillation_loss, multi_pipeline_loss, synergy_loss
     from planter.macs import cost
     from planter.morph import inherit_weights
     from planter.pareto import hypervolume, pareto_front
-    from planter.pipelines import Pipelines, build, cuts, takes_stride
+    from planter.pipelines import Entry, Exit, Pipelines
+    from planter.places import cuts
     from planter.recipe import Recipe
     from planter.space import Candidate
     from planter.train import evaluate, fit
@@ -33,15 +35,17 @@ _PLACES = {
     "BUILDERS": "backbones",
     "Candidate": "space",
     "DOConv": "forms",
+    "Entry": "pipelines",
+    "Exit": "pipelines",
     "FeatureFilter": "forms",
     "KernelFilter": "forms",
     "Pipelines": "pipelines",
     "Recipe": "recipe",
     "StagedNet": "backbones",
-    "build": "pipelines",
+    "build": "assembly",
     "collapse_kernels_": "kernels",
     "cost": "macs",
-    "cuts": "pipelines",
+    "cuts": "places",
     "distillation_loss": "losses",
     "evaluate": "train",
     "expand_from_": "transfer",
@@ -56,7 +60,8 @@ _PLACES = {
     "multi_pipeline_loss": "losses",
     "pareto_front": "pareto",
     "search": "driver.run",
-    "takes_stride": "pipelines",
+    "synergy_loss": "losses",
+    "takes_stride": "assembly",
 }
 
 __all__ = [
@@ -65,6 +70,8 @@ __all__ = [
     "AsymmetricBlock",
     "Candidate",
     "DOConv",
+    "Entry",
+    "Exit",
     "FeatureFilter",
     "KernelFilter",
     "Pipelines",
@@ -88,6 +95,7 @@ __all__ = [
     "multi_pipeline_loss",
     "pareto_front",
     "search",
+    "synergy_loss",
     "takes_stride",
 ]
 

@@ -19,9 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from planter.arch import Architecture
-from planter.backbones import BUILDERS
+from planter.assembly import build_network, code_called
 from planter.blocks import expanded_layers
-from planter.pipelines import build_network
 
 FORMAT = 1
 ARCHITECTURE, WEIGHTS = "arch.json", "weights.safetensors"
@@ -63,12 +62,13 @@ def load(folder: str | Path, *, own_code: bool = False) -> nn.Module:
     no network, one of another format, or one that needs `own_code`.
     """
     spec = read_spec(folder)
-    builder = spec["architecture"]["builder"]
-    if not own_code and builder not in BUILDERS:
+    architecture = Architecture.from_dict(spec["architecture"])
+    called = code_called(architecture, spec["pipeline"])
+    if called and not own_code:
         raise ValueError(
-            f"{folder} is built by calling {builder!r}; if you trust it, load with own_code=True"
+            f"{folder} is built by calling {called[0]!r}; if you trust it, load with own_code=True"
         )
-    network = build_network(Architecture.from_dict(spec["architecture"]), spec["pipeline"])
+    network = build_network(architecture, spec["pipeline"])
     try:
         network.load_state_dict(load_file(Path(folder) / WEIGHTS))
     except (SafetensorError, RuntimeError) as error:

@@ -16,7 +16,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from planter.tables import cost_json, form_text, print_front, print_points, training_table
-from planter.targets import architecture_of_builder, architecture_of_point, run_folder
+from planter.targets import (
+    architecture_of_builder,
+    architecture_of_point,
+    pipelines_of,
+    run_folder,
+)
 
 app = typer.Typer(
     name="planter",
@@ -313,6 +318,18 @@ def cost(
         list[str] | None,
         typer.Option(metavar="NAME", help="Add a sub-model that enters there. Repeatable."),
     ] = None,
+    branch: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PLACE[=KIND]",
+            help="Add an auxiliary branch after that stage: blocks, narrow, shallow, rest, fc, "
+            "conv. Repeatable.",
+        ),
+    ] = None,
+    head: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KIND", help="Add an image head: fsrcnn, vdsr. Repeatable."),
+    ] = None,
     training: Annotated[
         bool, typer.Option("--training", help="Show what a training step costs as well.")
     ] = False,
@@ -334,20 +351,27 @@ def cost(
     inputs of poolings. With --training: the multiply-adds of one step, forward and backward, with
     all pipelines and in the training form of the kernels, beside the plain ones.
     """
+    from planter.assembly import check_architecture
     from planter.forms import form_names, form_of
     from planter.macs import cost as count
     from planter.macs import training_cost
-    from planter.pipelines import check_architecture
 
     pipeline = None
     if "/" in target:
-        if widths or option or cut:
-            raise ValueError(f"{target} has its widths, options and cuts; give them for a BUILDER")
+        if widths or option or cut or branch or head:
+            raise ValueError(
+                f"{target} has its widths, options and pipelines; give them for a BUILDER"
+            )
         architecture, pipeline, own_kernels = architecture_of_point(target)
     else:
         own_kernels = form_of("kflo:2x4")
         architecture = architecture_of_builder(
-            target, image, classes, widths, option or [], cut or []
+            target,
+            image,
+            classes,
+            widths,
+            option or [],
+            pipelines_of(cut or [], branch or [], head or []),
         )
     check_architecture(architecture)
     if kernels is not None and not training:
@@ -370,9 +394,16 @@ def cost(
     table.add_section()
     for name, way in found.pipelines.items():
         numbers = (f"{n:,}" for n in (way.macs, way.macs_all, way.params))
-        table.add_row(f"[bold]{name}[/bold]", "", *numbers)
+        extra = f"+{way.extra_params:,}" if way.extra_params else ""
+        table.add_row(f"[bold]{name}[/bold]", extra, *numbers)
     out.print(table)
     out.print("\nmacs: multiply-adds of convolutions and linear layers, one image, no bias or norm")
+    if len(found.pipelines) > 1:
+        more = found.extra_params / found.pipelines["base"].params
+        out.print(
+            f"all pipelines together store {found.extra_params:,} parameters ({more:.2%}) and "
+            f"{found.extra_statistics:,} norm statistics beside those of base"
+        )
     if step is not None:
         out.print(training_table(form_names(form), step))
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from planter.arch import Architecture
+from planter.assembly import build_without_data
 from planter.blocks import AsymmetricConv, Block, ConvChain, TrackedNorm
 from planter.filters import (
     CONVOLUTIONS,
@@ -36,7 +37,7 @@ from planter.forms import (
     TrainingForm,
 )
 from planter.modes import remove_parametrization_
-from planter.pipelines import Pipelines, build_without_data
+from planter.pipelines import Pipelines
 
 WIDEST = 256  # filters of a layer that KFLO expands by default
 
@@ -326,9 +327,9 @@ def _expand_(model: nn.Module, layer: nn.Module, form: TrainingForm) -> None:
 
 def _refuse_several_statistics(model: nn.Module) -> None:
     for name, module in model.named_modules():
-        if isinstance(module, Pipelines) and len(module.names) > 1:
+        if isinstance(module, Pipelines) and module.entries:
             raise ValueError(
-                f"{name or 'the model'} has pipelines {', '.join(module.names)}, each with norm "
+                f"{name or 'the model'} has pipelines {', '.join(module.entries)}, each with norm "
                 "statistics of its own: an asymmetric block cannot be fused into one kernel for "
                 "all of them"
             )

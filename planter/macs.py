@@ -7,8 +7,8 @@ torch's `FlopCounterMode` / 2. `macs_all` follows the table of CNSN: macs + 1 pe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,12 +17,14 @@ from torch.nn.utils import parametrize
 from torch.utils.flop_counter import FlopCounterMode
 
 from planter.arch import Architecture
+from planter.assembly import build_without_data
 from planter.backbones import StagedNet
 from planter.blocks import expanded_layers
 from planter.forms import Kernels
 from planter.kernels import expand_kernels_
 from planter.modes import evaluating
-from planter.pipelines import Pipelines, build_without_data, image_of
+from planter.pipelines import BRANCH, Pipelines
+from planter.places import image_of
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -42,13 +44,19 @@ class Stage:
 
 @dataclass(frozen=True)
 class Cost:
-    """Cost of one network; of its base and of every pipeline where it has several."""
+    """Cost of one network; of its base and of every pipeline where it has several.
+
+    `extra_params` and `extra_statistics` (running means and variances) are the numbers stored for a
+    pipeline beside those of the base; of the whole, those of all pipelines together.
+    """
 
     macs: int
     macs_all: int
     params: int
     stages: tuple[Stage, ...]
     pipelines: dict[str, Cost] = field(default_factory=dict)
+    extra_params: int = 0
+    extra_statistics: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -126,9 +134,15 @@ def _cost(network: nn.Module, images: Tensor) -> Cost:
     if expanded := expanded_layers(network):
         raise ValueError(f"{expanded[0]} is expanded; collapse_kernels_(model) before counting")
     if isinstance(network, Pipelines):
-        pipelines = {name: _cost_of_one(network.detach(name), images) for name in network.names}
+        pipelines = {name: _cost_of_pipeline(network, name, images) for name in network.names}
         base = pipelines["base"]
-        return Cost(base.macs, base.macs_all, base.params, base.stages, pipelines)
+        ways = pipelines.values()
+        return replace(
+            base,
+            pipelines=pipelines,
+            extra_params=sum(way.extra_params for way in ways),
+            extra_statistics=sum(way.extra_statistics for way in ways),
+        )
     if isinstance(network, StagedNet):
         network = Pipelines(network, {}).detach("base")
     alone = _cost_of_one(network, images)
@@ -155,6 +169,29 @@ def _cost_of_one(network: nn.Module, images: Tensor) -> Cost:
     macs, macs_all = sum(s.macs for s in stages), sum(s.macs_all for s in stages)
     params = sum(p.numel() for p in network.parameters())
     return Cost(macs, macs_all, params, tuple(stages))
+
+
+def joint_macs(cost: Cost, names: Collection[str]) -> int:
+    """Multiply-adds of one forward pass of several pipelines: branches read the maps of the base,
+    which are computed once."""
+    computed = {}
+    for name in names:
+        stages = cost.pipelines[name].stages
+        on_base = name == "base" or stages[-1].name == BRANCH
+        for stage in stages:
+            maps_of = "base" if on_base and stage.name != BRANCH else name
+            computed[maps_of, stage.name] = stage.macs
+    return sum(computed.values())
+
+
+def _cost_of_pipeline(network: Pipelines, name: str, images: Tensor) -> Cost:
+    of_base = {id(p) for p in network.backbone.parameters()}
+    own = nn.ModuleList(network.own_modules(name))
+    return replace(
+        _cost_of_one(network.detach(name), images),
+        extra_params=sum(p.numel() for p in own.parameters() if id(p) not in of_base),
+        extra_statistics=sum(b.numel() for b in own.buffers() if b.is_floating_point()),
+    )
 
 
 class _Extra:

@@ -1,85 +1,142 @@
-"""Several ways through one network: entries at named cuts, each a network that can be taken out.
+"""Several ways through one network: each a network that can be taken out and shipped.
 
-A sub-model of CNSN is an entry: a step-down convolution turns the image into the map that the stage
-at the cut expects, and the stages from there on are shared with the base network.
+A sub-model of CNSN enters behind a step-down convolution, an image head (Hu) before the first
+stage, an auxiliary branch (DKS) leaves after a stage. What they share with the base is stored and,
+in training, computed once.
 """
 
 from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
-from planter.arch import Architecture
-from planter.backbones import build_backbone
 from planter.blocks import expanded_layers
+from planter.norms import NormMode, batch_norms, check_norm_mode, own_norm, switched
+from planter.places import stage_names
 
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_SPEC_KEYS = {"before", "kernel", "stride", "norm"}
+_HEAD, BRANCH = "head", "branch"
+_RESERVED = (_HEAD, "step_down", "image_head", BRANCH)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A module that turns the image into the input of stage `before`."""
+    """A module that turns the image into the input of stage `before`: a step-down convolution, or
+    before the first stage an image head."""
 
     before: str
     module: nn.Module
 
 
 @dataclass(frozen=True)
-class Cut:
-    """What stage `before` expects: an input of `channels` channels, `stride` times smaller than the
-    image."""
+class Exit:
+    """A classifier that reads what stage `after` hands on."""
 
-    before: str
-    channels: int
-    stride: int
+    after: str
+    module: nn.Module
 
 
 class Pipelines(nn.Module):
-    """A backbone and its entries; one call gives the logits of every pipeline.
+    """A backbone, its entries and its exits; one call gives the logits of every pipeline.
 
-    Weights of shared stages are shared. Statistics of their batch norms are each pipeline's own:
-    several input distributions through one running mean would fit none of them.
+    Weights of shared stages are shared. `norms` says what else is: by default the statistics of
+    their batch norms are each entry's own, as several input distributions through one running
+    mean fit none of them. Exits read the base's own maps and share nothing behind them.
     """
 
-    def __init__(self, backbone: nn.Module, entries: Mapping[str, Entry]) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        ways: Mapping[str, Entry | Exit],
+        norms: NormMode = "switch_stats",
+    ) -> None:
         super().__init__()
+        check_norm_mode(norms)
         self.backbone = backbone
-        self._before = {name: entry.before for name, entry in entries.items()}
-        for name, before in self._before.items():
+        self.names = ["base", *ways]
+        self._before: dict[str, str] = {}
+        self._after: dict[str, str] = {}
+        stages = stage_names(backbone) if ways else []
+        if taken := sorted(set(stages) & set(_RESERVED)):
+            raise ValueError(f"a stage cannot be called {taken[0]!r}; planter uses that name")
+        for name, way in ways.items():
             _check_name(name)
-            stages = _stage_names(backbone)
-            if before not in stages[1:]:
-                raise ValueError(
-                    f"pipeline {name}: cannot enter before {before!r}; "
-                    f"cuts are before {', '.join(stages[1:])}"
-                )
-        self.entries = nn.ModuleDict({name: entry.module for name, entry in entries.items()})
-        self.statistics = nn.ModuleDict(
-            {name: _Statistics(self._tail(name)) for name in self._before}
-        )
+            if isinstance(way, Entry):
+                if way.before not in stages:
+                    raise ValueError(
+                        f"pipeline {name}: cannot enter before {way.before!r}; "
+                        f"stages are {', '.join(stages)}"
+                    )
+                self._before[name] = way.before
+            else:
+                if way.after not in stages[:-1]:
+                    raise ValueError(
+                        f"pipeline {name}: cannot leave after {way.after!r}; "
+                        f"stages with others behind them are {', '.join(stages[:-1])}"
+                    )
+                self._after[name] = way.after
+        self.modules_of = nn.ModuleDict({name: way.module for name, way in ways.items()})
+        self.norms = nn.ModuleDict()
+        # The norms of each part that an entry shares, with the names of their kin in `self.norms`.
+        self._shared: dict[str, dict[nn.Module, str]] = {}
+        names: dict[nn.Module, str] = {}
+        for name, before in self._before.items():
+            for place, part in self._behind(before):
+                for inner, norm in batch_norms(part).items():
+                    key = names.setdefault(norm, f"{place}.{inner}".replace(".", "/"))
+                    self._shared.setdefault(place, {})[norm] = key
+                    if norms != "shared" and f"{name}/{key}" not in self.norms:
+                        self.norms[f"{name}/{key}"] = own_norm(norm, norms)
 
     @property
-    def names(self) -> list[str]:
-        """ "base" first, then the entries in the order given."""
-        return ["base", *self._before]
+    def entries(self) -> list[str]:
+        """The pipelines that enter the backbone behind a module of their own."""
+        return list(self._before)
 
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Logits `[batch, classes]` by pipeline for images `[batch, channels, height, width]`."""
-        logits: dict[str, Tensor] = {"base": self.backbone(images)}
-        for name, entry in self.entries.items():
-            statistics = self.statistics[name]
-            assert isinstance(statistics, _Statistics)
-            logits[name] = torch.func.functional_call(
-                self._tail(name), statistics.by_name(), (entry(images),)
-            )
-        return logits
+    @property
+    def exits(self) -> list[str]:
+        """The exits by depth, the one after the earliest stage first."""
+        stages = stage_names(self.backbone) if self._after else []
+        return sorted(self._after, key=lambda name: stages.index(self._after[name]))
+
+    def forward(self, images: Tensor, names: Collection[str] | None = None) -> dict[str, Tensor]:
+        """Logits `[batch, classes]` by pipeline for images `[batch, channels, height, width]`; of
+        the pipelines `names` alone, where given.
+
+        In training, pipelines whose maps have the same shape go through shared stages as one
+        batch, the norms apart. In eval mode each goes alone, and so gives the very bits of the
+        network that `detach` makes of it.
+        """
+        wanted = [name for name in self.names if names is None or name in names]
+        taps = {self._after[name] for name in wanted if name in self._after}
+        logits: dict[str, Tensor] = {}
+        running: dict[_Group, Tensor] = {("base",): images} if taps or "base" in wanted else {}
+        for place, part in self._parts():
+            for name in wanted:
+                if self._before.get(name) == place:
+                    running[(name,)] = self.modules_of[name](images)
+            if self.training:
+                running = _merged(running)
+            for group, x in running.items():
+                with switched(self._norms_of(group, place)):
+                    running[group] = part(x)
+            if place in taps:
+                # The base was there from the start: it is the first of its group.
+                maps = next(x for group, x in running.items() if group[0] == "base")[: len(images)]
+                for name in wanted:
+                    if self._after.get(name) == place:
+                        logits[name] = self.modules_of[name](maps)
+                taps.remove(place)
+                if not taps and "base" not in wanted:
+                    running = _without_base(running, len(images))
+        for group, x in running.items():
+            logits.update(zip(group, x.chunk(len(group)), strict=True))
+        return {name: logits[name] for name in wanted}
 
     def detach(self, name: str) -> nn.Module:
         """An independent plain network that computes what pipeline `name` computes.
@@ -92,225 +149,88 @@ class Pipelines(nn.Module):
             raise ValueError(
                 f"{expanded[0]} is expanded; collapse_kernels_(model) before detaching"
             )
+        if name == "base" and not hasattr(self.backbone, "stages"):
+            return copy.deepcopy(self.backbone)
         if name == "base":
-            if not hasattr(self.backbone, "stages"):
-                return copy.deepcopy(self.backbone)
-            whole = copy.deepcopy(_sequence(self.backbone, _stage_names(self.backbone)[0]))
-            whole.training = self.training
-            return whole
-        tail = copy.deepcopy(self._tail(name))
-        statistics = self.statistics[name]
-        assert isinstance(statistics, _Statistics)
-        tail.load_state_dict(statistics.by_name(), strict=False)
-        parts = OrderedDict(step_down=copy.deepcopy(self.entries[name]), **tail._modules)
-        alone = nn.Sequential(parts)
+            parts = self._parts()
+        elif name in self._after:
+            parts = self._parts()
+            last = [place for place, _ in parts].index(self._after[name])
+            parts = [*parts[: last + 1], (BRANCH, self.modules_of[name])]
+        else:
+            parts = self._behind(self._before[name])
+            kind = "step_down" if len(parts) < len(self._parts()) else "image_head"
+            parts = [(kind, self.modules_of[name]), *parts]
+        # A deep copy takes from its memo what it finds there: the pipeline's own norms.
+        own = {
+            id(norm): copy.deepcopy(norms[0])
+            for place, _ in parts
+            for norm, norms in self._norms_of((name,), place).items()
+        }
+        alone = copy.deepcopy(nn.Sequential(OrderedDict(parts)), own)
         alone.training = self.training
         return alone
 
-    def _tail(self, name: str) -> nn.Sequential:
-        return _sequence(self.backbone, self._before[name])
+    def own_modules(self, name: str) -> list[nn.Module]:
+        """What only pipeline `name` uses: its entry or branch, and its norms."""
+        own = [norm for key, norm in self.norms.items() if key.partition("/")[0] == name]
+        return own if name == "base" else [self.modules_of[name], *own]
+
+    def _parts(self) -> list[tuple[str, nn.Module]]:
+        """The stages and the head by name, in order: the modules themselves, no copies."""
+        if not hasattr(self.backbone, "stages"):
+            return [(_HEAD, self.backbone)]
+        stages, head = self.backbone.stages, self.backbone.head
+        assert isinstance(stages, nn.Sequential)
+        assert isinstance(head, nn.Module)
+        names = stage_names(self.backbone)
+        return [*((name, stages.get_submodule(name)) for name in names), (_HEAD, head)]
+
+    def _behind(self, before: str) -> list[tuple[str, nn.Module]]:
+        parts = self._parts()
+        return parts[[place for place, _ in parts].index(before) :]
+
+    def _norms_of(self, group: _Group, place: str) -> dict[nn.Module, list[nn.Module]]:
+        """For each shared norm of a part, the one that each pipeline of a group has instead."""
+        found = {}
+        for norm, key in self._shared.get(place, {}).items():
+            own = (f"{name}/{key}" for name in group)
+            # A ModuleDict has no `get`.
+            found[norm] = [self.norms[k] if k in self.norms else norm for k in own]  # noqa: SIM401
+        return found
 
 
-class _Statistics(nn.Module):
-    """One pipeline's own copies of the batch-norm buffers of the stages it shares."""
-
-    def __init__(self, tail: nn.Sequential) -> None:
-        super().__init__()
-        for place, module in tail.named_modules():
-            if isinstance(module, _NORMS):
-                for name, buffer in module.named_buffers(recurse=False):
-                    # Buffer names must not contain dots; slashes stand for them.
-                    self.register_buffer(f"{place}.{name}".replace(".", "/"), buffer.clone())
-
-    def by_name(self) -> dict[str, Tensor]:
-        return {name.replace("/", "."): buffer for name, buffer in self.named_buffers()}
+_Group = tuple[str, ...]
+"""Pipelines whose maps stand one after another in one batch."""
 
 
-def build(architecture: Architecture, seed: int = 0) -> nn.Module:
-    """The network of an architecture, freshly initialised from `seed`: its backbone, or `Pipelines`
-    around it where the architecture has pipelines.
-
-    Raises ValueError where the builder or a pipeline cannot be built, naming it.
-    """
-    backbone = build_backbone(architecture, seed)
-    if not architecture.pipelines:
-        return backbone
-    known = cuts(architecture)
-    channels = image_of(architecture)[0]
-    entries = {}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed + 1)
-        for name, spec in architecture.pipelines.items():
-            if unknown := sorted(set(spec) - _SPEC_KEYS):
-                raise ValueError(
-                    f"pipeline {name} has unknown {', '.join(unknown)}; "
-                    f"known are {', '.join(sorted(_SPEC_KEYS))}"
-                )
-            cut = find_cut(known, spec.get("before", name))
-            stride = spec.get("stride", cut.stride)
-            entries[name] = Entry(
-                cut.before,
-                step_down(
-                    channels,
-                    cut.channels,
-                    kernel=spec.get("kernel", stride),
-                    stride=stride,
-                    norm=spec.get("norm", "batch"),
-                ),
-            )
-    return Pipelines(backbone, entries)
+def _merged(running: dict[_Group, Tensor]) -> dict[_Group, Tensor]:
+    """Groups whose maps have the same shape, made one."""
+    alike: dict[torch.Size, list[_Group]] = {}
+    for group, x in running.items():
+        alike.setdefault(x.shape[1:], []).append(group)
+    return {
+        tuple(chain.from_iterable(groups)): torch.cat([running[group] for group in groups])
+        if len(groups) > 1
+        else running[groups[0]]
+        for groups in alike.values()
+    }
 
 
-def build_without_data(architecture: Architecture) -> nn.Module:
-    """The network of an architecture on torch's meta device: shapes without numbers."""
-    if ":" in architecture.builder:
-        # A user's builder may compute with tensors, e.g. rates that rise from layer to layer.
-        return build(architecture).to("meta")
-    with torch.device("meta"):
-        return build(architecture)
-
-
-def build_network(architecture: Architecture, pipeline: str = "base", seed: int = 0) -> nn.Module:
-    """One pipeline of an architecture as the plain network that is saved, planted and shipped."""
-    network = build(architecture, seed)
-    if not isinstance(network, Pipelines):
-        network = Pipelines(network, {})
-    return network.detach(pipeline)
-
-
-def step_down(
-    in_channels: int, out_channels: int, *, kernel: int, stride: int, norm: str = "batch"
-) -> nn.Sequential:
-    """CNSN's step-down convolution (sec. 2.1) with its own norm ("batch" or "none") and ReLU.
-
-    A kernel as large as the stride needs no padding; a larger one is padded so that the output is
-    still the input's size over the stride.
-    """
-    if stride < 1 or kernel < stride:
-        raise ValueError(f"step-down needs kernel >= stride >= 1, got {kernel} and {stride}")
-    if stride == 1 and kernel % 2 == 0:
-        raise ValueError(f"step-down with stride 1 needs an odd kernel, got {kernel}")
-    if norm not in ("batch", "none"):
-        raise ValueError(f"step-down norm is 'batch' or 'none', got {norm!r}")
-    layers: OrderedDict[str, nn.Module] = OrderedDict()
-    padding = (kernel - stride + 1) // 2
-    layers["conv"] = nn.Conv2d(
-        in_channels, out_channels, kernel, stride, padding, bias=norm == "none"
-    )
-    if norm == "batch":
-        layers["norm"] = nn.BatchNorm2d(out_channels)
-    layers["relu"] = nn.ReLU()
-    return nn.Sequential(layers)
-
-
-def cuts(architecture: Architecture) -> dict[str, Cut]:
-    """The legal cuts of an architecture by alias: `cutN` stands before the stage after the Nth.
-
-    Shapes are read off a forward pass without data. Raises ValueError for a network without
-    `stages` and `head`, and for an image the network cannot take.
-    """
-    channels, height, width = image_of(architecture)
-    backbone = build_without_data(replace(architecture, pipelines={})).eval()
-    names = _stage_names(backbone)
-    with torch.device("meta"):
-        # Enlarged, so that poolings that round an odd size down do not blur the stride.
-        x = torch.empty(1, channels, 32 * height, 32 * width)
-    found = {}
-    for i, name in enumerate(names):
-        if i:
-            found[f"cut{i}"] = Cut(name, int(x.shape[1]), 32 * height // int(x.shape[2]))
-        x = backbone.stages.get_submodule(name)(x)  # type: ignore[union-attr]
-    return found
-
-
-def image_of(architecture: Architecture) -> tuple[int, int, int]:
-    """Shape (channels, height, width) of the architecture's images.
-
-    Raises ValueError where its options do not name one.
-    """
-    image = architecture.options.get("image")
-    if not isinstance(image, list) or len(image) != 3:
-        raise ValueError(
-            f"{architecture.builder} needs the option image: [channels, height, width], "
-            f"got {image!r}"
-        )
-    channels, height, width = image
-    return channels, height, width
-
-
-def find_cut(known: Mapping[str, Cut], place: str) -> Cut:
-    """The cut of that alias, or before the stage of that name."""
-    for alias, cut in known.items():
-        if place in (alias, cut.before):
-            return cut
-    listed = ", ".join(f"{alias} (before {cut.before})" for alias, cut in known.items())
-    raise ValueError(f"{place!r} is not a cut; cuts are {listed}")
-
-
-def check_architecture(architecture: Architecture) -> None:
-    """Raises ValueError, naming the pipeline, unless every pipeline of the architecture takes an
-    image and gives `classes` logits. Costs no arithmetic."""
-    image = image_of(architecture)
-    network = build_without_data(architecture).eval()
-    if not isinstance(network, Pipelines):
-        network = Pipelines(network, {})
-    with torch.device("meta"):
-        images = torch.empty(1, *image)
-        for name in network.names:
-            shown = "x".join(map(str, image))
-            try:
-                logits = network.detach(name)(images)
-            except RuntimeError as error:
-                what = architecture.pipelines.get(name)
-                raise ValueError(
-                    f"pipeline {name} of {architecture.builder} cannot take a {shown} image"
-                    f"{f' with {dict(what)}' if what else ''}: {error}"
-                ) from error
-            classes = architecture.options.get("classes")
-            if classes is not None and tuple(logits.shape) != (1, classes):
-                raise ValueError(
-                    f"pipeline {name} of {architecture.builder} gives {list(logits.shape)} for "
-                    f"one {shown} image, expected logits [1, {classes}]"
-                )
-
-
-def takes_stride(architecture: Architecture, before: str, stride: int) -> bool:
-    """Whether the rest of the network accepts a step-down of that stride at the cut."""
-    probe = Architecture(
-        architecture.builder,
-        architecture.widths,
-        architecture.options,
-        {"probe": {"before": before, "stride": stride, "kernel": stride}},
-    )
-    try:
-        check_architecture(probe)
-    except ValueError:
-        return False
-    return True
+def _without_base(running: dict[_Group, Tensor], batch: int) -> dict[_Group, Tensor]:
+    left = {}
+    for group, x in running.items():
+        if group[0] != "base":
+            left[group] = x
+        elif len(group) > 1:
+            left[group[1:]] = x[batch:]
+    return left
 
 
 def _check_name(name: str) -> None:
-    if name == "base" or not name or not all(c.isalnum() or c in "-_" for c in name):
-        raise ValueError(f"pipeline name {name!r}: letters, digits, - and _, and not 'base'")
-
-
-def _stage_names(backbone: nn.Module) -> list[str]:
-    stages = getattr(backbone, "stages", None)
-    if not isinstance(stages, nn.Sequential) or not hasattr(backbone, "head"):
+    taken = name == "base" or hasattr(nn.ModuleDict, name)
+    if taken or not name or not all(c.isalnum() or c in "-_" for c in name):
         raise ValueError(
-            f"{type(backbone).__name__} has no named stages: pipelines need a network with "
-            "stages (an nn.Sequential of named modules) and head, e.g. planter's StagedNet"
+            f"pipeline name {name!r}: letters, digits, - and _, not 'base' and no word of torch's "
+            "ModuleDict"
         )
-    return list(stages._modules)  # named_children() leaves out a module used twice
-
-
-def _sequence(backbone: nn.Module, first: str) -> nn.Sequential:
-    """Stages from `first` on, then the head, in sequence: the modules themselves, no copies."""
-    stages, head = backbone.stages, backbone.head
-    assert isinstance(stages, nn.Sequential)
-    assert isinstance(head, nn.Module)
-    names = _stage_names(backbone)
-    parts: OrderedDict[str, Any] = OrderedDict(
-        (name, stages.get_submodule(name)) for name in names[names.index(first) :]
-    )
-    return nn.Sequential(OrderedDict(parts, head=head))

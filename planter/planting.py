@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from planter.arch import Architecture
+from planter.assembly import build_network
 from planter.data import Split
 from planter.freeze import freeze_inherited_, thaw_
 from planter.losses import classification_loss
 from planter.morph import inherit_weights
-from planter.pipelines import build_network
 from planter.recipe import Recipe
 from planter.train import Batch, Epoch, fit, predict
 

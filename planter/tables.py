@@ -27,10 +27,17 @@ def cost_json(cost: Cost) -> dict[str, Any]:
     ]
     whole = {"macs": cost.macs, "macs_all": cost.macs_all, "params": cost.params, "stages": stages}
     ways = {
-        name: {"macs": way.macs, "macs_all": way.macs_all, "params": way.params}
+        name: {
+            "macs": way.macs,
+            "macs_all": way.macs_all,
+            "params": way.params,
+            "extra_params": way.extra_params,
+            "extra_statistics": way.extra_statistics,
+        }
         for name, way in cost.pipelines.items()
     }
-    return {**whole, "pipelines": ways}
+    extra = {"extra_params": cost.extra_params, "extra_statistics": cost.extra_statistics}
+    return {**whole, "pipelines": ways, **extra}
 
 
 def form_text(form: str | Mapping[str, str]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,7 @@ def architecture_of_builder(
     classes: int,
     widths: str | None,
     options: Sequence[str],
-    cuts: Sequence[str],
+    pipelines: Mapping[str, Mapping[str, Any]],
 ) -> Architecture:
     """The architecture that `planter cost BUILDER` and its options describe."""
     from planter.backbones import full_widths, with_data_options
@@ -39,10 +39,26 @@ def architecture_of_builder(
     if len(shape) != 3 or not all(part.isdigit() and int(part) for part in shape):
         raise ValueError(f"--image {image!r}: expected channels x height x width, e.g. 3x32x32")
     pairs = dict(_pair("--option", text) for text in options)
-    plain = Architecture(
-        target, full_widths(target, _widths(widths), pairs), pairs, {name: {} for name in cuts}
-    )
+    plain = Architecture(target, full_widths(target, _widths(widths), pairs), pairs, pipelines)
     return with_data_options(plain, classes, [int(part) for part in shape])
+
+
+def pipelines_of(
+    cuts: Sequence[str], branches: Sequence[str], heads: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """The pipelines that `--cut NAME`, `--branch PLACE[=KIND]` and `--head KIND` describe. Raises
+    ValueError where two would have one name."""
+    named: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in cuts]
+    for text in branches:
+        place, _, kind = text.partition("=")
+        named.append((f"branch-{place}", {"after": place, "branch": kind or "blocks"}))
+    named += [
+        (f"head-{kind.replace(':', '-').replace('.', '-')}", {"head": kind}) for kind in heads
+    ]
+    for name, _ in named:
+        if sum(name == other for other, _ in named) > 1:
+            raise ValueError(f"pipeline {name} is given twice")
+    return dict(named)
 
 
 def architecture_of_point(target: str) -> tuple[Architecture, str | None, Kernels | None]:

@@ -87,7 +87,10 @@ def test_vgg16_has_the_published_number_of_parameters() -> None:
 
 @pytest.mark.parametrize(
     ("builder", "least"),
-    [("convnet", 8), ("toy", 4), ("vgg16", 32), ("cifar_quick", 15), ("wrn", 4)],
+    [
+        *[("convnet", 8), ("toy", 4), ("vgg16", 32), ("cifar_quick", 15), ("wrn", 4)],
+        *[("alexnet", 63), ("resnet", 4), ("resnet18", 8), ("densenet", 4), ("mobilenet", 4)],
+    ],
 )
 def test_smallest_image_runs_and_one_pixel_less_is_refused(builder: str, least: int) -> None:
     for shape in ((3, least, least), (1, least, least + 3)):
@@ -195,7 +198,13 @@ def test_every_shipped_builder_reads_every_width_it_names() -> None:
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("vgg16", {"head": "hidden"}), ("wrn", {"widen": 2}), ("wrn", {"widen": 1, "depth": 16})],
+    [
+        ("vgg16", {"head": "hidden"}),
+        *[("wrn", {"widen": 2}), ("wrn", {"widen": 1, "depth": 16})],
+        *[("resnet", {"shortcut": "conv"}), ("resnet", {"depth": 8})],
+        ("resnet18", {"stem": "imagenet", "image": (3, 32, 32)}),
+        ("densenet", {"depth": 7}),
+    ],
 )
 def test_widths_that_depend_on_options_are_read_under_them(name: str, options: dict) -> None:
     arch = Architecture(name, full_widths(name, None, options), options)
@@ -310,8 +319,8 @@ def test_wrn_has_the_published_number_of_parameters(depth: int, widen: int) -> N
     assert abs(found - value) <= half
 
 
-@pytest.mark.parametrize("depth", [27, 4, 29, 9])
-def test_depths_that_no_wrn_has_are_refused(depth: int) -> None:
+@pytest.mark.parametrize("depth", [27, 4, 29, 9, 28.0])
+def test_depths_that_no_wrn_has_are_refused(depth: float) -> None:
     with pytest.raises(ValueError, match=rf"depth of a wrn is 6 n \+ 4 .*got {depth}"):
         build_backbone(Architecture("wrn", {}, {"depth": depth, "widen": 1}))
 
@@ -390,38 +399,3 @@ def test_a_wrns_block_keeps_its_input_where_nothing_changes_size() -> None:
     net = on_meta(Architecture("wrn", widths, {"depth": 16}))
     shortcuts = [name for name, _ in net.named_parameters() if "shortcut" in name]
     assert shortcuts == [f"stages.group{group}_1.shortcut.weight" for group in (2, 3)]
-
-
-@pytest.mark.parametrize(
-    ("builder", "options", "classes", "image", "parameters"),
-    [
-        # He et al. 0.46 M, 1.7 M; Huang et al. 1.0 M, 7.0 M; torchvision's own; DKS's MobileNet.
-        ("resnet", {"depth": 32}, 10, (3, 32, 32), 464_154),
-        ("resnet", {"depth": 110}, 10, (3, 32, 32), 1_727_962),
-        ("densenet", {"depth": 40}, 10, (3, 32, 32), 1_019_722),
-        ("densenet", {"depth": 100}, 10, (3, 32, 32), 6_979_642),
-        ("resnet18", {"stem": "imagenet"}, 1000, (3, 224, 224), 11_689_512),
-        ("alexnet", {}, 1000, (3, 224, 224), 61_100_840),
-        ("mobilenet", {}, 100, (3, 32, 32), 3_309_476),
-    ],
-)
-def test_backbones_have_the_published_number_of_parameters(
-    builder: str, options: dict, classes: int, image: tuple[int, ...], parameters: int
-) -> None:
-    net = on_meta(Architecture(builder, {}, {**options, "classes": classes, "image": image}))
-    assert params(net) == parameters
-    assert net(torch.empty(2, *image, device="meta")).shape == (2, classes)
-
-
-def test_resnet18_and_alexnet_are_torchvisions() -> None:
-    from torchvision import models
-
-    own = [(64, models.resnet18, {"stem": "imagenet"}), (64, models.alexnet, {})]
-    for size, theirs, options in own:
-        name = theirs.__name__
-        arch = Architecture(name, {}, {**options, "classes": 7, "image": (3, size, size)})
-        mine, other = build_backbone(arch).eval(), theirs(num_classes=7).eval()
-        # Ours keeps the order of the layers, so the states match one by one.
-        mine.load_state_dict(dict(zip(mine.state_dict(), other.state_dict().values(), strict=True)))
-        x = torch.randn(2, 3, size, size)
-        torch.testing.assert_close(mine(x), other(x))

@@ -326,7 +326,7 @@ def test_cost_of_training_is_a_table_with_what_is_added(call):
         (["--training", "--kernels", "kflow:2x4"], "unknown training form 'kflow:2x4'; forms are"),
         (["--training", "--kernels", "kflo:two"], "cannot read the training form 'kflo:two'"),
         (["--training", "--kernels", "kflo:0x2"], r"depth \(B\) must be a whole number >= 1"),
-        (["--training", "--kernels", "acnet", "--cut", "cut1"], "pipelines base, cut1"),
+        (["--training", "--kernels", "acnet", "--cut", "cut1"], "pipelines cut1, each with norm"),
         (["--training", "--batch", "1"], "batch"),
     ],
 )

@@ -17,6 +17,7 @@ from test_kernels import as_stored, by_output, layers, move_, train_
 from torch import Tensor, nn
 
 from planter.arch import Architecture
+from planter.assembly import build
 from planter.blocks import expanded_layers
 from planter.filters import kernel_decay
 from planter.forms import (
@@ -36,7 +37,6 @@ from planter.kernels import (
 )
 from planter.macs import cost
 from planter.morph import inherit_weights
-from planter.pipelines import build
 from planter.recipe import Recipe, make_optimizer
 
 PARAMETRIZED = [KernelFilter(2, 2), DOConv()]

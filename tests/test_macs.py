@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from planter.arch import Architecture
+from planter.assembly import build
 from planter.backbones import full_widths
 from planter.forms import TrainingForm, form_of
 from planter.kernels import KernelFilter, collapse_kernels_, expand_kernels_
 from planter.macs import Cost, cost, training_cost
-from planter.pipelines import build
 
 CNSN = Architecture(
     "vgg16",
@@ -431,7 +431,7 @@ def test_pipelines_are_counted_together_and_their_kernels_once() -> None:
 
 def test_a_form_that_does_not_fit_is_an_error_of_the_count_too() -> None:
     net = Architecture("convnet", {}, {"classes": 10, "image": (3, 32, 32)}, {"cut2": CUT})
-    with pytest.raises(ValueError, match="pipelines base, cut2, each with norm statistics"):
+    with pytest.raises(ValueError, match="pipelines cut2, each with norm statistics"):
         training_cost(net, form_of("acnet"))
     with pytest.raises(ValueError, match="no part 'conv9'"):
         training_cost(QUICK_NET, {"conv9": KernelFilter()})

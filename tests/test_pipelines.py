@@ -13,18 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from planter.arch import Architecture
+from planter.assembly import build, build_network, check_architecture, step_down, takes_stride
 from planter.backbones import StagedNet
 from planter.kernels import KernelFilter, collapse_kernels_, expand_kernels_
-from planter.pipelines import (
-    Entry,
-    Pipelines,
-    build,
-    build_network,
-    check_architecture,
-    cuts,
-    step_down,
-    takes_stride,
-)
+from planter.pipelines import Entry, Pipelines
+from planter.places import cuts
 
 Specs = dict[str, dict[str, Any]]
 TWO: Specs = {"cut1": {"kernel": 1, "stride": 1, "before": "block1"}, "late": {"before": "block2"}}
@@ -41,7 +34,7 @@ def residual_pipelines(seed: int = 0) -> Pipelines:
     fill_(net, seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():  # statistics of the pipelines, none like another
-        for name, buffer in net.statistics.named_buffers():
+        for name, buffer in net.norms.named_buffers():
             if not name.endswith("num_batches_tracked"):
                 buffer.uniform_(0.5, 1.5, generator=generator)
     return net.double()
@@ -131,7 +124,7 @@ def test_an_unknown_cut_lists_the_legal_ones(place: str) -> None:
 
 
 def test_an_unknown_key_of_a_pipeline_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"cut2 has unknown pad; known are before, kernel, norm"):
+    with pytest.raises(ValueError, match=r"cut2: unknown pad; beside 'before' known are kernel"):
         build(architecture("toy", {"cut2": {"pad": 1}}))
 
 
@@ -166,7 +159,7 @@ def by_hand(net: Pipelines, name: str) -> nn.Sequential:
     """A pipeline put together from copies of the backbone's parts and its statistics."""
     stages = list(net.backbone.stages.children())
     first = {"base": 0, "cut1": 1, "late": 3}[name]
-    parts = [net.entries[name]] if name != "base" else []
+    parts = [net.modules_of[name]] if name != "base" else []
     return nn.Sequential(*copy.deepcopy([*parts, *stages[first:], net.backbone.head]))
 
 
@@ -292,13 +285,13 @@ def test_joint_gradients_are_the_sum_of_separate_ones() -> None:
     mine = [p.grad for p in net.backbone.parameters()]
     for at, grad in enumerate(mine, start=-len(mine)):
         expected = base[at].grad.clone()
-        for other, entry in ((cut, net.entries["cut1"]), (late, net.entries["late"])):
+        for other, entry in ((cut, net.modules_of["cut1"]), (late, net.modules_of["late"])):
             if -at <= len(other) - len(list(entry.parameters())):
                 expected += other[at].grad
         # float64: three sums in another order.
         torch.testing.assert_close(grad, expected, rtol=1e-10, atol=1e-12)
     for part, name in ((cut, "cut1"), (late, "late")):
-        for p, q in zip(net.entries[name].parameters(), part, strict=False):
+        for p, q in zip(net.modules_of[name].parameters(), part, strict=False):
             torch.testing.assert_close(p.grad, q.grad, rtol=1e-10, atol=1e-12)
 
 
@@ -321,7 +314,7 @@ def test_a_built_network_depends_on_the_seed_alone() -> None:
         torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True)
     )
     for name in ("cut1", "late"):
-        a, b = (net.entries[name].conv.weight for net in (first, other))
+        a, b = (net.modules_of[name].conv.weight for net in (first, other))
         assert not torch.equal(a, b)
 
 

@@ -11,8 +11,8 @@ from nets import fill_, split
 from torch import nn
 
 from planter.arch import Architecture
+from planter.assembly import build_network
 from planter.backbones import full_widths
-from planter.pipelines import build_network
 from planter.planting import accept, live_channels, plant, train_plant
 from planter.recipe import Augment, Recipe
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from planter.arch import Architecture
+from planter.assembly import build, check_architecture
 from planter.forms import AsymmetricBlock, KernelFilter, form_names, forms_of
 from planter.kernels import check_kernels
-from planter.pipelines import build, check_architecture
 from planter.space import Candidate, load_space
 
 _IMAGE, _CLASSES = (3, 16, 16), 7

@@ -21,6 +21,8 @@ from planter.backbones import (
     densenet,
     mobilenet,
     resnet,
+    torchvision_branch,
+    torchvision_nets,
     toy,
     vgg,
     wrn,
@@ -36,6 +38,7 @@ __all__ = [
     "find_builder",
     "full_widths",
     "import_object",
+    "is_known",
     "source_key",
     "with_data_options",
 ]
@@ -44,15 +47,20 @@ __all__ = [
 @dataclass(frozen=True)
 class Builder:
     """A function `widths, **options -> network` and the widths it has when none are given: a
-    mapping, or a function of the options."""
+    mapping, or a function of the options; None where it has none that could be set.
+
+    `branch` makes an auxiliary classifier of copied blocks: a function `stages, after, channels,
+    widths, kind=, **options -> network`, where `stages` are the network's, on the meta device.
+    """
 
     function: Callable[..., nn.Module]
-    widths: Mapping[str, int] | Callable[..., Mapping[str, int]]
+    widths: Mapping[str, int] | Callable[..., Mapping[str, int]] | None
+    branch: Callable[..., nn.Module] | None = None
 
     def default_widths(self, options: Mapping[str, Any]) -> dict[str, int]:
         """The widths under these options. Raises ValueError where there are none under them."""
         if not callable(self.widths):
-            return dict(self.widths)
+            return dict(self.widths or {})
         try:
             return dict(self.widths(**options))
         except TypeError as error:
@@ -75,11 +83,11 @@ BUILDERS: dict[str, Builder] = {
     "cifar_quick": Builder(cifar_quick.cifar_quick, cifar_quick.WIDTHS),
     "alexnet": Builder(alexnet.alexnet, alexnet.WIDTHS),
     "vgg16": Builder(vgg.vgg16, vgg.widths),
-    "resnet": Builder(resnet.resnet, resnet.WIDTHS),
-    "resnet18": Builder(resnet.resnet18, resnet.WIDTHS18),
-    "wrn": Builder(wrn.wrn, wrn.widths),
-    "densenet": Builder(densenet.densenet, densenet.WIDTHS),
-    "mobilenet": Builder(mobilenet.mobilenet, mobilenet.WIDTHS),
+    "resnet": Builder(resnet.resnet, resnet.WIDTHS, resnet.branch),
+    "resnet18": Builder(resnet.resnet18, resnet.WIDTHS18, resnet.branch18),
+    "wrn": Builder(wrn.wrn, wrn.widths, wrn.branch),
+    "densenet": Builder(densenet.densenet, densenet.WIDTHS, densenet.branch),
+    "mobilenet": Builder(mobilenet.mobilenet, mobilenet.WIDTHS, mobilenet.branch),
 }
 
 _DATA_OPTIONS = {"classes", "image"}
@@ -98,17 +106,27 @@ def import_object(place: str) -> Any:
 
 
 def find_builder(key: str) -> Builder:
-    """The builder of that name, or the function at "my_pkg.nets:build" (default widths: its
-    attribute `widths`, if it has one: a mapping, or a function of the options)."""
+    """The builder of that name, torchvision's model as "torchvision:resnet18", or the function at
+    "my_pkg.nets:build" (default widths: its attribute `widths`, if it has one: a mapping, or a
+    function of the options)."""
     if key in BUILDERS:
         return BUILDERS[key]
+    if key.startswith(torchvision_nets.PREFIX):
+        name = key.removeprefix(torchvision_nets.PREFIX)
+        return Builder(torchvision_nets.torchvision_net(name), None, torchvision_branch.branch)
     if ":" in key:
         function = import_object(key)
         return Builder(function, getattr(function, "widths", {}))
     raise ValueError(
-        f"unknown builder {key!r}; builders are {', '.join(BUILDERS)}, or your own as "
-        "'my_pkg.nets:build'"
+        f"unknown builder {key!r}; builders are {', '.join(BUILDERS)}, torchvision's as "
+        "'torchvision:resnet18', or your own as 'my_pkg.nets:build'"
     )
+
+
+def is_known(key: str) -> bool:
+    """Whether the key names a builder of planter or torchvision, so that to build it runs no code
+    of the user's."""
+    return key in BUILDERS or key.startswith(torchvision_nets.PREFIX)
 
 
 def source_key(key: str) -> str:
@@ -116,6 +134,8 @@ def source_key(key: str) -> str:
     function of the same weights."""
     file = inspect.getsourcefile(inspect.unwrap(find_builder(key).function))
     content = Path(file).read_bytes() if file is not None else key.encode()
+    if key.startswith(torchvision_nets.PREFIX):  # the file makes stages of what torchvision builds
+        content += torchvision_nets.installed_version().encode()
     return hashlib.sha256(content).hexdigest()[:16]
 
 
@@ -133,7 +153,10 @@ def full_widths(
 
     One number stands for every convolution; fully connected layers then keep their default.
     """
-    full = find_builder(key).default_widths(options or {})
+    builder = find_builder(key)
+    if builder.widths is None and widths is not None and widths != {}:
+        raise ValueError(f"{key} has widths of its own that cannot be set; leave widths out")
+    full = builder.default_widths(options or {})
     if isinstance(widths, int):
         if not full:
             raise ValueError(f"builder {key!r} names no default widths; give each width by name")

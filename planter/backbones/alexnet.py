@@ -24,7 +24,8 @@ def alexnet(
     image: Sequence[int] = (3, 64, 64),
     dropout: float = 0.5,
 ) -> StagedNet:
-    """Five convolutions with bias and ReLU, means over 6x6 fields, three linear layers with dropout.
+    """Five convolutions with bias and ReLU, means over 6 x 6 fields, three linear layers with
+    dropout before the first two.
 
     61,100,840 parameters with a thousand classes, whatever the image's size.
     """

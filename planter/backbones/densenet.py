@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from planter.backbones.branch_plan import groups_left, reduced, released_plan
 from planter.backbones.staged import StagedNet
 
 WIDTHS = {"stem": 16, "growth": 12}
@@ -28,8 +29,8 @@ def densenet(
     1.0 M parameters as DenseNet-40 with growth 12, 7.0 M as DenseNet-100.
     """
     channels, height, width = image
-    if depth < 7 or (depth - 4) % 3:
-        raise ValueError(f"depth of a densenet is 3 n + 4 (7, 10, ..., 40, 100), got {depth}")
+    if not isinstance(depth, int) or depth < 7 or (depth - 4) % 3:
+        raise ValueError(f"depth of a densenet is 3 n + 4 (7, 10, ..., 40, 100), got {depth!r}")
     if min(height, width) < 4:
         raise ValueError(
             f"image {channels}x{height}x{width} is too small for densenet: "
@@ -39,23 +40,42 @@ def densenet(
     stages["stem"] = nn.Conv2d(channels, widths["stem"], 3, padding=1, bias=False)
     channels = widths["stem"]
     for i in (1, 2, 3):
-        layers: OrderedDict[str, nn.Module] = OrderedDict()
-        for j in range((depth - 4) // 3):
-            layers[f"layer{j + 1}"] = DenseLayer(channels, widths["growth"], dropout)
-            channels += widths["growth"]
-        stages[f"block{i}"] = nn.Sequential(layers)
+        growths = [widths["growth"]] * ((depth - 4) // 3)
+        stages[f"block{i}"] = _block(channels, growths, dropout)
+        channels += sum(growths)
         if i < 3:
             stages[f"transition{i}"] = _transition(channels, dropout)
-    head = nn.Sequential(
-        OrderedDict(
-            norm=nn.BatchNorm2d(channels),
-            relu=nn.ReLU(),
-            pool=nn.AdaptiveAvgPool2d(1),
-            flatten=nn.Flatten(),
-            fc=nn.Linear(channels, classes),
-        )
-    )
-    return StagedNet(nn.Sequential(stages), head)
+    return StagedNet(nn.Sequential(stages), _head(channels, classes))
+
+
+def branch(
+    stages: nn.Sequential,
+    after: str,
+    channels: int,
+    widths: Mapping[str, int],
+    *,
+    kind: str,
+    classes: int,
+    depth: int,
+    dropout: float,
+    **_: object,
+) -> nn.Sequential:
+    """DKS's auxiliary classifier of the map behind stage `after`: dense blocks, where the rule has
+    widths their growth, and the transitions that `after` does not yet have behind it.
+
+    Transitions keep their channels, in a "narrow" branch too.
+    """
+    blocks = groups_left(stages, after, ("block1", "block2", "block3"))
+    plan = reduced(released_plan(dict.fromkeys(blocks, widths["growth"]), (depth - 4) // 3), kind)
+    parts: OrderedDict[str, nn.Module] = OrderedDict()
+    names = list(stages._modules)
+    for name in names[names.index(after) + 1 :]:
+        if name in plan:
+            parts[name] = _block(channels, plan[name], dropout)
+            channels += sum(plan[name])
+        else:
+            parts[name] = _transition(channels, dropout)
+    return nn.Sequential(OrderedDict(parts, head=_head(channels, classes)))
 
 
 class DenseLayer(nn.Module):
@@ -72,6 +92,14 @@ class DenseLayer(nn.Module):
         return torch.cat([x, made], dim=1)
 
 
+def _block(channels: int, growths: Sequence[int], dropout: float) -> nn.Sequential:
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    for i, growth in enumerate(growths, start=1):
+        layers[f"layer{i}"] = DenseLayer(channels, growth, dropout)
+        channels += growth
+    return nn.Sequential(layers)
+
+
 def _transition(channels: int, dropout: float) -> nn.Sequential:
     return nn.Sequential(
         OrderedDict(
@@ -80,5 +108,17 @@ def _transition(channels: int, dropout: float) -> nn.Sequential:
             conv=nn.Conv2d(channels, channels, 1, bias=False),
             dropout=nn.Dropout(dropout),
             pool=nn.AvgPool2d(2),
+        )
+    )
+
+
+def _head(channels: int, classes: int) -> nn.Sequential:
+    return nn.Sequential(
+        OrderedDict(
+            norm=nn.BatchNorm2d(channels),
+            relu=nn.ReLU(),
+            pool=nn.AdaptiveAvgPool2d(1),
+            flatten=nn.Flatten(),
+            fc=nn.Linear(channels, classes),
         )
     )

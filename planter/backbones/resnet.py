@@ -9,10 +9,18 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional
 
+from planter.backbones.branch_plan import (
+    Plan,
+    groups_left,
+    reduced,
+    released_plan,
+    short_plan,
+)
 from planter.backbones.staged import StagedNet
 
 WIDTHS = {"stem": 16, "group1": 16, "group2": 32, "group3": 64}
 WIDTHS18 = {"stem": 64, "group1": 64, "group2": 128, "group3": 256, "group4": 512}
+_GROUPS, _GROUPS18 = list(WIDTHS)[1:], list(WIDTHS18)[1:]
 
 
 def resnet(
@@ -30,15 +38,15 @@ def resnet(
     takes every second pixel and pads with zero channels (option A of the paper, sec. 4.2), or is a
     1x1 convolution with batch norm (option B).
     """
-    if depth < 8 or (depth - 2) % 6:
-        raise ValueError(f"depth of a resnet is 6 n + 2 (8, 14, 20, 26, 32, ...), got {depth}")
+    if not isinstance(depth, int) or depth < 8 or (depth - 2) % 6:
+        raise ValueError(f"depth of a resnet is 6 n + 2 (8, 14, 20, 26, 32, ...), got {depth!r}")
     if shortcut not in ("pad", "conv"):
         raise ValueError(f"shortcut of a resnet is 'pad' or 'conv', got {shortcut!r}")
     _check_image("resnet", image, 4)
     stages: OrderedDict[str, nn.Module] = OrderedDict()
     stages["stem"] = _stem(image[0], widths["stem"], kernel=3, stride=1)
-    groups = {name: widths[name] for name in ("group1", "group2", "group3")}
-    stages.update(_blocks(widths["stem"], groups, (depth - 2) // 6, shortcut))
+    plan = {group: [widths[group]] * ((depth - 2) // 6) for group in _GROUPS}
+    stages.update(_blocks(widths["stem"], plan, shortcut))
     return StagedNet(nn.Sequential(stages), _head(widths["group3"], classes))
 
 
@@ -64,9 +72,43 @@ def resnet18(
         first = _stem(image[0], widths["stem"], kernel=7, stride=2)
         first.add_module("pool", nn.MaxPool2d(3, 2, padding=1))
         stages["stem"] = first
-    groups = {name: widths[name] for name in ("group1", "group2", "group3", "group4")}
-    stages.update(_blocks(widths["stem"], groups, 2, "conv"))
+    plan = {group: [widths[group]] * 2 for group in _GROUPS18}
+    stages.update(_blocks(widths["stem"], plan, "conv"))
     return StagedNet(nn.Sequential(stages), _head(widths["group4"], classes))
+
+
+def branch(
+    stages: nn.Sequential,
+    after: str,
+    channels: int,
+    widths: Mapping[str, int],
+    *,
+    kind: str,
+    classes: int,
+    depth: int,
+    shortcut: str,
+    **_: object,
+) -> nn.Sequential:
+    """DKS's auxiliary classifier of the map behind stage `after` of a `resnet`."""
+    left = groups_left(stages, after, _GROUPS)
+    plan = released_plan({group: widths[group] for group in left}, (depth - 2) // 6)
+    return _branch(channels, reduced(plan, kind), shortcut, classes)
+
+
+def branch18(
+    stages: nn.Sequential,
+    after: str,
+    channels: int,
+    widths: Mapping[str, int],
+    *,
+    kind: str,
+    classes: int,
+    **_: object,
+) -> nn.Sequential:
+    """DKS's auxiliary classifier of the map behind stage `after` of a `resnet18`."""
+    left = groups_left(stages, after, _GROUPS18)
+    plan = short_plan({group: widths[group] for group in left})
+    return _branch(channels, reduced(plan, kind), "conv", classes)
 
 
 class Block(nn.Module):
@@ -110,13 +152,17 @@ def _stem(channels: int, out_channels: int, *, kernel: int, stride: int) -> nn.S
     return nn.Sequential(OrderedDict(conv=conv, norm=nn.BatchNorm2d(out_channels), relu=nn.ReLU()))
 
 
-def _blocks(
-    channels: int, groups: Mapping[str, int], count: int, shortcut: str
-) -> OrderedDict[str, nn.Module]:
-    """`count` blocks a group; each group but the first begins with stride 2."""
+def _branch(channels: int, plan: Plan, shortcut: str, classes: int) -> nn.Sequential:
+    *_, last = plan.values()
+    head = _head(last[-1], classes)
+    return nn.Sequential(OrderedDict(_blocks(channels, plan, shortcut), head=head))
+
+
+def _blocks(channels: int, plan: Plan, shortcut: str) -> OrderedDict[str, nn.Module]:
+    """Each group but the first of the backbone begins with stride 2."""
     blocks: OrderedDict[str, nn.Module] = OrderedDict()
-    for group, width in groups.items():
-        for i in range(count):
+    for group, widths in plan.items():
+        for i, width in enumerate(widths):
             stride = 2 if i == 0 and group != "group1" else 1
             blocks[f"{group}_{i + 1}"] = Block(channels, width, stride, shortcut)
             channels = width

@@ -8,7 +8,10 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 from torch.nn import functional
 
+from planter.backbones.branch_plan import Plan, groups_left, reduced, released_plan
 from planter.backbones.staged import StagedNet
+
+_GROUPS = ("group1", "group2", "group3")
 
 
 def widths(*, widen: int = 10, **_: object) -> dict[str, int]:
@@ -45,22 +48,32 @@ def wrn(
         )
     stages: OrderedDict[str, nn.Module] = OrderedDict()
     stages["stem"] = nn.Conv2d(channels, widths["stem"], 3, padding=1, bias=False)
-    channels = widths["stem"]
-    for group in ("group1", "group2", "group3"):
-        for i in range((depth - 4) // 6):
-            stride = 2 if i == 0 and group != "group1" else 1
-            stages[f"{group}_{i + 1}"] = Block(channels, widths[group], stride, dropout)
-            channels = widths[group]
-    head = nn.Sequential(
-        OrderedDict(
-            norm=nn.BatchNorm2d(channels),
-            relu=nn.ReLU(),
-            pool=nn.AdaptiveAvgPool2d(1),
-            flatten=nn.Flatten(),
-            fc=nn.Linear(channels, classes),
-        )
-    )
-    return StagedNet(nn.Sequential(stages), head)
+    plan = {group: [widths[group]] * ((depth - 4) // 6) for group in _GROUPS}
+    stages.update(_blocks(widths["stem"], plan, dropout))
+    return StagedNet(nn.Sequential(stages), _head(widths["group3"], classes))
+
+
+def branch(
+    stages: nn.Sequential,
+    after: str,
+    channels: int,
+    widths: Mapping[str, int],
+    *,
+    kind: str,
+    classes: int,
+    depth: int,
+    dropout: float,
+    **_: object,
+) -> nn.Sequential:
+    """DKS's auxiliary classifier of the map behind stage `after`, as in its released code.
+
+    20,145,060 parameters after group1 of WRN-28-10 with 100 classes, 107,464,420 after group2.
+    """
+    left = groups_left(stages, after, _GROUPS)
+    plan = released_plan({group: widths[group] for group in left}, (depth - 4) // 6)
+    plan = reduced(plan, kind)
+    head = _head(plan[left[-1]][-1], classes)
+    return nn.Sequential(OrderedDict(_blocks(channels, plan, dropout), head=head))
 
 
 class Block(nn.Module):
@@ -86,3 +99,26 @@ class Block(nn.Module):
         around = x if self.shortcut is None else self.shortcut(active)
         total: Tensor = around + self.conv2(inner)
         return total
+
+
+def _blocks(channels: int, plan: Plan, dropout: float) -> OrderedDict[str, nn.Module]:
+    """Each group but the first of the backbone begins with stride 2."""
+    blocks: OrderedDict[str, nn.Module] = OrderedDict()
+    for group, widths in plan.items():
+        for i, width in enumerate(widths):
+            stride = 2 if i == 0 and group != "group1" else 1
+            blocks[f"{group}_{i + 1}"] = Block(channels, width, stride, dropout)
+            channels = width
+    return blocks
+
+
+def _head(channels: int, classes: int) -> nn.Sequential:
+    return nn.Sequential(
+        OrderedDict(
+            norm=nn.BatchNorm2d(channels),
+            relu=nn.ReLU(),
+            pool=nn.AdaptiveAvgPool2d(1),
+            flatten=nn.Flatten(),
+            fc=nn.Linear(channels, classes),
+        )
+    )

@@ -17,14 +17,19 @@ from torch.nn import functional
 
 from planter import checkpoint
 from planter.arch import Architecture
-from planter.backbones import BUILDERS, convolutions, full_widths, with_data_options
+from planter.assembly import build, check_architecture
+from planter.backbones import convolutions, full_widths, is_known
 from planter.data import TORCHVISION, Data, load_data
-from planter.driver.networks import baseline_id, builder_of, network_of
+from planter.driver.networks import (
+    baseline_id,
+    builder_of,
+    candidate_architecture,
+    network_of,
+)
 from planter.driver.sampling import draw, excess
 from planter.forms import Kernels
-from planter.kernels import check_kernels, expand_kernels_
+from planter.kernels import expand_kernels_
 from planter.macs import Cost, cost
-from planter.pipelines import build, check_architecture
 from planter.recipe import Recipe, make_optimizer
 from planter.space import Candidate, Space, load_space
 from planter.study import Network, Problem, Study, StudyError, Teacher, Widths
@@ -242,7 +247,7 @@ def _teacher(study: Study, data: Data, fingerprint: str, found: _Findings) -> Ar
         found.add("teacher.model", f"pipeline {spec['pipeline']!r}", "a pipeline 'base'")
         return None
     named = {section.builder for section in (*study.baselines, *filter(None, [study.plant]))}
-    if architecture.builder not in BUILDERS and architecture.builder not in named:
+    if not is_known(architecture.builder) and architecture.builder not in named:
         found.add(
             "teacher.model",
             f"a network built by calling {architecture.builder!r}",
@@ -301,7 +306,7 @@ def _space(
         kept = found.attempt(
             "sample.space",
             settings.space,
-            partial(_candidate, drawn, study, data),
+            partial(_candidate, drawn, study, data, found),
         )
         if kept is None:
             return None
@@ -309,16 +314,10 @@ def _space(
     return space
 
 
-def _candidate(drawn: Any, study: Study, data: Data) -> Planned:
-    if not isinstance(drawn, Candidate):
-        raise ValueError(f"a space returns a planter.Candidate, got {type(drawn).__name__}")
-    architecture = with_data_options(drawn.architecture, data.classes, data.image)
-    check_architecture(architecture)
-    check_kernels(architecture, drawn.kernels)
-    if unknown := sorted(set(drawn.weights) - {"base", *architecture.pipelines}):
-        raise ValueError(f"weights of pipelines that are not there: {', '.join(unknown)}")
-    if drawn.kd_weight and study.teacher is None:
-        raise ValueError(f"kd_weight {drawn.kd_weight} needs a teacher in the study")
+def _candidate(drawn: object, study: Study, data: Data, found: _Findings) -> Planned:
+    architecture = candidate_architecture(drawn, study, data)
+    assert isinstance(drawn, Candidate)
+    found.warnings += [text for text in drawn.warnings if text not in found.warnings]
     recipe = Recipe.model_validate({**study.recipe.model_dump(), **drawn.recipe})
     return Planned(architecture, recipe, drawn.kernels)
 

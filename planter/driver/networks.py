@@ -1,11 +1,14 @@
-"""From a section of a study to the architecture it describes."""
+"""From a section of a study, or what a space returned, to the architecture it describes."""
 
 from __future__ import annotations
 
 from planter import checkpoint
 from planter.arch import Architecture
+from planter.assembly import check_architecture
 from planter.backbones import convolutions, full_widths, with_data_options
 from planter.data import Data
+from planter.kernels import check_kernels
+from planter.space import Candidate
 from planter.study import Baseline, Network, Study, Widths
 
 
@@ -37,3 +40,16 @@ def baseline_id(study: Study, baseline: Baseline) -> str:
     if len(different) == 1:
         return f"b-width{different.pop()}"
     return "b-width" + "-".join(str(width) for width in widths.values())
+
+
+def candidate_architecture(drawn: object, study: Study, data: Data) -> Architecture:
+    """The architecture of what a space returned, for the data's classes and images. Raises
+    ValueError unless it can be built and trained as the candidate asks."""
+    if not isinstance(drawn, Candidate):
+        raise ValueError(f"a space returns a planter.Candidate, got {type(drawn).__name__}")
+    architecture = with_data_options(drawn.architecture, data.classes, data.image)
+    check_architecture(architecture)
+    check_kernels(architecture, drawn.kernels)
+    if drawn.guided and study.teacher is None:
+        raise ValueError(f"kd_weight {drawn.kd_weight} needs a teacher in the study")
+    return architecture

@@ -9,9 +9,9 @@ import optuna
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from planter.backbones import with_data_options
 from planter.data import Data
 from planter.driver.jobs import Job, Outcome, SearchStoppedError, points_of, seed_of
+from planter.driver.networks import candidate_architecture
 from planter.driver.storage import (
     METRICS,
     Direction,
@@ -23,9 +23,7 @@ from planter.driver.storage import (
 )
 from planter.forms import form_names
 from planter.front import covered, within
-from planter.kernels import check_kernels
 from planter.macs import Cost, cost
-from planter.pipelines import check_architecture
 from planter.space import Candidate, Space
 from planter.study import Study
 
@@ -137,18 +135,15 @@ class Sampling:
         """The job of an asked trial; None where its network is refused before training."""
         try:
             candidate: Candidate = self._space(trial)
-            architecture = with_data_options(
-                candidate.architecture, self._data.classes, self._data.image
-            )
-            check_architecture(architecture)
-            check_kernels(architecture, candidate.kernels)
+            architecture = candidate_architecture(candidate, self._settings, self._data)
         except Exception as error:  # a space is the user's code: what it raises fails its trial
             reason = f"{type(error).__name__}: {error}"
             self.notices.append(f"{_id(trial.number)} failed: {reason}")
             self._space_failures += 1
             self._fail(trial.number, trial._trial_id, reason)
             return None
-        beyond = excess(self._limits, cost(architecture).pipelines.values())
+        costs = cost(architecture).pipelines
+        beyond = excess(self._limits, [costs[name] for name in candidate.trained])
         for bound, value in beyond.items():
             trial.set_constraint(bound, value)
         if any(value > 0 for value in beyond.values()):

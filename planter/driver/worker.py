@@ -8,7 +8,7 @@ import logging
 import math
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from planter import checkpoint
 from planter.arch import Architecture
+from planter.assembly import build, build_network
 from planter.backbones import source_key, with_data_options
 from planter.blocks import Block
 from planter.data import Data
@@ -28,9 +29,9 @@ from planter.driver.jobs import Job, Outcome, seed_of
 from planter.driver.networks import network_of
 from planter.forms import Kernels, form_names
 from planter.kernels import collapse_kernels_, expand_kernels_
-from planter.losses import classification_loss, multi_pipeline_loss
-from planter.macs import cost, training_cost
-from planter.pipelines import Pipelines, build, build_network
+from planter.losses import classification_loss, full_weights, multi_pipeline_loss
+from planter.macs import cost, joint_macs, training_cost
+from planter.pipelines import Pipelines
 from planter.planting import live_channels, plant, train_plant
 from planter.recipe import Recipe
 from planter.space import load_space
@@ -224,35 +225,45 @@ class Worker:
             )
         recipe = Recipe.model_validate({**self.study.recipe.model_dump(), **candidate.recipe})
         seed = seed_of(self.study.seed, job.id)
-        network = build(architecture, seed)
+        for warning in candidate.warnings:
+            log.warning(warning)
+        network = build(architecture, seed, candidate.norms)
         if not isinstance(network, Pipelines):
             network = Pipelines(network, {})
         if candidate.kernels is not None:
             expand_kernels_(network, candidate.kernels, seed=seed)
         network.to(self.device)  # after all draws, which so are the same on every device
+        trained, exits = candidate.trained, network.exits
+        weights = full_weights(candidate.names, candidate.weights)
+        kd_weight = candidate.kd_weight
+        if isinstance(kd_weight, Mapping):
+            kd_weight = {name: w for name, w in kd_weight.items() if name in trained}
 
         def loss(model: nn.Module, batch: Batch) -> Tensor:
+            logits = model(batch.images, trained)
             return multi_pipeline_loss(
-                model(batch.images),
+                logits,
                 batch.labels,
                 batch.teacher,
-                weights=candidate.weights,
+                weights={name: weights[name] for name in logits},
                 reduction=candidate.reduction,
-                kd_weight=candidate.kd_weight,
+                kd_weight=kd_weight,
                 temperature=candidate.temperature,
+                exits=exits,
+                synergy=candidate.synergy,
+                synergy_weight=candidate.synergy_weight,
             )
 
-        self._fit(job, network, loss, recipe, guided=candidate.kd_weight > 0)
+        self._fit(job, network, loss, recipe, guided=candidate.guided)
         if any(isinstance(module, Block) for module in network.modules()):
             # A block is fused with its own norms' statistics: first let them fit the weights.
             recalibrate_batchnorm_(network, self.data.train)
         collapse_kernels_(network)
         ways = {
-            name: recalibrate_batchnorm_(network.detach(name), self.data.train)
-            for name in network.names
+            name: recalibrate_batchnorm_(network.detach(name), self.data.train) for name in trained
         }
-        total = sum(way.macs for way in cost(architecture).pipelines.values())
-        macs = self._train_macs(total, recipe, guided=candidate.kd_weight > 0)
+        total = joint_macs(cost(architecture), trained)
+        macs = self._train_macs(total, recipe, guided=candidate.guided)
         macs += self._kernel_macs(architecture, candidate.kernels, recipe)
         return self._outcome(job, ways, architecture, train_macs=macs, kernels=kernels)
 

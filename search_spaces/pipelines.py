@@ -1,0 +1,72 @@
+"""Everything that can share a trunk, on a residual network: sub-models, branches, an image head.
+
+Copy this file, edit it, and name it in a study as `sample: {space: my_space.py:space}`.
+"""
+
+from planter import Architecture, Candidate, cuts, takes_stride
+
+DEPTHS = [8, 14]
+WIDTHS = [4, 8, 16]
+# "vdsr" as well, where 744,192 multiply-adds a pixel can be paid.
+HEADS = ["none", "fsrcnn"]
+
+
+def space(trial, *, image, classes):
+    """A resnet with zero to two sub-models, zero to two branches and perhaps an image head."""
+    depth = trial.suggest_categorical("depth", DEPTHS)
+    width = trial.suggest_categorical("width", WIDTHS)
+    widths = {"stem": width, "group1": width, "group2": 2 * width, "group3": 4 * width}
+    options = {"depth": depth, "image": image, "classes": classes}
+    network = Architecture("resnet", widths, options)
+    pipelines, weights = {}, {}
+
+    # What is chosen under a condition has a name of its own, so that a sampler never mixes two up.
+    known = cuts(network)
+    for i in range(1, trial.suggest_int("cuts", 0, 2) + 1):
+        cut = known[trial.suggest_categorical(f"cut{i}_of_depth{depth}", list(known))]
+        factor = trial.suggest_categorical(f"cut{i}_stride", ["natural", "half", "double"])
+        stride = {"natural": cut.stride, "half": cut.stride // 2, "double": 2 * cut.stride}[factor]
+        if stride < 1 or not takes_stride(network, cut.before, stride):
+            stride = cut.stride
+        kernel = stride + 2 * trial.suggest_int(f"cut{i}_overlap", 0, 2)
+        if stride == 1 and kernel % 2 == 0:
+            kernel += 1
+        pipelines[f"sub{i}"] = {"before": cut.before, "stride": stride, "kernel": kernel}
+        weights[f"sub{i}"] = trial.suggest_float(f"cut{i}_weight", 0.3, 2.0, log=True)
+
+    synergy = None
+    places = trial.suggest_categorical("branches", ["none", "group1", "group2", "group1+group2"])
+    if places != "none":
+        kind = trial.suggest_categorical("branch_kind", ["blocks", "narrow", "shallow"])
+        weight = trial.suggest_float("branch_weight", 0.3, 2.0, log=True)
+        for place in places.split("+"):
+            pipelines[f"branch-{place}"] = {"after": place, "branch": kind}
+            weights[f"branch-{place}"] = weight
+        strategies = ["none", "top_down", "bottom_up", "bidirectional"]
+        chosen = trial.suggest_categorical("synergy", strategies)
+        synergy = chosen if chosen != "none" else None
+
+    head = trial.suggest_categorical("head", HEADS)
+    if head != "none":
+        pipelines[f"head-{head}"] = {"head": head}
+        weights[f"head-{head}"] = trial.suggest_float("head_weight", 0.3, 2.0, log=True)
+
+    norms = "switch_stats"
+    if any("after" not in spec for spec in pipelines.values()):
+        norms = trial.suggest_categorical("norms", ["switch_stats", "switch_all"])
+
+    # The teacher guides no pipeline, the base, the others, or all.
+    kd_weight = {}
+    guided = trial.suggest_categorical("guided", ["none", "base", "others", "all"])
+    if guided != "none":
+        weight = trial.suggest_float("kd_weight", 0.3, 4.0, log=True)
+        names = {"base": ["base"], "others": pipelines, "all": ["base", *pipelines]}[guided]
+        kd_weight = dict.fromkeys(names, weight)
+    return Candidate(
+        Architecture("resnet", widths, options, pipelines),
+        weights=weights,
+        kd_weight=kd_weight,
+        temperature=trial.suggest_float("temperature", 1.0, 6.0) if kd_weight else 1.0,
+        synergy=synergy,
+        norms=norms,
+    )
