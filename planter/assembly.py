@@ -113,24 +113,23 @@ def check_architecture(architecture: Architecture) -> None:
     network = build_without_data(architecture).eval()
     if not isinstance(network, Pipelines):
         network = Pipelines(network, {})
-    with torch.device("meta"):
-        images = torch.empty(1, *image)
-        for name in network.names:
-            shown = "x".join(map(str, image))
-            try:
-                logits = network.detach(name)(images)
-            except RuntimeError as error:
-                what = architecture.pipelines.get(name)
-                raise ValueError(
-                    f"pipeline {name} of {architecture.builder} cannot take a {shown} image"
-                    f"{f' with {dict(what)}' if what else ''}: {error}"
-                ) from error
-            classes = architecture.options.get("classes")
-            if classes is not None and tuple(logits.shape) != (1, classes):
-                raise ValueError(
-                    f"pipeline {name} of {architecture.builder} gives {list(logits.shape)} for "
-                    f"one {shown} image, expected logits [1, {classes}]"
-                )
+    images = torch.empty(1, *image, device="meta")
+    shown = "x".join(map(str, image))
+    for name in network.names:
+        try:
+            logits = network(images, [name])[name]
+        except RuntimeError as error:
+            what = architecture.pipelines.get(name)
+            raise ValueError(
+                f"pipeline {name} of {architecture.builder} cannot take a {shown} image"
+                f"{f' with {dict(what)}' if what else ''}: {error}"
+            ) from error
+        classes = architecture.options.get("classes")
+        if classes is not None and tuple(logits.shape) != (1, classes):
+            raise ValueError(
+                f"pipeline {name} of {architecture.builder} gives {list(logits.shape)} for "
+                f"one {shown} image, expected logits [1, {classes}]"
+            )
 
 
 def takes_stride(architecture: Architecture, before: str, stride: int) -> bool:

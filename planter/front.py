@@ -75,6 +75,19 @@ def covered(
     return hypervolume([(p.accuracy, p.macs) for p in searched], reference)
 
 
+def best_family(
+    points: Sequence[Point], reference: Sequence[float], limits: Mapping[str, int]
+) -> list[Point]:
+    """The points of the sampled trial whose networks together cover the largest hypervolume: one
+    set of weights. Empty where no trial was sampled; the earliest of equal ones."""
+    families: dict[str, list[Point]] = {}
+    for point in points:
+        if point.method == "sample":
+            families.setdefault(point.trial, []).append(point)
+    by_trial = [families[trial] for trial in sorted(families)]
+    return max(by_trial, key=lambda family: covered(family, reference, limits), default=[])
+
+
 def document(
     study: str,
     points: Sequence[Point],
@@ -82,8 +95,10 @@ def document(
     limits: Mapping[str, int],
     test_accuracy: Mapping[str, float],
     run: Path,
+    *,
+    family: bool = False,
 ) -> dict[str, Any]:
-    """What pareto.json says of a run."""
+    """What pareto.json says of a run; of a study that asks for a family, the best one as well."""
     on_front = {point.id for point in front_of(points, limits)}
     rows = []
     for point in sorted(points, key=lambda p: (p.macs, p.id)):
@@ -103,12 +118,23 @@ def document(
                 "train_macs": point.train_macs,
             }
         )
+    best = best_family(points, reference, limits) if family else []
+    told = (
+        {
+            "trial": best[0].trial,
+            "points": [point.id for point in best],
+            "hypervolume": covered(best, reference, limits),
+        }
+        if best
+        else None
+    )
     return {
         "study": study,
         "objectives": ["accuracy", "macs"],
         "points": rows,
         "hypervolume": covered(points, reference, limits),
         "reference_point": list(reference),
+        **({"family": told} if told else {}),
     }
 
 

@@ -69,6 +69,11 @@ def print_front(out: Console, front: Mapping[str, Any], every: bool = False) -> 
         f"{front['hypervolume']:.4f} from ({reference[0]:.3g}, {reference[1]:,.0f} macs)",
         soft_wrap=True,
     )
+    if (family := front.get("family")) is not None:
+        members = ", ".join(family["points"])
+        out.print(
+            f"best family: {members}; hypervolume {family['hypervolume']:.4f}", soft_wrap=True
+        )
 
 
 def print_points(out: Console, points: Sequence[Mapping[str, Any]]) -> None:

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from planter import checkpoint, pipelines
+from planter import assembly, checkpoint
 from planter.arch import Architecture
 from planter.checkpoint import content_key, load, read_spec, read_training, save, write_training
 
@@ -41,7 +41,7 @@ _VGG = Architecture(
 def _network(architecture, pipeline, seed=0):
     """A network whose parameters and buffers all differ from those of a fresh one."""
     torch.manual_seed(seed)
-    network = pipelines.build_network(architecture, pipeline, seed=seed + 77)
+    network = assembly.build_network(architecture, pipeline, seed=seed + 77)
     for tensor in network.state_dict().values():
         if tensor.is_floating_point():
             tensor.copy_(torch.rand_like(tensor) + 0.1)

@@ -734,7 +734,7 @@ def test_a_form_that_does_not_fit_the_pipelines_is_a_problem_of_the_space(study_
         prepare(read_study(study_file, []))
     (problem,) = caught.value.problems
     assert problem.place == "sample.space"
-    assert "pipelines base, cut1, each with norm statistics of its own" in str(problem)
+    assert "pipelines cut1, each with norm statistics of its own" in str(problem)
 
 
 def test_an_asymmetric_block_is_no_problem_without_pipelines(study_file, tmp_path):

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from planter.backbones.branch_plan import groups_left, reduced, released_plan
 from planter.backbones.staged import StagedNet
@@ -86,9 +85,10 @@ class DenseLayer(nn.Module):
         self.norm = nn.BatchNorm2d(channels)
         self.conv = nn.Conv2d(channels, growth, 3, padding=1, bias=False)
         self.dropout = nn.Dropout(dropout)
+        self.relu = nn.ReLU()  # a module: planter.cost counts those for macs_all
 
     def forward(self, x: Tensor) -> Tensor:
-        made = self.dropout(self.conv(functional.relu(self.norm(x))))
+        made: Tensor = self.dropout(self.conv(self.relu(self.norm(x))))
         return torch.cat([x, made], dim=1)
 
 

@@ -6,7 +6,6 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
-from torch.nn import functional
 
 from planter.backbones.branch_plan import Plan, groups_left, reduced, released_plan
 from planter.backbones.staged import StagedNet
@@ -92,10 +91,11 @@ class Block(nn.Module):
             if channels != out_channels or stride != 1
             else None
         )
+        self.relu = nn.ReLU()  # a module: planter.cost counts those for macs_all
 
     def forward(self, x: Tensor) -> Tensor:
-        active = functional.relu(self.norm1(x))
-        inner = self.dropout(functional.relu(self.norm2(self.conv1(active))))
+        active = self.relu(self.norm1(x))
+        inner = self.dropout(self.relu(self.norm2(self.conv1(active))))
         around = x if self.shortcut is None else self.shortcut(active)
         total: Tensor = around + self.conv2(inner)
         return total

@@ -276,6 +276,8 @@ def _layers(study: Study, start: Architecture, found: _Findings) -> list[str]:
     layers = study.plant.layers
     if layers is None:
         layers = convolutions(start.widths)
+    if not layers:
+        found.add("plant", f"{start.builder} without widths to grow", "a builder that names widths")
     for layer in layers:
         place = "plant.layers"
         if layer not in start.widths:

@@ -32,10 +32,13 @@ def network_of(study: Study, section: Network, data: Data, widths: Widths | None
 
 
 def baseline_id(study: Study, baseline: Baseline) -> str:
-    """`b-NAME`, or `b-widthN` where every convolution has width N, else the widths in a row."""
+    """`b-NAME`, or `b-widthN` where every convolution has width N, else the widths in a row, or the
+    builder where it has none."""
     if baseline.name is not None:
         return f"b-{baseline.name}"
     widths = full_widths(builder_of(study, baseline), baseline.widths, baseline.options)
+    if not widths:
+        return f"b-{builder_of(study, baseline).replace(':', '-')}"
     different = {widths[name] for name in convolutions(widths)}
     if len(different) == 1:
         return f"b-width{different.pop()}"

@@ -29,6 +29,7 @@ from planter.front import (
     COLUMNS,
     PLANTING_COLUMNS,
     Point,
+    best_family,
     covered,
     document,
     front_of,
@@ -111,6 +112,7 @@ class _Search:
         self._data = prepared.data
         self._observe = observe
         self._limits = study.objectives.bounds.limits()
+        self._family = study.objectives.family
         self._book = PointBook(storage, study.name, self._limits)
         self._reference = self._book.reference(prepared.reference)
         self._workers = worker_count(study)
@@ -204,16 +206,19 @@ class _Search:
                 if point.id not in known and there:
                     known[point.id] = self._test_accuracy(point, test)
         self._write(known)
-        found = document(
-            self._study.name, self._book.points, self._reference, self._limits, known, self._run
-        )
+        found = self._document(known)
         write_html(front_figure([found]), self._run / "pareto.html")
         return found
 
     def _reported(self) -> list[Point]:
-        """The front, the teacher and the baselines."""
-        others = [point for point in self._book.points if not point.searched]
-        return front_of(self._book.points, self._limits) + others
+        """The front, the best family where one is asked for, the teacher and the baselines."""
+        points = self._book.points
+        others = [point for point in points if not point.searched]
+        front = front_of(points, self._limits)
+        if self._family:
+            family = best_family(points, self._reference, self._limits)
+            others += [point for point in family if point not in front]
+        return front + others
 
     def _test_accuracy(self, point: Point, test: Split) -> float:
         network = checkpoint.load(self._run / "models" / point.id, own_code=True)
@@ -234,12 +239,23 @@ class _Search:
         if not points:
             return
         known = self._test_accuracies() if test_accuracies is None else test_accuracies
-        found = document(self._study.name, points, self._reference, self._limits, known, self._run)
+        found = self._document(known)
         write_text(self._run / "pareto.json", json.dumps(found, indent=2) + "\n")
         write_text(self._run / "pareto.csv", to_csv(found["points"], COLUMNS))
         if self._rounds is not None:
             text = to_csv(self._rounds.table(), PLANTING_COLUMNS)
             write_text(self._run / "planting.csv", text)
+
+    def _document(self, test_accuracies: dict[str, float]) -> dict[str, Any]:
+        return document(
+            self._study.name,
+            self._book.points,
+            self._reference,
+            self._limits,
+            test_accuracies,
+            self._run,
+            family=self._family,
+        )
 
     def _drop_models(self, points: Sequence[Point]) -> None:
         """Removes saved networks that are neither reported nor needed for planting to go on."""
