@@ -10,18 +10,17 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 NormMode = Literal["shared", "switch_stats", "switch_all"]
 """`shared`: one norm for all pipelines, whose running statistics follow each in turn (CNSN as it is
 printed). `switch_stats`: running statistics are each pipeline's own. `switch_all`: scale and shift
 as well (Yu et al., Slimmable Neural Networks, ICLR 2019, sec. 3.3)."""
 
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-
 
 def batch_norms(module: nn.Module) -> dict[str, nn.Module]:
     """The batch norms in a module by their place in it."""
-    return {place: m for place, m in module.named_modules() if isinstance(m, _NORMS)}
+    return {place: m for place, m in module.named_modules() if isinstance(m, _BatchNorm)}
 
 
 def check_norm_mode(mode: str) -> None:

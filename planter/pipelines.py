@@ -228,7 +228,7 @@ def _without_base(running: dict[_Group, Tensor], batch: int) -> dict[_Group, Ten
 
 
 def _check_name(name: str) -> None:
-    taken = name == "base" or hasattr(nn.ModuleDict, name)
+    taken = name == "base" or hasattr(nn.ModuleDict(), name)
     if taken or not name or not all(c.isalnum() or c in "-_" for c in name):
         raise ValueError(
             f"pipeline name {name!r}: letters, digits, - and _, not 'base' and no word of torch's "

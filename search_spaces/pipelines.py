@@ -1,9 +1,10 @@
-"""Everything that can share a trunk, on a residual network: sub-models, branches, an image head.
+"""Everything that can share a trunk, on a residual network: sub-models, branches, an image head;
+trained with KFLO kernels or plain ones, guided by a teacher or not.
 
 Copy this file, edit it, and name it in a study as `sample: {space: my_space.py:space}`.
 """
 
-from planter import Architecture, Candidate, cuts, takes_stride
+from planter import Architecture, Candidate, KernelFilter, cuts, takes_stride
 
 DEPTHS = [8, 14]
 WIDTHS = [4, 8, 16]
@@ -62,9 +63,14 @@ def space(trial, *, image, classes):
         weight = trial.suggest_float("kd_weight", 0.3, 4.0, log=True)
         names = {"base": ["base"], "others": pipelines, "all": ["base", *pipelines]}[guided]
         kd_weight = dict.fromkeys(names, weight)
+
+    kernels = None
+    if trial.suggest_categorical("kflo", [False, True]):
+        kernels = KernelFilter(rho=trial.suggest_categorical("kflo_rho", [1, 2, 4]))
     return Candidate(
         Architecture("resnet", widths, options, pipelines),
         weights=weights,
+        kernels=kernels,
         kd_weight=kd_weight,
         temperature=trial.suggest_float("temperature", 1.0, 6.0) if kd_weight else 1.0,
         synergy=synergy,

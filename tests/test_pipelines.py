@@ -1,137 +1,398 @@
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
-from typing import Any
+from collections import Counter, OrderedDict
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from nets import fill_, images, residual
+from nets import images, residual
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.optim.swa_utils import AveragedModel
+from twins import (
+    BY_DEPTH,
+    CLASSES,
+    EXITS,
+    NAMES,
+    Twin,
+    assert_same_state,
+    awkward,
+    backbone,
+    classifier,
+    entry,
+    loss_by_hand,
+)
 
-from planter.arch import Architecture
-from planter.assembly import build, build_network, check_architecture, step_down, takes_stride
 from planter.backbones import StagedNet
 from planter.kernels import KernelFilter, collapse_kernels_, expand_kernels_
-from planter.pipelines import Entry, Pipelines
-from planter.places import cuts
+from planter.losses import multi_pipeline_loss
+from planter.norms import NormMode
+from planter.pipelines import Entry, Exit, Pipelines
 
-Specs = dict[str, dict[str, Any]]
-TWO: Specs = {"cut1": {"kernel": 1, "stride": 1, "before": "block1"}, "late": {"before": "block2"}}
-
-
-def architecture(builder: str, pipelines: Specs | None = None, size: int = 32) -> Architecture:
-    options = {"classes": 5, "image": (3, size, size)}
-    return Architecture(builder, {}, options, pipelines or {})
+MODES: list[NormMode] = ["shared", "switch_stats", "switch_all"]
+modes = pytest.mark.parametrize("norms", MODES)
+LABELS = torch.arange(6) % CLASSES
 
 
-def residual_pipelines(seed: int = 0) -> Pipelines:
-    net = build(architecture("nets:residual", TWO, size=8), seed)
-    assert isinstance(net, Pipelines)
-    fill_(net, seed)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():  # statistics of the pipelines, none like another
-        for name, buffer in net.norms.named_buffers():
-            if not name.endswith("num_batches_tracked"):
-                buffer.uniform_(0.5, 1.5, generator=generator)
-    return net.double()
+def pair(norms: NormMode, seed: int = 0) -> tuple[Pipelines, Twin]:
+    # One norm that all share and that stands at two places sees them in an order of its own.
+    net = awkward(norms, seed, norm_twice=norms != "shared")
+    return net, Twin(net, norms)
 
 
-@given(st.integers(1, 8), st.integers(0, 7), st.integers(1, 5), st.sampled_from(["batch", "none"]))
-def test_step_down_gives_the_image_over_the_stride(
-    stride: int, more: int, size: int, norm: str
+def trained(norms: NormMode, steps: int = 3) -> Pipelines:
+    """No pipeline's statistics are another's or those of the start."""
+    net = pair(norms)[0].train()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
+    for step in range(steps):
+        optimizer.zero_grad()
+        multi_pipeline_loss(net(images(6, seed=step)), LABELS).backward()
+        optimizer.step()
+    return net.eval()
+
+
+def assert_close(found: Tensor, expected: Tensor) -> None:
+    # float64: the same sums in another order.
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+
+
+@modes
+def test_a_training_is_that_of_the_separate_pipelines(norms: NormMode) -> None:
+    """Weights and statistics after several steps, with weights of the pipelines and synergy."""
+    net, twin = pair(norms)
+    weights = {"base": 0.7, "wide": 2.0, "x-one": 0.3, "late": 1.5}
+    optimizers = [torch.optim.SGD(m.parameters(), lr=0.05, momentum=0.9) for m in (net, twin)]
+    for step in range(4):
+        x = images(6, seed=step)
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        loss = multi_pipeline_loss(
+            net.train()(x), LABELS, weights=weights, exits=net.exits,
+            synergy="bidirectional", synergy_weight=0.4,
+        )  # fmt: skip
+        by_hand = loss_by_hand(twin.train()(x), LABELS, weights, 0.4)
+        assert_close(loss, by_hand)
+        for value, optimizer in zip((loss, by_hand), optimizers, strict=True):
+            value.backward()
+            optimizer.step()
+    for name in NAMES:
+        assert_same_state(net.detach(name), twin.alone(name))
+        assert_close(net.eval()(images(3))[name], twin.eval()(images(3))[name])
+
+
+@settings(max_examples=15)
+@given(
+    names=st.sets(st.sampled_from(NAMES), min_size=1),
+    norms=st.sampled_from(MODES),
+    training=st.booleans(),
+    seed=st.integers(0, 2**16),
+)
+def test_some_pipelines_alone_are_as_in_the_whole(
+    names: set[str], norms: NormMode, training: bool, seed: int
 ) -> None:
-    kernel = stride + more
-    if stride == 1 and kernel % 2 == 0:
-        with pytest.raises(ValueError, match="odd kernel"):
-            step_down(3, 2, kernel=kernel, stride=stride, norm=norm)
-        return
-    with torch.device("meta"):
-        module = step_down(3, 2, kernel=kernel, stride=stride, norm=norm)
-        assert module(torch.empty(2, 3, stride * size, stride)).shape == (2, 2, size, 1)
-    # CNSN 2.1: kernel = stride needs no padding. With a norm behind it a bias would be idle.
-    assert more or module.conv.padding == (0, 0)
-    expected = 3 * 2 * kernel**2 + (4 if norm == "batch" else 2)
-    assert sum(p.numel() for p in module.parameters()) == expected
+    """Logits, gradients and statistics; those of the others stay as they are."""
+    net, twin = pair(norms, seed)
+    untouched, x = copy.deepcopy(net), images(6, seed=seed)
+    found, expected = net.train(training)(x, names), twin.train(training)(x, names)
+    assert list(found) == [name for name in net.names if name in names]
+    for name in names:
+        assert_close(found[name], expected[name])
+    labels = torch.arange(6) % CLASSES
+    loss_by_hand(found, labels, {}, 0.5).backward()
+    loss_by_hand(expected, labels, {}, 0.5).backward()
+    grads = dict(twin.chains["base"].named_parameters(remove_duplicate=False))
+    for name, parameter in net.backbone.named_parameters():
+        part, _, inner = name.removeprefix("stages.").partition(".")
+        grad = grads[f"{twin.places.index(part)}.{inner}"].grad
+        assert (parameter.grad is None) == (grad is None), name
+        if grad is not None:
+            assert_close(parameter.grad, grad)
+    for name in NAMES:
+        assert_same_state(net.detach(name), twin.alone(name))
+    before = untouched.state_dict()
+    assert training or all(torch.equal(t, before[key]) for key, t in net.state_dict().items())
 
 
-def test_step_down_is_convolution_norm_and_relu() -> None:
-    module = fill_(step_down(3, 4, kernel=2, stride=2)).double().eval()
-    x = images(2)
-    patches = x.reshape(2, 3, 4, 2, 4, 2).permute(0, 2, 4, 1, 3, 5).reshape(2, 4, 4, 12)
-    y = patches @ module.conv.weight.reshape(4, 12).T
-    norm = module.norm
-    y = (y - norm.running_mean) / (norm.running_var + norm.eps).sqrt() * norm.weight + norm.bias
-    # float64: another order of summation.
-    torch.testing.assert_close(module(x), y.clamp(min=0).permute(0, 3, 1, 2), rtol=0, atol=1e-12)
+def test_joint_gradients_are_the_sum_of_separate_ones() -> None:
+    """Each pipeline taken out, a backward pass of its own."""
+    net = awkward().train()
+    stages = [*net.backbone.stages._modules, "head"]
+    expected: Counter[str] = Counter()
+    for name in NAMES:
+        # Their statistics are not looked at in training mode.
+        alone = net.detach(name)
+        functional.cross_entropy(alone(images(6)), LABELS).backward()
+        for place, p in alone.named_parameters():
+            # The stage used twice goes by its first name behind the cut.
+            place = place.replace("again.", "three.")
+            own = place.partition(".")[0] not in stages
+            expected[f"{name}/{place.partition('.')[2]}" if own else place] += p.grad
+    multi_pipeline_loss(net(images(6)), LABELS).backward()
+    found = {}
+    for place, p in net.backbone.named_parameters():
+        found[place.removeprefix("stages.")] = p.grad
+    for place, p in net.modules_of.named_parameters():
+        found[place.replace(".", "/", 1)] = p.grad
+    assert set(found) == set(expected)
+    for place, grad in found.items():
+        assert_close(grad, expected[place])
+
+
+def calls(net: Pipelines) -> Counter[str]:
+    """How often each part ran since; a stage used twice counts under its first name."""
+    counted: Counter[str] = Counter()
+    parts = {**net.backbone.stages._modules, "head": net.backbone.head}
+    places: dict[nn.Module, str] = {}
+    for place, part in [*parts.items(), *net.modules_of.items()]:
+        places.setdefault(part, place)
+    for part in places:
+        part.register_forward_hook(lambda m, *_: counted.update([places[m]]))
+    return counted
+
+
+# Groups of pipelines with maps of one shape: `wide` has its own until the maps are averaged.
+WHOLE = {"one": 1, "two": 1, "three": 4, "mean": 2, "four": 1, "head": 1}
+APART = {"one": 2, "two": 2, "three": 8, "mean": 4, "four": 5, "head": 5}
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("names", "training", "expected"),
     [
-        ({"kernel": 2, "stride": 3}, "kernel >= stride >= 1, got 2 and 3"),
-        ({"kernel": 1, "stride": 0}, "kernel >= stride >= 1"),
-        ({"kernel": 2, "stride": 2, "norm": "group"}, "'batch' or 'none', got 'group'"),
+        (NAMES, True, {**WHOLE, **dict.fromkeys(NAMES[1:], 1)}),
+        (NAMES, False, {**APART, **dict.fromkeys(NAMES[1:], 1)}),
+        (["x-one"], True, {"one": 1, "x-one": 1}),
+        (["x-one", "x-one-too"], False, {"one": 1, "x-one": 1, "x-one-too": 1}),
+        (["x-mean"], True, {"one": 1, "two": 1, "three": 2, "mean": 1, "x-mean": 1}),
+        (["late"], True, {"late": 1, "four": 1, "head": 1}),
+        (["late", "x-one"], True, {"one": 1, "x-one": 1, "late": 1, "four": 1, "head": 1}),
+        ([], True, {}),
     ],
 )
-def test_step_down_refuses_what_it_cannot_do(settings: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        step_down(3, 4, **settings)
+def test_nothing_is_computed_that_is_not_asked_for(
+    names: list[str], training: bool, expected: dict[str, int]
+) -> None:
+    net = awkward().train(training)
+    counted = calls(net)
+    net(images(4), names)
+    assert counted == expected
 
 
-CUTS = {
-    "convnet": [("conv2", 16, 2), ("conv3", 16, 4), ("conv4", 16, 4), ("conv5", 16, 4)],
-    "toy": [("conv2", 32, 1), ("conv3", 32, 2), ("conv4", 64, 2)],
-    # CNSN's two are cut2 (64 channels, stride 2) and cut7 (256, 8).
-    "vgg16": [
-        ("conv2", 64, 1),
-        ("conv3", 64, 2),
-        ("conv4", 128, 2),
-        ("conv5", 128, 4),
-        ("conv6", 256, 4),
-        ("conv7", 256, 4),
-        ("conv8", 256, 8),
-        ("conv9", 512, 8),
-        ("conv10", 512, 8),
-        ("conv11", 512, 16),
-        ("conv12", 512, 16),
-        ("conv13", 512, 16),
-    ],
-    "nets:residual": [("block1", 4, 1), ("down", 4, 1), ("block2", 6, 2)],
-}
+@modes
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_detached_pipeline_gives_the_same_bits(norms: NormMode, dtype: torch.dtype) -> None:
+    net = trained(norms).to(dtype)
+    x = images(5).to(dtype)
+    whole = net(x)
+    for name in NAMES:
+        alone = net.detach(name)
+        assert torch.equal(alone(x), whole[name]), name
+        assert torch.equal(net(x, [name])[name], whole[name]), name
+    assert torch.equal(net.backbone(x), whole["base"])
+    assert len({x.sum().item() for x in whole.values()}) == len(NAMES)
 
 
-@pytest.mark.parametrize("builder", CUTS)
-def test_cuts_are_the_places_between_stages(builder: str) -> None:
-    found = {
-        alias: (c.before, c.channels, c.stride) for alias, c in cuts(architecture(builder)).items()
-    }
-    assert found == {f"cut{i}": cut for i, cut in enumerate(CUTS[builder], start=1)}
+@modes
+@pytest.mark.parametrize("training", [True, False])
+def test_a_detached_pipeline_is_plain_and_independent(norms: NormMode, training: bool) -> None:
+    net = trained(norms, 1).train(training)
+    before = {key: tensor.clone() for key, tensor in net.state_dict().items()}
+    stages = [*net.backbone.stages._modules, "head"]
+    first = {"sharp": 0, "middle": 2, "wide": 2, "late": 5}
+    expected = {"base": stages, **{name: ["step_down", *stages[at:]] for name, at in first.items()}}
+    expected["sharp"][0] = "image_head"
+    expected |= {name: ["one", "branch"] for name in EXITS[:2]}
+    expected["x-mean"] = [*stages[:5], "branch"]
+    for name in NAMES:
+        alone = net.detach(name)
+        assert type(alone) is nn.Sequential
+        assert list(alone._modules) == expected[name]
+        assert not any(type(m).__module__.startswith("planter") for m in alone.modules())
+        assert not any("forward" in vars(m) for m in alone.modules())
+        assert {m.training for m in alone.modules()} == {training}
+        assert not set(map(id, alone.parameters())) & set(map(id, net.parameters()))
+        alone.train()(images(4))
+        with torch.no_grad():
+            for p in alone.parameters():
+                p.add_(1)
+    assert all(torch.equal(net.state_dict()[key], tensor) for key, tensor in before.items())
 
 
-def test_cuts_of_stl10_follow_its_poolings() -> None:
-    strides = [cut.stride for cut in cuts(architecture("convnet", size=96)).values()]
-    assert strides == [2, 4, 8, 8]
+def test_an_unknown_pipeline_lists_those_there_are() -> None:
+    with pytest.raises(ValueError, match="no pipeline 'cut7'; pipelines are base, late, x-mean"):
+        awkward().detach("cut7")
 
 
-@pytest.mark.parametrize("place", ["cut9", "conv1", "nowhere"])
-def test_an_unknown_cut_lists_the_legal_ones(place: str) -> None:
-    with pytest.raises(ValueError, match=r"not a cut; cuts are cut1 \(before conv2\), cut2"):
-        build(architecture("toy", {"early": {"before": place}}))
+@modes
+def test_a_state_comes_back_in_a_fresh_network(norms: NormMode) -> None:
+    net, fresh = trained(norms), awkward(norms, 5, norm_twice=norms != "shared").eval()
+    fresh.load_state_dict(net.state_dict())
+    assert all(torch.equal(fresh(images(3))[name], net(images(3))[name]) for name in NAMES)
 
 
-def test_an_unknown_key_of_a_pipeline_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"cut2: unknown pad; beside 'before' known are kernel"):
-        build(architecture("toy", {"cut2": {"pad": 1}}))
+def shared_tensors(net: Pipelines) -> set[frozenset[str]]:
+    """Names of parameters and buffers that are one tensor."""
+    names: dict[int, set[str]] = {}
+    for name, tensor in net.state_dict(keep_vars=True).items():
+        names.setdefault(id(tensor), set()).add(name)
+    return {frozenset(same) for same in names.values() if len(same) > 1}
 
 
-@pytest.mark.parametrize("name", ["a/b", "a.b", "", "a b"])
+@modes
+def test_what_is_shared_stays_shared(norms: NormMode) -> None:
+    """Through a deep copy, another type and loading a state; the copy trains as the original."""
+    net = trained(norms)
+    kinds = {name.split("/")[-1].split(".")[-1] for same in shared_tensors(net) for name in same
+             if name.startswith("norms.")}  # fmt: skip
+    assert kinds == ({"weight", "bias"} if norms == "switch_stats" else set())
+    before, x = shared_tensors(net), images(6)
+    twin = copy.deepcopy(net)
+    twin.float().double().load_state_dict(net.state_dict())
+    assert shared_tensors(twin) == before
+    assert not set(map(id, twin.state_dict(keep_vars=True).values())) & set(
+        map(id, net.state_dict(keep_vars=True).values())
+    )
+    for one in (net, twin):
+        optimizer = torch.optim.SGD(one.train().parameters(), lr=0.1)
+        optimizer.zero_grad()
+        multi_pipeline_loss(one(x), LABELS).backward()
+        optimizer.step()
+    assert all(torch.equal(net(x)[name], twin(x)[name]) for name in NAMES)
+
+
+@modes
+def test_a_moving_average_is_one_of_every_pipeline(norms: NormMode) -> None:
+    net = pair(norms)[0].train()
+    average = AveragedModel(net, use_buffers=True)  # the plain mean over its updates
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
+    states = []
+    for step in range(3):
+        optimizer.zero_grad()
+        multi_pipeline_loss(net(images(6, seed=step)), LABELS).backward()
+        optimizer.step()
+        average.update_parameters(net)
+        states.append(copy.deepcopy(net.state_dict()))
+    assert shared_tensors(average.module) == shared_tensors(net)
+    expected = copy.deepcopy(net)
+    mean = {k: torch.stack([s[k] for s in states]).double().mean(dim=0) for k in states[0]}
+    expected.load_state_dict(mean)
+    logits, x = average.eval()(images(3)), images(3)
+    for name in NAMES:
+        assert_close(logits[name], expected.detach(name).eval()(x))
+        assert torch.equal(logits[name], average.module.detach(name)(x))
+
+
+@modes
+def test_expanded_kernels_train_and_collapse_to_the_same_pipelines(norms: NormMode) -> None:
+    net = trained(norms)
+    x = images(6)
+    before = net(x)
+    expand_kernels_(net, KernelFilter(depth=2, rho=2))
+    for name in NAMES:
+        with pytest.raises(ValueError, match=r"collapse_kernels_\(model\) before detaching"):
+            net.detach(name)
+        assert_close(net(x)[name], before[name])
+    optimizer = torch.optim.SGD(net.train().parameters(), lr=0.05)
+    for _ in range(2):
+        optimizer.zero_grad()
+        multi_pipeline_loss(net(x), LABELS).backward()
+        optimizer.step()
+    expanded = net.eval()(x)
+    collapse_kernels_(net)
+    for name in NAMES:
+        assert float((expanded[name] - before[name]).abs().max()) > 1e-4
+        assert_close(net(x)[name], expanded[name])
+        assert torch.equal(net.detach(name)(x), net(x)[name])
+
+
+class Failing(nn.Module):
+    fails = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.fails:
+            raise RuntimeError("out of memory, say")
+        return x
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_stage_that_fails_leaves_the_norms_as_they_were(training: bool) -> None:
+    failing = Failing()
+    stages = OrderedDict(one=entry(1), two=nn.Sequential(classifier()[0], failing))
+    net = Pipelines(StagedNet(nn.Sequential(stages), classifier()), {"in": Entry("two", entry(1))})
+    net.double().train(training)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        net(images(4))
+    assert not any("forward" in vars(module) for module in net.modules())
+    failing.fails = False
+    after = copy.deepcopy(net)
+    assert all(torch.equal(net(images(4))[n], after(images(4))[n]) for n in net.names)
+
+
+def test_the_mode_and_state_of_the_base_keep_their_names() -> None:
+    plain = backbone()
+    net = awkward()
+    assert list(net.backbone.state_dict()) == list(plain.state_dict())
+    for training in (True, False):
+        assert {m.training for m in net.train(training).modules()} == {training}
+    assert net.entries == ["late", "middle", "wide", "sharp"]
+    assert net.exits == EXITS
+    assert set(net.entries) == set(BY_DEPTH[1:])
+
+
+def test_own_modules_are_all_but_the_backbone() -> None:
+    for norms in MODES:
+        net = awkward(norms)
+        own = [module for name in NAMES for module in net.own_modules(name)]
+        found = {id(m) for module in own for m in module.modules()}
+        rest = {id(m) for part in (net.modules_of, net.norms) for m in part.modules()}
+        assert found == rest - {id(net.modules_of), id(net.norms)}
+        # Behind `late` stand two norms, behind the cut at `three` also the one used twice.
+        counts = {name: len(net.own_modules(name)) - 1 for name in net.entries}
+        expected = {"late": 2, "middle": 3, "wide": 3, "sharp": 5}
+        assert counts == (dict.fromkeys(expected, 0) if norms == "shared" else expected)
+        assert all(net.own_modules(name) == [net.modules_of[name]] for name in EXITS)
+
+
+def plain(**stages: nn.Module) -> StagedNet:
+    return StagedNet(nn.Sequential(OrderedDict(stages)), classifier(3))
+
+
+ONE = nn.Identity()
+
+
+@pytest.mark.parametrize("name", ["step_down", "image_head", "branch", "head"])
+def test_a_stage_of_a_name_that_planter_uses_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"stage cannot be called '{name}'"):
+        Pipelines(plain(**{"one": ONE, name: ONE}), {"in": Entry("one", ONE)})
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a/b", "a.b", "", "a b", "base", "keys", "half", "training", "_modules", "_forward_hooks"],
+)
 def test_a_pipelines_name_is_a_plain_word(name: str) -> None:
     with pytest.raises(ValueError, match="pipeline name"):
-        build(architecture("toy", {name: {"before": "cut2"}}))
+        Pipelines(plain(one=ONE, two=ONE), {name: Entry("two", ONE)})
+
+
+@pytest.mark.parametrize(
+    ("way", "words"),
+    [
+        (Entry("three", ONE), "pipeline p: cannot enter before 'three'; stages are one, two"),
+        (Entry("head", ONE), "cannot enter before 'head'"),
+        (Exit("two", ONE), "cannot leave after 'two'; stages with others behind them are one$"),
+        (Exit("head", ONE), "cannot leave after 'head'"),
+    ],
+)
+def test_a_place_that_is_none_is_refused(way: Entry | Exit, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Pipelines(plain(one=ONE, two=ONE), {"p": way})
+
+
+def test_an_unknown_norm_mode_lists_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="norms are shared, switch_stats, switch_all, got 'own'"):
+        Pipelines(plain(one=ONE), {}, norms="own")
 
 
 def test_pipelines_need_named_stages() -> None:
@@ -139,221 +400,10 @@ def test_pipelines_need_named_stages() -> None:
         Pipelines(nn.Linear(2, 2), {"cut": Entry("conv2", nn.Identity())})
 
 
-def test_an_architecture_without_an_image_is_asked_for_one() -> None:
-    arch = Architecture("toy", {}, {"classes": 5})
-    for act in (cuts, check_architecture):
-        with pytest.raises(ValueError, match="image"):
-            act(arch)
-    with pytest.raises(ValueError, match="image"):
-        build(Architecture("toy", {}, {}, {"cut2": {}}))
-
-
-def test_alias_and_stage_name_give_the_same_pipeline() -> None:
-    by_alias = build(architecture("toy", {"cut2": {}}))
-    by_stage = build(architecture("toy", {"cut2": {"before": "conv3", "kernel": 2, "stride": 2}}))
-    x = torch.randn(2, 3, 32, 32)
-    assert torch.equal(by_alias(x)["cut2"], by_stage(x)["cut2"])
-
-
-def by_hand(net: Pipelines, name: str) -> nn.Sequential:
-    """A pipeline put together from copies of the backbone's parts and its statistics."""
-    stages = list(net.backbone.stages.children())
-    first = {"base": 0, "cut1": 1, "late": 3}[name]
-    parts = [net.modules_of[name]] if name != "base" else []
-    return nn.Sequential(*copy.deepcopy([*parts, *stages[first:], net.backbone.head]))
-
-
-@pytest.mark.parametrize("name", ["base", "cut1", "late"])
-def test_a_detached_pipeline_gives_the_same_bits(name: str) -> None:
-    net = residual_pipelines().eval()
-    x = images(4)
-    whole, alone = net(x)[name], net.detach(name)
-    assert torch.equal(alone.eval()(x), whole)
-    if name == "base":
-        assert torch.equal(net.backbone(x), whole)
-        assert torch.equal(by_hand(net, name)(x), whole)
-    else:
-        assert not torch.allclose(by_hand(net, name)(x), whole), "its statistics are its own"
-
-
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("name", ["base", "cut1"])
-def test_a_detached_pipeline_keeps_the_mode(name: str, training: bool) -> None:
-    net = residual_pipelines().train(training)
-    assert {module.training for module in net.detach(name).modules()} == {training}
-
-
-@pytest.mark.parametrize("name", ["base", "cut1"])
-def test_a_detached_pipeline_is_independent(name: str) -> None:
-    net = residual_pipelines()
-    before = {key: tensor.clone() for key, tensor in net.state_dict().items()}
-    alone = net.detach(name).train()
-    alone(images(4))
-    with torch.no_grad():
-        for p in alone.parameters():
-            p.add_(1)
-    assert all(torch.equal(net.state_dict()[key], tensor) for key, tensor in before.items())
-    assert not set(map(id, alone.parameters())) & set(map(id, net.parameters()))
-
-
-def test_an_unknown_pipeline_lists_those_there_are() -> None:
-    with pytest.raises(ValueError, match="no pipeline 'cut7'; pipelines are base, cut1, late"):
-        residual_pipelines().detach("cut7")
-
-
-def test_expanded_kernels_refuse_to_detach() -> None:
-    net = expand_kernels_(residual_pipelines(), KernelFilter())
-    for name in ("base", "cut1"):
-        with pytest.raises(ValueError, match=r"collapse_kernels_\(model\) before detaching"):
-            net.detach(name)
-    collapse_kernels_(net)
-    assert torch.equal(net.eval().detach("late").eval()(images(2)), net(images(2))["late"])
-
-
-class Twin(nn.Module):
-    """Two pipelines in plain torch: shared weights and affine parameters, a batch norm each."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1, self.norm1 = nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)
-        self.conv2, self.norm2 = nn.Conv2d(4, 5, 3, padding=1, bias=False), nn.BatchNorm2d(5)
-        self.fc = nn.Linear(5, 5)
-        self.step, self.step_norm = nn.Conv2d(3, 4, 2, 2, bias=False), nn.BatchNorm2d(4)
-        self.private = nn.BatchNorm2d(5)
-        self.private.weight, self.private.bias = self.norm2.weight, self.norm2.bias
-
-    def tail(self, x: Tensor, norm: nn.BatchNorm2d) -> Tensor:
-        return self.fc(torch.relu(norm(self.conv2(x))).mean(dim=(2, 3)))
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        whole = functional.max_pool2d(torch.relu(self.norm1(self.conv1(x))), 2)
-        short = torch.relu(self.step_norm(self.step(x)))
-        return {"base": self.tail(whole, self.norm2), "cut1": self.tail(short, self.private)}
-
-
-def twin_as_pipelines(twin: Twin) -> Pipelines:
-    """The same network, from copies of the twin's modules, as planter sees it."""
-    own = copy.deepcopy(twin)
-    stages = nn.Sequential(
-        OrderedDict(
-            one=nn.Sequential(own.conv1, own.norm1, nn.ReLU(), nn.MaxPool2d(2)),
-            two=nn.Sequential(own.conv2, own.norm2, nn.ReLU()),
-        )
-    )
-    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), own.fc)
-    entry = nn.Sequential(own.step, own.step_norm, nn.ReLU())
-    return Pipelines(StagedNet(stages, head), {"cut1": Entry("two", entry)})
-
-
-def test_statistics_are_those_of_a_batch_norm_of_ones_own() -> None:
-    torch.manual_seed(3)
-    twin = Twin().double()
-    net = twin_as_pipelines(twin)
-    for model in (twin, net):
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-        model.train()
-        for step in range(5):
-            optimizer.zero_grad()
-            logits = model(images(8, seed=step))
-            labels = torch.arange(8) % 5
-            sum(functional.cross_entropy(y, labels) for y in logits.values()).backward()
-            optimizer.step()
-    x = images(3, seed=9)
-    for name in ("base", "cut1"):
-        norm = net.detach(name).two[1]
-        own = twin.norm2 if name == "base" else twin.private
-        # float64 over five steps: means are summed in another order.
-        for leaf in ("running_mean", "running_var", "weight"):
-            torch.testing.assert_close(
-                getattr(norm, leaf), getattr(own, leaf), rtol=1e-9, atol=1e-11
-            )
-        assert int(norm.num_batches_tracked) == 5
-        logits = net.eval()(x)[name]
-        torch.testing.assert_close(logits, twin.eval()(x)[name], rtol=1e-9, atol=1e-9)
-    assert float((twin.norm2.running_mean - twin.private.running_mean).abs().max()) > 1e-3
-
-
-def test_joint_gradients_are_the_sum_of_separate_ones() -> None:
-    net = residual_pipelines().train()
-    x, labels = images(6), torch.arange(6) % 5
-    # Parts by hand before the joint pass, whose statistics do not matter in training mode.
-    separate = {name: by_hand(net, name) for name in ("base", "cut1", "late")}
-    sum(functional.cross_entropy(y, labels) for y in net(x).values()).backward()
-    for part in separate.values():
-        functional.cross_entropy(part.train()(x), labels).backward()
-    base, cut, late = (list(part.parameters()) for part in separate.values())
-    mine = [p.grad for p in net.backbone.parameters()]
-    for at, grad in enumerate(mine, start=-len(mine)):
-        expected = base[at].grad.clone()
-        for other, entry in ((cut, net.modules_of["cut1"]), (late, net.modules_of["late"])):
-            if -at <= len(other) - len(list(entry.parameters())):
-                expected += other[at].grad
-        # float64: three sums in another order.
-        torch.testing.assert_close(grad, expected, rtol=1e-10, atol=1e-12)
-    for part, name in ((cut, "cut1"), (late, "late")):
-        for p, q in zip(net.modules_of[name].parameters(), part, strict=False):
-            torch.testing.assert_close(p.grad, q.grad, rtol=1e-10, atol=1e-12)
-
-
-def test_eval_mode_leaves_every_statistic_alone() -> None:
-    net = residual_pipelines().eval()
-    before = {key: tensor.clone() for key, tensor in net.state_dict().items()}
-    net(images(4))
-    assert all(torch.equal(net.state_dict()[key], tensor) for key, tensor in before.items())
-
-
-def test_state_of_the_base_keeps_its_names() -> None:
-    plain = residual(residual.widths, classes=5, image=(3, 8, 8))
-    assert set(residual_pipelines().backbone.state_dict()) == set(plain.state_dict())
-
-
-def test_a_built_network_depends_on_the_seed_alone() -> None:
-    arch = architecture("nets:residual", TWO, size=8)
-    first, again, other = build(arch, 1), build(arch, 1), build(arch, 2)
-    assert all(
-        torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True)
-    )
-    for name in ("cut1", "late"):
-        a, b = (net.modules_of[name].conv.weight for net in (first, other))
-        assert not torch.equal(a, b)
-
-
-def test_one_pipeline_alone_has_the_stages_behind_its_cut() -> None:
-    net = build_network(architecture("vgg16", {"cut7": {}}), "cut7")
-    names = [name for name, _ in net.named_children()]
-    assert names == ["step_down", *(f"conv{i}" for i in range(8, 14)), "head"]
-    assert sum(p.numel() for p in net.parameters()) == 13_037_066 - 513 * 5  # facts.md, 5 classes
-
-
-@pytest.mark.parametrize("stride", [4, 8, 16])
-def test_a_stride_the_rest_cannot_take_is_refused_by_name(stride: int) -> None:
-    # Behind vgg16's second convolution four poolings are left: 32 / stride / 16 pixels.
-    arch = architecture("vgg16", {"early": {"before": "conv3", "stride": stride}})
-    with pytest.raises(ValueError, match=r"pipeline early of vgg16 cannot take a 3x32x32 image"):
-        check_architecture(arch)
-    assert not takes_stride(architecture("vgg16"), "conv3", stride)
-
-
-@pytest.mark.parametrize(
-    ("builder", "before", "stride"),
-    [
-        ("vgg16", "conv3", 1),
-        ("vgg16", "conv3", 2),
-        ("vgg16", "conv8", 8),
-        ("vgg16", "conv11", 16),
-        ("convnet", "conv2", 8),
-    ],
-)
-def test_a_stride_the_rest_can_take_is_accepted(builder: str, before: str, stride: int) -> None:
-    assert takes_stride(architecture(builder), before, stride)
-
-
-def wrong_head(widths: dict[str, int], *, image: tuple[int, int, int] = (3, 8, 8)) -> StagedNet:
-    stages = nn.Sequential(OrderedDict(one=nn.Conv2d(image[0], 2, 1), two=nn.Conv2d(2, 2, 1)))
-    return StagedNet(stages, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 7)))
-
-
-def test_logits_of_another_number_than_classes_are_refused() -> None:
-    arch = Architecture(f"{__name__}:wrong_head", {}, {"classes": 5, "image": (3, 8, 8)})
-    with pytest.raises(ValueError, match=r"gives \[1, 7\] .* expected logits \[1, 5\]"):
-        check_architecture(arch)
+def test_a_network_without_pipelines_is_its_base_whatever_it_is() -> None:
+    for net in (nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), residual(residual.widths).double()):
+        x = images(2) if isinstance(net, StagedNet) else torch.randn(2, 3, 2, 2)
+        around = Pipelines(net.eval(), {}).eval()
+        assert list(around(x)) == ["base"]
+        assert torch.equal(around(x)["base"], net(x))
+        assert torch.equal(around.detach("base")(x), net(x))

@@ -265,3 +265,45 @@ def test_the_space_of_training_forms_gives_the_form_it_was_given():
         },
         kd_weight=1.5,
     )
+
+
+@pytest.fixture(scope="module")
+def pipelines_drawn():
+    """Sixty draws of the shipped space of pipelines: the trial and candidate of each."""
+    space = load_space("pipelines", image=(1, 8, 8), classes=10)
+    return [(space, trial, space(trial)) for trial in _ask(60, seed=4)]
+
+
+def test_the_space_of_pipelines_draws_networks_that_take_the_image(pipelines_drawn):
+    for _, trial, candidate in pipelines_drawn:
+        assert isinstance(candidate, Candidate), trial.params
+        check_architecture(candidate.architecture)
+        assert not candidate.warnings
+
+
+def test_the_space_of_pipelines_draws_every_kind_and_number(pipelines_drawn):
+    drawn = [candidate for *_, candidate in pipelines_drawn]
+    kinds = [
+        tuple(next(w for w in ("before", "after", "head") if w in s) for s in specs.values())
+        for specs in (candidate.architecture.pipelines for candidate in drawn)
+    ]
+    assert {kind.count("before") for kind in kinds} == {0, 1, 2}
+    assert {kind.count("after") for kind in kinds} == {0, 1, 2}
+    assert {kind.count("head") for kind in kinds} == {0, 1}
+    assert {c.synergy for c in drawn} == {None, "top_down", "bottom_up", "bidirectional"}
+    assert {c.norms for c in drawn} == {"switch_stats", "switch_all"}
+    assert {tuple(sorted(c.branches.values())) for c in drawn} > {(), ("blocks",), ("narrow",)}
+    guided = {(not c.kd_weight, "base" in c.kd_weight, len(c.kd_weight) > 1) for c in drawn}
+    assert {(True, False, False), (False, True, False), (False, True, True)} < guided
+
+
+def test_the_space_of_pipelines_follows_from_its_parameters_and_draws_no_other(pipelines_drawn):
+    for space, trial, candidate in pipelines_drawn:
+        assert space(optuna.trial.FixedTrial(trial.params)) == candidate
+        # What belongs to a part of the network is drawn where the part is there, and only there.
+        specs = candidate.architecture.pipelines
+        asked = {name.partition("_")[0] for name in trial.params if name.startswith("cut")}
+        assert asked - {"cuts"} == {f"cut{i}" for i in range(1, trial.params["cuts"] + 1)}
+        assert ("branch_kind" in trial.params) == any("after" in s for s in specs.values())
+        assert ("head_weight" in trial.params) == any("head" in s for s in specs.values())
+        assert ("kd_weight" in trial.params) == bool(candidate.kd_weight)
