@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from planter.arch import Architecture
     from planter.assembly import build, takes_stride
     from planter.backbones import BUILDERS, StagedNet
-    from planter.checkpoint import load
+    from planter.checkpoint import load, save
     from planter.data import load_data
     from planter.driver.run import search
     from planter.forms import AsymmetricBlock, DOConv, FeatureFilter, KernelFilter, form_of
@@ -59,6 +59,7 @@ _PLACES = {
     "load_data": "data",
     "multi_pipeline_loss": "losses",
     "pareto_front": "pareto",
+    "save": "checkpoint",
     "search": "driver.run",
     "synergy_loss": "losses",
     "takes_stride": "assembly",
@@ -94,6 +95,7 @@ __all__ = [
     "load_data",
     "multi_pipeline_loss",
     "pareto_front",
+    "save",
     "search",
     "synergy_loss",
     "takes_stride",

@@ -30,6 +30,11 @@ class Architecture:
                 raise ValueError(f"width {name} must be a whole number >= 1, got {width!r}")
         if "base" in self.pipelines:
             raise ValueError("'base' is the backbone's own pipeline; give the cut another name")
+        for name, spec in self.pipelines.items():
+            if not isinstance(spec, Mapping):
+                raise ValueError(
+                    f"pipeline {name} is data such as {{'before': 'cut2'}}, got {spec!r}"
+                )
         # Tuples become lists, so that an architecture equals itself after a round through JSON.
         for name in ("widths", "options", "pipelines"):
             try:

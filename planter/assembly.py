@@ -24,15 +24,17 @@ from planter.places import (
     find_entry,
     find_exit,
     image_of,
+    is_staged,
     stage_names,
 )
 
 # What the data of a pipeline may say, by the word that tells its kind.
-_KEYS = {
-    "before": {"before", "kernel", "stride", "norm"},
-    "after": {"after", "branch"},
-    "head": {"head", "residual"},
+_KEYS: dict[str, dict[str, type]] = {
+    "before": {"before": str, "kernel": int, "stride": int, "norm": str},
+    "after": {"after": str, "branch": str},
+    "head": {"head": str, "residual": bool},
 }
+_KINDS = {str: "a text", int: "a whole number", bool: "true or false"}
 
 
 def build(architecture: Architecture, seed: int = 0, norms: NormMode = "switch_stats") -> nn.Module:
@@ -40,9 +42,11 @@ def build(architecture: Architecture, seed: int = 0, norms: NormMode = "switch_s
     around it where the architecture has pipelines. The data of a pipeline says what it is:
 
     - `{"before": CUT, "kernel": 4, "stride": 2, "norm": "batch"}`: a sub-model behind a step-down
-      convolution. CUT is an alias (`cut2`) or a stage, by default the pipeline's own name; the
-      stride is by default that of what was cut, the kernel the stride.
-    - `{"after": CUT, "branch": "blocks"}`: an auxiliary branch (`planter.branches`).
+      convolution. CUT is an alias (`cut2`), a stage or a group of stages (`planter.places`), by
+      default the pipeline's own name; the stride is by default that of what was cut, the kernel
+      the stride.
+    - `{"after": CUT, "branch": "blocks"}`: an auxiliary branch (`planter.branches`); by default
+      "blocks" where the family has it, else "rest".
     - `{"head": "fsrcnn", "residual": True}`: an image head before the first stage
       (`planter.heads`).
 
@@ -73,10 +77,9 @@ def build_network(architecture: Architecture, pipeline: str = "base", seed: int 
     return network.detach(pipeline)
 
 
-def code_called(architecture: Architecture, pipeline: str = "base") -> list[str]:
-    """The functions of the user's own ("my_pkg.nets:build") that `build_network` would call."""
-    specs = architecture.pipelines.values() if pipeline != "base" else ()
-    heads = [str(spec["head"]) for spec in specs if "head" in spec]
+def code_called(architecture: Architecture) -> list[str]:
+    """The functions of the user's own ("my_pkg.nets:build") that `build` would call."""
+    heads = [str(spec["head"]) for spec in architecture.pipelines.values() if "head" in spec]
     builder = [] if is_known(architecture.builder) else [architecture.builder]
     return [*builder, *(place for place in heads if ":" in place)]
 
@@ -110,6 +113,8 @@ def check_architecture(architecture: Architecture) -> None:
     """Raises ValueError, naming the pipeline, unless every pipeline of the architecture takes an
     image and gives `classes` logits. Costs no arithmetic."""
     image = image_of(architecture)
+    if not is_known(architecture.builder):
+        _check_forward(architecture)
     network = build_without_data(architecture).eval()
     if not isinstance(network, Pipelines):
         network = Pipelines(network, {})
@@ -166,15 +171,16 @@ def _way(
     name: str,
     spec: Mapping[str, Any],
     architecture: Architecture,
-    known: dict[str, Cut],
+    known: Mapping[str, Cut],
     first: str,
 ) -> Entry | Exit:
     kind = next((word for word in ("head", "after") if word in spec), "before")
-    if unknown := sorted(set(spec) - _KEYS[kind]):
-        raise ValueError(
-            f"unknown {', '.join(unknown)}; beside {kind!r} known are "
-            f"{', '.join(sorted(_KEYS[kind] - {kind}))}"
-        )
+    if unknown := sorted(set(spec) - set(_KEYS[kind])):
+        others = ", ".join(sorted(set(_KEYS[kind]) - {kind}))
+        raise ValueError(f"unknown {', '.join(unknown)}; beside {kind!r} known are {others}")
+    for key, value in spec.items():
+        if type(value) is not _KEYS[kind][key]:
+            raise ValueError(f"{key} is {_KINDS[_KEYS[kind][key]]}, got {value!r}")
     image = image_of(architecture)
     if kind == "head":
         head = image_head(spec["head"], image[0], residual=spec.get("residual", True))
@@ -182,8 +188,7 @@ def _way(
         return Entry(first, head)
     if kind == "after":
         cut = find_exit(known, spec["after"])
-        made = branch(architecture, cut.after, cut.channels, spec.get("branch", "blocks"))
-        return Exit(cut.after, made)
+        return Exit(cut.after, branch(architecture, cut.after, cut.channels, spec.get("branch")))
     cut = find_entry(known, spec.get("before", name))
     stride = spec.get("stride", cut.stride)
     kernel, norm = spec.get("kernel", stride), spec.get("norm", "batch")
@@ -192,10 +197,35 @@ def _way(
     )
 
 
+def _check_forward(architecture: Architecture) -> None:
+    """Raises ValueError where a user's network has stages and a head but computes something else
+    than `head(stages(images))`, which is what planter trains and ships."""
+    with torch.device("cpu"), torch.no_grad():
+        network = build_backbone(architecture).eval()
+        if not is_staged(network):
+            return
+        images = torch.rand(1, *image_of(architecture))
+        try:
+            whole, parts = network(images), Pipelines(network, {})(images)["base"]
+        except RuntimeError:
+            return  # an image it cannot take: told with its shape by the caller
+    if not torch.allclose(whole, parts, rtol=1e-4, atol=1e-5, equal_nan=True):
+        raise ValueError(
+            f"{architecture.builder}: its forward is not head(stages(images)); move what else it "
+            "does into a stage, or give the network no attribute called stages"
+        )
+
+
 def _check_size(head: nn.Module, image: tuple[int, int, int]) -> None:
     """Raises ValueError unless an image head keeps the shape of an image."""
     blank = torch.empty(1, *image, device="meta")
-    found = tuple(copy.deepcopy(head).to("meta").eval()(blank).shape[1:])
+    try:
+        found = tuple(copy.deepcopy(head).to("meta").eval()(blank).shape[1:])
+    except Exception as error:  # a head may be the user's code
+        raise ValueError(
+            f"its head cannot take an image {image} (is every tensor it holds among its parameters "
+            f"or buffers?): {error}"
+        ) from error
     if found != image:
         raise ValueError(
             f"its head makes {found} of an image {image}; a head must keep channels and size"

@@ -22,7 +22,7 @@ KINDS = (*COPIES, "rest", *SIMPLE)
 
 
 def branch(
-    architecture: Architecture, after: str, channels: int, kind: str = "blocks"
+    architecture: Architecture, after: str, channels: int, kind: str | None = None
 ) -> nn.Module:
     """A classifier that turns the map `[batch, channels, height, width]` behind stage `after` of
     the architecture's backbone into logits `[batch, classes]`; it shares nothing with the backbone.
@@ -37,9 +37,11 @@ def branch(
     Initial weights come from torch's global generator. Raises ValueError for an unknown kind or
     stage, and for a kind that the family or the stage does not have.
     """
+    builder = find_builder(architecture.builder)
+    if kind is None:
+        kind = default_kind(architecture.builder)
     if kind not in KINDS:
         raise ValueError(f"unknown kind of branch {kind!r}; kinds are {', '.join(KINDS)}")
-    builder = find_builder(architecture.builder)
     if kind == "rest":
         return _rest(architecture, after)
     options = _options(builder, architecture)
@@ -55,6 +57,11 @@ def branch(
     stage_names(backbone)
     widths = full_widths(architecture.builder, architecture.widths, architecture.options)
     return builder.branch(backbone.stages, after, channels, widths, kind=kind, **options)
+
+
+def default_kind(builder: str) -> str:
+    """ "blocks" where the family has it, else "rest"."""
+    return "rest" if find_builder(builder).branch is None else "blocks"
 
 
 def _options(builder: Builder, architecture: Architecture) -> dict[str, Any]:

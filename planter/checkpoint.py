@@ -10,6 +10,7 @@ import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,11 @@ ARCHITECTURE, WEIGHTS = "arch.json", "weights.safetensors"
 
 
 def save(
-    folder: Path,
+    folder: str | Path,
     network: nn.Module,
     architecture: Architecture,
     pipeline: str,
-    info: Mapping[str, Any],
+    info: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes a detached network; the folder appears whole or not at all.
 
@@ -44,11 +45,14 @@ def save(
         "format": FORMAT,
         "architecture": architecture.to_dict(),
         "pipeline": pipeline,
-        **info,
+        **(info or {}),
     }
-    with _appearing(folder) as fresh:
+    with _appearing(Path(folder)) as fresh:
         (fresh / ARCHITECTURE).write_text(json.dumps(spec, indent=2) + "\n")
-        state = {name: tensor.contiguous().cpu() for name, tensor in network.state_dict().items()}
+        # Copies: safetensors refuses tensors that share memory, as those of a part used twice do.
+        state = {
+            name: tensor.cpu().contiguous().clone() for name, tensor in network.state_dict().items()
+        }
         save_file(state, fresh / WEIGHTS)
         (fresh / WEIGHTS).chmod((fresh / ARCHITECTURE).stat().st_mode)  # safetensors writes 0600
 
@@ -63,12 +67,16 @@ def load(folder: str | Path, *, own_code: bool = False) -> nn.Module:
     """
     spec = read_spec(folder)
     architecture = Architecture.from_dict(spec["architecture"])
-    called = code_called(architecture, spec["pipeline"])
+    pipeline = spec["pipeline"]
+    # The others need not be built, nor their code called.
+    wanted = {name: way for name, way in architecture.pipelines.items() if name == pipeline}
+    architecture = replace(architecture, pipelines=wanted)
+    called = code_called(architecture)
     if called and not own_code:
         raise ValueError(
             f"{folder} is built by calling {called[0]!r}; if you trust it, load with own_code=True"
         )
-    network = build_network(architecture, spec["pipeline"])
+    network = build_network(architecture, pipeline)
     try:
         network.load_state_dict(load_file(Path(folder) / WEIGHTS))
     except (SafetensorError, RuntimeError) as error:

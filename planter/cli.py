@@ -6,7 +6,6 @@ import json
 import sys
 import traceback
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,13 +14,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from planter.tables import cost_json, form_text, print_front, print_points, training_table
-from planter.targets import (
-    architecture_of_builder,
-    architecture_of_point,
-    pipelines_of,
-    run_folder,
+from planter.arch import Architecture
+from planter.tables import (
+    cost_json,
+    form_text,
+    print_cost,
+    print_front,
+    print_points,
+    training_table,
 )
+from planter.targets import architecture_of_builder, pipelines_of, point_of, run_folder
 
 app = typer.Typer(
     name="planter",
@@ -201,6 +203,8 @@ def check(
         raise typer.Exit(2) from None
     costs = prepared.costs()
     seconds = estimate_seconds(checked, prepared)
+    for warning in prepared.warnings:
+        err.print(f"[yellow]warning:[/yellow] {escape(warning)}", soft_wrap=True)
     if as_json:
         found = {
             "ok": True,
@@ -211,8 +215,6 @@ def check(
         }
         typer.echo(json.dumps(found, indent=2))
         return
-    for warning in prepared.warnings:
-        err.print(f"[yellow]warning:[/yellow] {escape(warning)}", soft_wrap=True)
     table = Table("network", "macs", "parameters", "pipelines", box=None, pad_edge=False)
     for name, cost in costs.items():
         shown = f"random draw {name.removeprefix('sample')}" if name.startswith("sample") else name
@@ -352,58 +354,39 @@ def cost(
     all pipelines and in the training form of the kernels, beside the plain ones.
     """
     from planter.assembly import check_architecture
-    from planter.forms import form_names, form_of
+    from planter.forms import form_names, form_of, forms_of
     from planter.macs import cost as count
     from planter.macs import training_cost
 
-    pipeline = None
+    if kernels is not None and not training:
+        raise ValueError("--kernels is the form a network trains in: give --training with it")
     if "/" in target:
         if widths or option or cut or branch or head:
             raise ValueError(
                 f"{target} has its widths, options and pipelines; give them for a BUILDER"
             )
-        architecture, pipeline, own_kernels = architecture_of_point(target)
+        point, pipeline = point_of(target)
+        architecture = Architecture.from_dict(point.architecture)
+        form, norms = forms_of(point.kernels), point.norms
     else:
-        own_kernels = form_of("kflo:2x4")
+        pipeline, form, norms = None, form_of("kflo:2x4"), "switch_stats"
+        pipelines = pipelines_of(cut or [], branch or [], head or [])
         architecture = architecture_of_builder(
-            target,
-            image,
-            classes,
-            widths,
-            option or [],
-            pipelines_of(cut or [], branch or [], head or []),
+            target, image, classes, widths, option or [], pipelines
         )
     check_architecture(architecture)
-    if kernels is not None and not training:
-        raise ValueError("--kernels is the form a network trains in: give --training with it")
-    found = count(architecture)
-    form = form_of(kernels) if kernels is not None else own_kernels
+    if kernels is not None:
+        form = form_of(kernels)
+    whole = count(architecture, norms=norms)
+    shown = whole if pipeline is None else whole.pipelines[pipeline]
     step = training_cost(architecture, form, batch) if training else None
-    if pipeline is not None:
-        found = replace(found.pipelines[pipeline], pipelines=found.pipelines)
     if as_json:
-        shown = cost_json(found)
+        told = cost_json(shown, whole)
         if step is not None:
-            shown["training"] = {"kernels": form_names(form), **step.to_dict()}
-        typer.echo(json.dumps(shown, indent=2))
+            told["training"] = {"kernels": form_names(form), **step.to_dict()}
+        typer.echo(json.dumps(told, indent=2))
         return
-    table = Table("stage", "output", "macs", "macs_all", "parameters", box=None, pad_edge=False)
-    for stage in found.stages:
-        numbers = (f"{n:,}" for n in (stage.macs, stage.macs_all, stage.params))
-        table.add_row(stage.name, "x".join(map(str, stage.output)), *numbers)
-    table.add_section()
-    for name, way in found.pipelines.items():
-        numbers = (f"{n:,}" for n in (way.macs, way.macs_all, way.params))
-        extra = f"+{way.extra_params:,}" if way.extra_params else ""
-        table.add_row(f"[bold]{name}[/bold]", extra, *numbers)
-    out.print(table)
-    out.print("\nmacs: multiply-adds of convolutions and linear layers, one image, no bias or norm")
-    if len(found.pipelines) > 1:
-        more = found.extra_params / found.pipelines["base"].params
-        out.print(
-            f"all pipelines together store {found.extra_params:,} parameters ({more:.2%}) and "
-            f"{found.extra_statistics:,} norm statistics beside those of base"
-        )
+    print_cost(out, shown, whole)
     if step is not None:
         out.print(training_table(form_names(form), step))
 

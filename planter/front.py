@@ -9,9 +9,12 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from planter.pareto import hypervolume, pareto_front
+
+if TYPE_CHECKING:
+    from planter.norms import NormMode
 
 Method = Literal["plant", "sample", "teacher", "baseline"]
 COLUMNS = [
@@ -29,7 +32,8 @@ class Point:
     """One network that can be shipped: a pipeline of a trial.
 
     `accuracy` is on validation images, 0..1; `train_macs` and `seconds` are those of the whole
-    trial, which its points share; `kernels` names the form it trained in, by part where several.
+    trial, which its points share; `kernels` names the form it trained in, by part where several,
+    `norms` whose the batch norms of shared stages were.
     """
 
     trial: str
@@ -43,6 +47,7 @@ class Point:
     seconds: float
     architecture: Mapping[str, Any]
     kernels: str | Mapping[str, str] = "plain"
+    norms: NormMode = "switch_stats"
 
     @property
     def id(self) -> str:
@@ -78,14 +83,15 @@ def covered(
 def best_family(
     points: Sequence[Point], reference: Sequence[float], limits: Mapping[str, int]
 ) -> list[Point]:
-    """The points of the sampled trial whose networks together cover the largest hypervolume: one
-    set of weights. Empty where no trial was sampled; the earliest of equal ones."""
+    """The points of the sampled trial whose networks within the limits together cover the largest
+    hypervolume: one set of weights. Empty where none covers any; the earliest of equal ones."""
     families: dict[str, list[Point]] = {}
     for point in points:
-        if point.method == "sample":
+        if point.method == "sample" and within(point, limits):
             families.setdefault(point.trial, []).append(point)
     by_trial = [families[trial] for trial in sorted(families)]
-    return max(by_trial, key=lambda family: covered(family, reference, limits), default=[])
+    best = max(by_trial, key=lambda family: covered(family, reference, limits), default=[])
+    return best if covered(best, reference, limits) > 0 else []
 
 
 def document(

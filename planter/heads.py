@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
+import torch
 from torch import Tensor, nn
 
 from planter.backbones import import_object
@@ -26,7 +27,12 @@ def image_head(kind: str, channels: int = 3, *, residual: bool = True) -> nn.Mod
     initial weights. Raises ValueError for an unknown kind.
     """
     if ":" in kind:
-        own = import_object(kind)(channels)
+        function = import_object(kind)
+        try:
+            with torch.device("cpu"):  # it may compute with tensors
+                own = function(channels)
+        except Exception as error:  # the user's code: whatever it raises is told
+            raise ValueError(f"{kind} failed: {type(error).__name__}: {error}") from error
         if not isinstance(own, nn.Module):
             raise ValueError(f"{kind} must return an nn.Module, got {type(own).__name__}")
         return own

@@ -68,24 +68,21 @@ def multi_pipeline_loss(
     temperature: float = 1.0,
     exits: Sequence[str] = (),
     synergy: Synergy | None = None,
-    synergy_weight: float = 1.0,
+    synergy_weight: float | Mapping[tuple[str, str], float] = 1.0,
 ) -> Tensor:
     """`sum_j W_j * loss_j` over pipelines (CNSN eq. 1, Hu eq. 3, DKS eq. 2), or that over
     `sum_j W_j`; and, with `synergy`, `synergy_weight * synergy_loss` of `base` and its `exits`,
-    which are given by depth.
+    which are given by depth, or `synergy_loss` with a weight for each (guide, pupil).
 
     `logits` maps each pipeline to `[batch, classes]`; `weights` default to 1 for each. One
     `kd_weight` stands for every pipeline; a mapping names those that learn from the teacher: DKS
     compares with distillation onto C1 (no exits, or weights of 0), C1 beside deep supervision, and
     onto the exits alone. Raises ValueError for weights of pipelines that are not there, negative
-    ones, or none above 0.
+    ones, or none above 0, and for other settings that mean nothing.
     """
     full = full_weights(logits, weights)
-    if isinstance(kd_weight, Mapping):
-        _refuse_unknown("kd_weight", kd_weight, logits)
-        guided = dict(kd_weight)
-    else:
-        guided = dict.fromkeys(logits, kd_weight)
+    check_loss(logits, reduction, kd_weight, temperature, synergy_weight)
+    guided = kd_weight if isinstance(kd_weight, Mapping) else dict.fromkeys(logits, kd_weight)
     terms = [
         weight
         * classification_loss(
@@ -102,8 +99,12 @@ def multi_pipeline_loss(
     if reduction == "mean":
         total = total / sum(full.values())
     if synergy is not None:
+        _refuse_unknown("synergy", [*exits, "base"], logits)
         classifiers = {name: logits[name] for name in [*exits, "base"]}
-        total = total + synergy_weight * synergy_loss(classifiers, synergy)
+        if isinstance(synergy_weight, Mapping):
+            total = total + synergy_loss(classifiers, synergy, synergy_weight)
+        else:
+            total = total + synergy_weight * synergy_loss(classifiers, synergy)
     return total
 
 
@@ -114,10 +115,30 @@ def full_weights(
     names, weights = list(names), dict(weights or {})
     _refuse_unknown("weights", weights, names)
     full = {name: float(weights.get(name, 1.0)) for name in names}
-    sound = all(math.isfinite(weight) and weight >= 0 for weight in full.values())
+    sound = all(weight >= 0 and math.isfinite(weight) for weight in full.values())
     if not sound or not any(full.values()):
         raise ValueError(f"pipeline weights must be >= 0 and one above 0, got {full}")
     return full
+
+
+def check_loss(
+    names: Iterable[str],
+    reduction: str,
+    kd_weight: float | Mapping[str, float],
+    temperature: float,
+    synergy_weight: float | Mapping[tuple[str, str], float],
+) -> None:
+    """Raises ValueError for settings of `multi_pipeline_loss` that mean nothing."""
+    if reduction not in ("sum", "mean"):
+        raise ValueError(f"reduction is 'sum' or 'mean', got {reduction!r}")
+    if isinstance(kd_weight, Mapping):
+        _refuse_unknown("kd_weight", kd_weight, names)
+    for what, given in (("kd_weight", kd_weight), ("synergy_weight", synergy_weight)):
+        for weight in given.values() if isinstance(given, Mapping) else [given]:
+            if not (_is_number(weight) and weight >= 0):
+                raise ValueError(f"{what} must be >= 0, got {given!r}")
+    if not (_is_number(temperature) and temperature > 0):
+        raise ValueError(f"temperature must be above 0, got {temperature!r}")
 
 
 def synergy_loss(
@@ -161,3 +182,7 @@ def synergy_loss(
 def _refuse_unknown(what: str, given: Iterable[str], names: Iterable[str]) -> None:
     if unknown := sorted(set(given) - set(names)):
         raise ValueError(f"{what} name {', '.join(unknown)}; pipelines are {', '.join(names)}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)

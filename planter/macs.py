@@ -23,6 +23,7 @@ from planter.blocks import expanded_layers
 from planter.forms import Kernels
 from planter.kernels import expand_kernels_
 from planter.modes import evaluating
+from planter.norms import NormMode
 from planter.pipelines import BRANCH, Pipelines
 from planter.places import image_of
 
@@ -112,10 +113,15 @@ def _trained(network: nn.Module) -> int:
     return sum(p.numel() for p in network.parameters() if p.grad is not None)
 
 
-def cost(network: Architecture | nn.Module, image: Sequence[int] | None = None) -> Cost:
+def cost(
+    network: Architecture | nn.Module,
+    image: Sequence[int] | None = None,
+    norms: NormMode = "switch_stats",
+) -> Cost:
     """Multiply-adds and parameters of a network for one image of shape (channels, height, width).
 
-    An architecture is counted without allocating its weights, and knows its image. A module is run
+    An architecture is counted without allocating its weights, and knows its image; `norms` says
+    what of shared batch norms each of its entries stores for itself. A module is run
     once on one blank image, in eval mode, and left in the mode it had. Raises ValueError for a
     module with expanded kernels: the count is that of the network that is shipped.
     """
@@ -123,7 +129,7 @@ def cost(network: Architecture | nn.Module, image: Sequence[int] | None = None) 
         shape = image or network.options.get("image")
         if shape is None:
             raise ValueError("cost needs the image shape, e.g. image=(3, 32, 32)")
-        return _cost(build_without_data(network), torch.empty(1, *shape, device="meta"))
+        return _cost(build_without_data(network, norms), torch.empty(1, *shape, device="meta"))
     if image is None:
         raise ValueError("cost of a module needs the image shape, e.g. image=(3, 32, 32)")
     like = next(network.parameters())

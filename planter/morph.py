@@ -28,7 +28,8 @@ def inherit_weights(
     fresh. A narrower child takes the leading part: sub-network extraction. Flattened maps append
     at the end, so leading slices are right there too. The rule holds for `[out, in, ...]` layouts
     (convolutions, linear layers, norms); it does not keep the function across concatenation,
-    group norm over all channels or grouped convolutions.
+    group norm over all channels, grouped convolutions, shortcuts that pad with zero channels, and
+    where a shortcut that was the identity becomes a convolution.
 
     Raises ValueError where a layer of either is expanded: its factors have no leading slice.
     """

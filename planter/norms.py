@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Literal, get_args
@@ -42,16 +42,25 @@ def own_norm(norm: nn.Module, mode: NormMode) -> nn.Module:
 def switched(norms: Mapping[nn.Module, Sequence[nn.Module]]) -> Iterator[None]:
     """Within the block each norm takes its batch in as many equal parts as norms are given for it,
     and leaves each part to that norm."""
+    found = {norm: norm.__dict__.get("forward") for norm in norms}  # somebody else's, if any
     for norm, own in norms.items():
-        norm.__dict__["forward"] = partial(_by_parts, own)
+        steps = [_forward(one, found.get(one)) for one in own]
+        norm.__dict__["forward"] = partial(_by_parts, steps)
     try:
         yield
     finally:
-        for norm in norms:
-            del norm.__dict__["forward"]
+        for norm, before in found.items():
+            if before is None:
+                del norm.__dict__["forward"]
+            else:
+                norm.__dict__["forward"] = before
 
 
-def _by_parts(norms: Sequence[nn.Module], x: Tensor) -> Tensor:
-    # The class's forward: that of the norm itself is this function just now.
-    parts = [type(n).forward(n, part) for n, part in zip(norms, x.chunk(len(norms)), strict=True)]
+def _forward(norm: nn.Module, before: Callable[[Tensor], Tensor] | None) -> Callable[..., Tensor]:
+    # The class's: that of the norm itself will be `_by_parts`.
+    return before or norm.__dict__.get("forward") or partial(type(norm).forward, norm)
+
+
+def _by_parts(steps: Sequence[Callable[[Tensor], Tensor]], x: Tensor) -> Tensor:
+    parts = [step(part) for step, part in zip(steps, x.chunk(len(steps)), strict=True)]
     return torch.cat(parts) if len(parts) > 1 else parts[0]

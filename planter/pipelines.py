@@ -18,8 +18,10 @@ from torch import Tensor, nn
 
 from planter.blocks import expanded_layers
 from planter.norms import NormMode, batch_norms, check_norm_mode, own_norm, switched
-from planter.places import stage_names
+from planter.places import is_staged, stage_names
 
+_Group = tuple[str, ...]
+"""Pipelines whose maps stand one after another in one batch."""
 _HEAD, BRANCH = "head", "branch"
 _RESERVED = (_HEAD, "step_down", "image_head", BRANCH)
 
@@ -61,7 +63,7 @@ class Pipelines(nn.Module):
         self.names = ["base", *ways]
         self._before: dict[str, str] = {}
         self._after: dict[str, str] = {}
-        stages = stage_names(backbone) if ways else []
+        stages = stage_names(backbone) if ways or is_staged(backbone) else []
         if taken := sorted(set(stages) & set(_RESERVED)):
             raise ValueError(f"a stage cannot be called {taken[0]!r}; planter uses that name")
         for name, way in ways.items():
@@ -82,14 +84,15 @@ class Pipelines(nn.Module):
                 self._after[name] = way.after
         self.modules_of = nn.ModuleDict({name: way.module for name, way in ways.items()})
         self.norms = nn.ModuleDict()
-        # The norms of each part that an entry shares, with the names of their kin in `self.norms`.
-        self._shared: dict[str, dict[nn.Module, str]] = {}
-        names: dict[nn.Module, str] = {}
+        # Where in each part the norms stand that an entry shares, and the names of their kin in
+        # `self.norms`. Places, not modules: a norm may be replaced, e.g. by its kind for many GPUs.
+        self._shared: dict[str, dict[str, str]] = {}
+        keys: dict[nn.Module, str] = {}
         for name, before in self._before.items():
             for place, part in self._behind(before):
                 for inner, norm in batch_norms(part).items():
-                    key = names.setdefault(norm, f"{place}.{inner}".replace(".", "/"))
-                    self._shared.setdefault(place, {})[norm] = key
+                    key = keys.setdefault(norm, f"{place}.{inner}".replace(".", "/"))
+                    self._shared.setdefault(place, {})[inner] = key
                     if norms != "shared" and f"{name}/{key}" not in self.norms:
                         self.norms[f"{name}/{key}"] = own_norm(norm, norms)
 
@@ -106,12 +109,14 @@ class Pipelines(nn.Module):
 
     def forward(self, images: Tensor, names: Collection[str] | None = None) -> dict[str, Tensor]:
         """Logits `[batch, classes]` by pipeline for images `[batch, channels, height, width]`; of
-        the pipelines `names` alone, where given.
+        the pipelines `names` alone, where given. Raises ValueError for a name that is not there.
 
         In training, pipelines whose maps have the same shape go through shared stages as one
         batch, the norms apart. In eval mode each goes alone, and so gives the very bits of the
         network that `detach` makes of it.
         """
+        if names is not None and (isinstance(names, str) or not set(names) <= set(self.names)):
+            raise ValueError(f"names {names!r}: expected some of {self.names}")
         wanted = [name for name in self.names if names is None or name in names]
         taps = {self._after[name] for name in wanted if name in self._after}
         logits: dict[str, Tensor] = {}
@@ -119,18 +124,18 @@ class Pipelines(nn.Module):
         for place, part in self._parts():
             for name in wanted:
                 if self._before.get(name) == place:
-                    running[(name,)] = self.modules_of[name](images)
+                    running[(name,)] = self._own(name, images)
             if self.training:
                 running = _merged(running)
             for group, x in running.items():
-                with switched(self._norms_of(group, place)):
+                with switched(self._norms_of(group, place, part)):
                     running[group] = part(x)
             if place in taps:
                 # The base was there from the start: it is the first of its group.
                 maps = next(x for group, x in running.items() if group[0] == "base")[: len(images)]
                 for name in wanted:
                     if self._after.get(name) == place:
-                        logits[name] = self.modules_of[name](maps)
+                        logits[name] = self._own(name, maps)
                 taps.remove(place)
                 if not taps and "base" not in wanted:
                     running = _without_base(running, len(images))
@@ -139,7 +144,8 @@ class Pipelines(nn.Module):
         return {name: logits[name] for name in wanted}
 
     def detach(self, name: str) -> nn.Module:
-        """An independent plain network that computes what pipeline `name` computes.
+        """An independent plain network that computes what pipeline `name` computes: a sequence of
+        the backbone's own parts, without wrapper, hook or parametrization.
 
         Raises ValueError for an unknown name and while kernels are expanded.
         """
@@ -149,7 +155,7 @@ class Pipelines(nn.Module):
             raise ValueError(
                 f"{expanded[0]} is expanded; collapse_kernels_(model) before detaching"
             )
-        if name == "base" and not hasattr(self.backbone, "stages"):
+        if name == "base" and not is_staged(self.backbone):
             return copy.deepcopy(self.backbone)
         if name == "base":
             parts = self._parts()
@@ -164,8 +170,8 @@ class Pipelines(nn.Module):
         # A deep copy takes from its memo what it finds there: the pipeline's own norms.
         own = {
             id(norm): copy.deepcopy(norms[0])
-            for place, _ in parts
-            for norm, norms in self._norms_of((name,), place).items()
+            for place, part in parts
+            for norm, norms in self._norms_of((name,), place, part).items()
         }
         alone = copy.deepcopy(nn.Sequential(OrderedDict(parts)), own)
         alone.training = self.training
@@ -178,11 +184,9 @@ class Pipelines(nn.Module):
 
     def _parts(self) -> list[tuple[str, nn.Module]]:
         """The stages and the head by name, in order: the modules themselves, no copies."""
-        if not hasattr(self.backbone, "stages"):
+        if not is_staged(self.backbone):
             return [(_HEAD, self.backbone)]
-        stages, head = self.backbone.stages, self.backbone.head
-        assert isinstance(stages, nn.Sequential)
-        assert isinstance(head, nn.Module)
+        stages, head = self.backbone.get_submodule("stages"), self.backbone.get_submodule("head")
         names = stage_names(self.backbone)
         return [*((name, stages.get_submodule(name)) for name in names), (_HEAD, head)]
 
@@ -190,18 +194,28 @@ class Pipelines(nn.Module):
         parts = self._parts()
         return parts[[place for place, _ in parts].index(before) :]
 
-    def _norms_of(self, group: _Group, place: str) -> dict[nn.Module, list[nn.Module]]:
+    def _norms_of(
+        self, group: _Group, place: str, part: nn.Module
+    ) -> dict[nn.Module, list[nn.Module]]:
         """For each shared norm of a part, the one that each pipeline of a group has instead."""
         found = {}
-        for norm, key in self._shared.get(place, {}).items():
+        for inner, key in self._shared.get(place, {}).items():
+            norm = part.get_submodule(inner)
             own = (f"{name}/{key}" for name in group)
             # A ModuleDict has no `get`.
             found[norm] = [self.norms[k] if k in self.norms else norm for k in own]  # noqa: SIM401
         return found
 
-
-_Group = tuple[str, ...]
-"""Pipelines whose maps stand one after another in one batch."""
+    def _own(self, name: str, x: Tensor) -> Tensor:
+        """What the module of an entry or exit makes of an input that others read as well."""
+        before = None if x.is_inference() else x._version
+        made: Tensor = self.modules_of[name](x)
+        if before is not None and x._version != before:
+            raise ValueError(
+                f"pipeline {name}: its module changes its input in place, which other pipelines "
+                "read as well; build it with inplace=False"
+            )
+        return made
 
 
 def _merged(running: dict[_Group, Tensor]) -> dict[_Group, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -26,48 +27,57 @@ class Cut:
 def cuts(architecture: Architecture) -> dict[str, Cut]:
     """The legal cuts of an architecture by alias: `cutN` stands before the stage after the Nth.
 
-    Shapes are read off a forward pass without data. Raises ValueError for a network without
-    `stages` and `head`, and for an image the network cannot take.
+    Shapes are read off a forward pass without data; a stage behind a flattened map has no cut
+    before it. Raises ValueError for a network without `stages` and `head`, and for an image the
+    network cannot take.
     """
     channels, height, width = image_of(architecture)
     backbone = backbone_without_data(replace(architecture, pipelines={})).eval()
     names = stage_names(backbone)
-    with torch.device("meta"):
-        # Enlarged, so that poolings that round an odd size down do not blur the stride.
-        x = torch.empty(1, channels, 32 * height, 32 * width)
-    found = {}
-    for i, name in enumerate(names):
-        if i:
-            stride = 32 * height // int(x.shape[2])
-            found[f"cut{i}"] = Cut(name, int(x.shape[1]), stride, names[i - 1])
-        x = backbone.stages.get_submodule(name)(x)  # type: ignore[union-attr]
-    return found
+    # Enlarged, so that poolings that round an odd size down do not blur the stride; as it is where
+    # a stage takes that size alone.
+    for times in (32, 1):
+        maps = torch.empty(1, channels, times * height, times * width, device="meta")
+        found: dict[str, Cut] = {}
+        try:
+            for i, name in enumerate(names):
+                if i and maps.dim() == 4:
+                    stride = times * height // maps.shape[2]
+                    found[f"cut{i}"] = Cut(name, maps.shape[1], stride, names[i - 1])
+                maps = backbone.get_submodule(f"stages.{name}")(maps)
+            return found
+        except RuntimeError as error:
+            failed = f"stage {name} cannot take a map of shape {list(maps.shape[1:])}: {error}"
+    raise ValueError(f"{architecture.builder} with image {channels}x{height}x{width}: {failed}")
 
 
 def find_entry(known: Mapping[str, Cut], place: str) -> Cut:
-    """The cut of that alias, before the stage of that name, or before the group of stages
+    """The cut of that alias, before the stage of that name, or else before the group of stages
     (`group2` for `group2_1`). Raises ValueError, listing the legal ones."""
     for alias, cut in known.items():
-        if place in (alias, cut.before) or cut.before == f"{place}_1":
+        if place in (alias, cut.before):
+            return cut
+    for cut in known.values():
+        if cut.before == f"{place}_1":
             return cut
     listed = ", ".join(f"{alias} (before {cut.before})" for alias, cut in known.items())
-    raise ValueError(f"{_refusal(known, place)}; cuts are {listed}")
+    raise ValueError(f"{_refusal(known, place)}; cuts are {listed or 'none'}")
 
 
 def find_exit(known: Mapping[str, Cut], place: str) -> Cut:
-    """The cut of that alias, after the stage of that name, or after the group of stages. Raises
-    ValueError, listing the legal ones: behind the last stage stands the network's own head."""
-    matching = [
-        cut
-        for alias, cut in known.items()
-        if place in (alias, cut.after) or cut.after.rpartition("_")[0] == place
-    ]
-    # The last stage is after no cut; the group it belongs to would end there.
+    """The cut of that alias, after the stage of that name, or else after the group of stages.
+    Raises ValueError, listing the legal ones: behind the last stage stands the network's own head.
+    """
+    for alias, cut in known.items():
+        if place in (alias, cut.after):
+            return cut
     last = list(known.values())[-1].before if known else ""
-    if matching and last.rpartition("_")[0] != place:
+    # Where the last stage belongs to the group, the group ends with the network.
+    in_group = re.compile(rf"{re.escape(place)}_\d+").fullmatch
+    if (matching := [cut for cut in known.values() if in_group(cut.after)]) and not in_group(last):
         return matching[-1]
     listed = ", ".join(f"{alias} (after {cut.after})" for alias, cut in known.items())
-    raise ValueError(f"{_refusal(known, place)}; a branch may leave at {listed}")
+    raise ValueError(f"{_refusal(known, place)}; a branch may leave at {listed or 'none'}")
 
 
 def image_of(architecture: Architecture) -> tuple[int, int, int]:
@@ -89,20 +99,28 @@ def backbone_without_data(architecture: Architecture) -> nn.Module:
     """The backbone of an architecture on torch's meta device: shapes without numbers."""
     if not is_known(architecture.builder):
         # A user's builder may compute with tensors, e.g. rates that rise from layer to layer.
-        return build_backbone(architecture).to("meta")
+        with torch.device("cpu"):
+            return build_backbone(architecture).to("meta")
     with torch.device("meta"):
         return build_backbone(architecture)
 
 
+def is_staged(backbone: nn.Module) -> bool:
+    """Whether a network has `stages`, an `nn.Sequential`, and a `head`; it then must compute
+    `head(stages(images))`."""
+    stages, head = getattr(backbone, "stages", None), getattr(backbone, "head", None)
+    return isinstance(stages, nn.Sequential) and isinstance(head, nn.Module)
+
+
 def stage_names(backbone: nn.Module) -> list[str]:
     """Names of a backbone's stages, in order. Raises ValueError where it has none."""
-    stages = getattr(backbone, "stages", None)
-    if not isinstance(stages, nn.Sequential) or not hasattr(backbone, "head"):
+    if not is_staged(backbone):
         raise ValueError(
             f"{type(backbone).__name__} has no named stages: pipelines need a network with "
             "stages (an nn.Sequential of named modules) and head, e.g. planter's StagedNet"
         )
-    return list(stages._modules)  # named_children() leaves out a module used twice
+    # named_children() leaves out a module used twice.
+    return list(backbone.get_submodule("stages")._modules)
 
 
 def _refusal(known: Mapping[str, Cut], place: str) -> str:

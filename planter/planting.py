@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
@@ -15,6 +16,7 @@ from planter.data import Split
 from planter.freeze import freeze_inherited_, thaw_
 from planter.losses import classification_loss
 from planter.morph import inherit_weights
+from planter.places import image_of
 from planter.recipe import Recipe
 from planter.train import Batch, Epoch, fit, predict
 
@@ -32,12 +34,25 @@ def plant(
     reads them (step 3 of the slides).
 
     With `outgoing="zero"`, our reading of what the slides leave open, the child starts as the
-    function its parent is.
+    function its parent is; a network where that cannot be is refused with a ValueError.
     """
     wider = architecture.widen(layer, channels)
     child = build_network(wider, seed=seed)
     inherit_weights(child, parent, outgoing)
+    if outgoing == "zero" and not _same_function(child, parent, image_of(architecture)):
+        raise ValueError(
+            f"{architecture.builder} cannot grow in {layer}: the wider network does not start as "
+            "its parent's function (new channels meet old ones in a shortcut, a concatenation, ...)"
+        )
     return wider, child
+
+
+def _same_function(child: nn.Module, parent: nn.Module, image: tuple[int, int, int]) -> bool:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(2, *image, generator=generator, dtype=torch.float64)
+    with torch.no_grad():
+        new, old = (copy.deepcopy(net).cpu().double().eval()(images) for net in (child, parent))
+    return bool((new - old).abs().max() <= 1e-9 * (1 + old.abs().max()))
 
 
 def train_plant(

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-import math
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from torch import Tensor
+
 from planter.arch import Architecture
-from planter.branches import SIMPLE
+from planter.branches import SIMPLE, default_kind
 from planter.forms import Kernels
-from planter.losses import Synergy, full_weights
+from planter.losses import Synergy, check_loss, full_weights, multi_pipeline_loss
 from planter.norms import NormMode, check_norm_mode
+from planter.pipelines import Pipelines
 from planter.study_file import shipped_folder
+from planter.train import Batch
 
 
 @dataclass(frozen=True)
@@ -39,21 +42,16 @@ class Candidate:
     kd_weight: float | Mapping[str, float] = 0.0
     temperature: float = 1.0
     synergy: Synergy | None = None
-    synergy_weight: float = 1.0
+    synergy_weight: float | Mapping[tuple[str, str], float] = 1.0
     norms: NormMode = "switch_stats"
     recipe: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        full_weights(self.names, self.weights)
+        weights = full_weights(self.names, self.weights)
         check_norm_mode(self.norms)
-        guided = self.kd_weight if isinstance(self.kd_weight, Mapping) else {"base": self.kd_weight}
-        for name, weight in guided.items():
-            if name not in self.names:
-                raise ValueError(f"kd_weight names {name}; pipelines are {', '.join(self.names)}")
-            if not (math.isfinite(weight) and weight >= 0):
-                raise ValueError(f"kd_weight of {name} must be >= 0, got {weight}")
-        if self.reduction not in ("sum", "mean"):
-            raise ValueError(f"reduction is 'sum' or 'mean', got {self.reduction!r}")
+        check_loss(
+            self.names, self.reduction, self.kd_weight, self.temperature, self.synergy_weight
+        )
         if self.synergy is None:
             return
         if self.synergy not in get_args(Synergy):
@@ -62,6 +60,11 @@ class Candidate:
             raise ValueError(
                 f"synergy {self.synergy} is between base and its branches, but no pipeline is a "
                 'branch: {"after": CUT}'
+            )
+        if idle := [name for name in ("base", *self.branches) if not weights[name]]:
+            raise ValueError(
+                f"{idle[0]} has weight 0 and so is not trained, but synergy {self.synergy} is "
+                "between base and every branch"
             )
 
     @property
@@ -73,14 +76,14 @@ class Candidate:
     def branches(self) -> dict[str, str]:
         """The kind of each auxiliary branch."""
         specs = self.architecture.pipelines
-        return {n: spec.get("branch", "blocks") for n, spec in specs.items() if "after" in spec}
+        default = default_kind(self.architecture.builder)
+        return {n: spec.get("branch", default) for n, spec in specs.items() if "after" in spec}
 
     @property
     def trained(self) -> list[str]:
-        """The pipelines that take part in the loss."""
+        """The pipelines that are trained: those with a weight above 0."""
         weights = full_weights(self.names, self.weights)
-        synergy = {"base", *self.branches} if self.synergy else set()
-        return [name for name in self.names if weights[name] or name in synergy]
+        return [name for name in self.names if weights[name]]
 
     @property
     def guided(self) -> bool:
@@ -99,6 +102,25 @@ class Candidate:
             f"synergy with simple branches ({', '.join(simple)}): in DKS's Table 3 it made the "
             "network worse than none (35.09 and 32.52 % error against 29.97); branch: blocks helps"
         ]
+
+    def loss(self, network: Pipelines, batch: Batch) -> Tensor:
+        """What a step of the training minimises."""
+        trained = self.trained
+        kd_weight = self.kd_weight
+        if isinstance(kd_weight, Mapping):
+            kd_weight = {name: weight for name, weight in kd_weight.items() if name in trained}
+        return multi_pipeline_loss(
+            network(batch.images, trained),
+            batch.labels,
+            batch.teacher,
+            weights={name: weight for name, weight in self.weights.items() if name in trained},
+            reduction=self.reduction,
+            kd_weight=kd_weight,
+            temperature=self.temperature,
+            exits=network.exits,
+            synergy=self.synergy,
+            synergy_weight=self.synergy_weight,
+        )
 
 
 Space = Callable[[Any], Candidate]

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 _COMPARED = ("teacher", "baseline")
 
 
-def cost_json(cost: Cost) -> dict[str, Any]:
+def cost_json(shown: Cost, whole: Cost) -> dict[str, Any]:
+    """A network's cost by stage, and that of all pipelines of the whole it belongs to."""
     stages = [
         {
             "name": stage.name,
@@ -23,21 +24,50 @@ def cost_json(cost: Cost) -> dict[str, Any]:
             "params": stage.params,
             "output": list(stage.output),
         }
-        for stage in cost.stages
+        for stage in shown.stages
     ]
-    whole = {"macs": cost.macs, "macs_all": cost.macs_all, "params": cost.params, "stages": stages}
-    ways = {
-        name: {
-            "macs": way.macs,
-            "macs_all": way.macs_all,
-            "params": way.params,
-            "extra_params": way.extra_params,
-            "extra_statistics": way.extra_statistics,
-        }
-        for name, way in cost.pipelines.items()
+    return {
+        **_numbers(shown),
+        "stages": stages,
+        "pipelines": {
+            name: {**_numbers(way), **_extra(way)} for name, way in whole.pipelines.items()
+        },
+        **_extra(whole),
     }
-    extra = {"extra_params": cost.extra_params, "extra_statistics": cost.extra_statistics}
-    return {**whole, "pipelines": ways, **extra}
+
+
+def _numbers(cost: Cost) -> dict[str, int]:
+    return {"macs": cost.macs, "macs_all": cost.macs_all, "params": cost.params}
+
+
+def _extra(cost: Cost) -> dict[str, int]:
+    return {"extra_params": cost.extra_params, "extra_statistics": cost.extra_statistics}
+
+
+def print_cost(out: Console, shown: Cost, whole: Cost) -> None:
+    """A network's cost by stage, that of every pipeline of the whole, and what these store."""
+    table = Table("stage", "output", "macs", "macs_all", "parameters", box=None, pad_edge=False)
+    for stage in shown.stages:
+        numbers = (f"{n:,}" for n in (stage.macs, stage.macs_all, stage.params))
+        table.add_row(stage.name, "x".join(map(str, stage.output)), *numbers)
+    out.print(table)
+    several = len(whole.pipelines) > 1
+    columns = ["beside base"] if several else []
+    table = Table("pipeline", "macs", "macs_all", "parameters", *columns, box=None, pad_edge=False)
+    for name, way in whole.pipelines.items():
+        numbers = (f"{n:,}" for n in _numbers(way).values())
+        extra = [f"{way.extra_params:,}"] if several else []
+        table.add_row(f"[bold]{name}[/bold]", *numbers, *extra)
+    out.print()
+    out.print(table)
+    out.print("\nmacs: multiply-adds of convolutions and linear layers, one image, no bias or norm")
+    if several:
+        more = whole.extra_params / whole.pipelines["base"].params
+        out.print(
+            f"all pipelines together store {whole.extra_params:,} parameters ({more:.2%}) and "
+            f"{whole.extra_statistics:,} norm statistics beside those of base",
+            soft_wrap=True,
+        )
 
 
 def form_text(form: str | Mapping[str, str]) -> str:

@@ -11,7 +11,7 @@ import yaml
 from planter.arch import Architecture
 
 if TYPE_CHECKING:
-    from planter.forms import Kernels
+    from planter.front import Point
 
 
 def run_folder(name: str) -> Path:
@@ -51,7 +51,7 @@ def pipelines_of(
     named: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in cuts]
     for text in branches:
         place, _, kind = text.partition("=")
-        named.append((f"branch-{place}", {"after": place, "branch": kind or "blocks"}))
+        named.append((f"branch-{place}", {"after": place, **({"branch": kind} if kind else {})}))
     named += [
         (f"head-{kind.replace(':', '-').replace('.', '-')}", {"head": kind}) for kind in heads
     ]
@@ -61,11 +61,10 @@ def pipelines_of(
     return dict(named)
 
 
-def architecture_of_point(target: str) -> tuple[Architecture, str | None, Kernels | None]:
-    """The architecture of RUN/TRIAL or RUN/TRIAL/PIPELINE, the pipeline if one is named, and the
-    form it trained in."""
+def point_of(target: str) -> tuple[Point, str | None]:
+    """The point RUN/TRIAL/PIPELINE and the name of its pipeline, or any of RUN/TRIAL and None.
+    Raises ValueError where there is none."""
     from planter.driver.read import read_points
-    from planter.forms import forms_of
 
     parts = target.split("/")
     for at in range(len(parts) - 1, 0, -1):
@@ -76,9 +75,7 @@ def architecture_of_point(target: str) -> tuple[Architecture, str | None, Kernel
             continue
         for point in read_points(folder):
             if wanted in (point.trial, point.id):
-                way = point.pipeline if wanted == point.id else None
-                architecture = Architecture.from_dict(point.architecture)
-                return architecture, way, forms_of(point.kernels)
+                return point, point.pipeline if wanted == point.id else None
         raise ValueError(f"{run} has no point {wanted!r}; planter show {run} lists them")
     raise ValueError(f"no run in {target!r}: expected RUN/ID, e.g. quickstart/s0012/cut2")
 

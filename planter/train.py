@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -86,12 +86,16 @@ def fit(
         )
     start = 0
     if checkpoint is not None and (state := read_training(checkpoint)) is not None:
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        if average is not None and "average" in state:  # the setting may be newer
-            average.load_state_dict(state["average"])
-        start = state["epoch"]
-        log.info("taken up after epoch %d of %d", start, recipe.epochs)
+        if _shapes(state["model"]) == _shapes(model.state_dict()):
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+            if average is not None and "average" in state:  # the setting may be newer
+                average.load_state_dict(state["average"])
+            start = state["epoch"]
+            log.info("taken up after epoch %d of %d", start, recipe.epochs)
+        else:
+            # An older planter may have called the parts otherwise.
+            log.warning("%s is of another network; the training starts afresh", checkpoint)
     saved_at = time.monotonic()
     for epoch in range(start, recipe.epochs):
         began = time.monotonic()
@@ -258,7 +262,16 @@ def _plain_batches(split: Split, order: Tensor | None = None) -> Iterator[tuple[
 def _eval_logits(model: nn.Module, images: Tensor) -> Tensor:
     with evaluating(model), torch.no_grad():
         logits: Tensor = model(images)
+    if not isinstance(logits, Tensor):
+        raise TypeError(
+            f"{type(model).__name__} gives {type(logits).__name__}, expected logits "
+            "[batch, classes]; of several pipelines take one: network.detach(name)"
+        )
     return logits
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in state.items()}
 
 
 def _cuda_devices(split: Split) -> list[torch.device]:

@@ -32,7 +32,10 @@ def space(trial, *, image, classes):
         kernel = stride + 2 * trial.suggest_int(f"cut{i}_overlap", 0, 2)
         if stride == 1 and kernel % 2 == 0:
             kernel += 1
-        pipelines[f"sub{i}"] = {"before": cut.before, "stride": stride, "kernel": kernel}
+        spec = {"before": cut.before, "stride": stride, "kernel": kernel}
+        if spec in pipelines.values():
+            continue  # the same sub-model twice
+        pipelines[f"sub{i}"] = spec
         weights[f"sub{i}"] = trial.suggest_float(f"cut{i}_weight", 0.3, 2.0, log=True)
 
     synergy = None
@@ -58,7 +61,9 @@ def space(trial, *, image, classes):
 
     # The teacher guides no pipeline, the base, the others, or all.
     kd_weight = {}
-    guided = trial.suggest_categorical("guided", ["none", "base", "others", "all"])
+    several = ["none", "base", "others", "all"]
+    name, choices = ("guided", several) if pipelines else ("guided_alone", ["none", "base"])
+    guided = trial.suggest_categorical(name, choices)
     if guided != "none":
         weight = trial.suggest_float("kd_weight", 0.3, 4.0, log=True)
         names = {"base": ["base"], "others": pipelines, "all": ["base", *pipelines]}[guided]

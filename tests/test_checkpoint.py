@@ -16,6 +16,7 @@ from torch import nn
 
 from planter import assembly, checkpoint
 from planter.arch import Architecture
+from planter.backbones import StagedNet
 from planter.checkpoint import content_key, load, read_spec, read_training, save, write_training
 
 _CUT = {"cut2": {"before": "conv3", "stride": 2, "kernel": 2}}
@@ -345,3 +346,67 @@ def test_a_network_cut_short_is_refused_by_name(tmp_path, name):
     file.write_bytes(file.read_bytes()[:-20])
     with pytest.raises(ValueError, match="net"):
         load(tmp_path / "net")
+
+
+def _head(channels):
+    return nn.Conv2d(channels, channels, 3, padding=1)
+
+
+_FAMILY = Architecture(
+    "nets:residual",
+    {"stem": 4, "inner1": 3, "down": 6, "inner2": 5},
+    {"classes": 4, "image": [3, 8, 8]},
+    {
+        "late": {"before": "block2"},
+        "exit": {"after": "down", "branch": "conv"},
+        "rest": {"after": "cut1", "branch": "rest"},
+        "sharp": {"head": "fsrcnn", "residual": False},
+        "mine": {"head": "test_checkpoint:_head"},
+    },
+)
+_KNOWN = Architecture(
+    "toy", _TOY.widths, _TOY.options, {"cut1": {}, "mine": _FAMILY.pipelines["mine"]}
+)
+
+
+@pytest.mark.parametrize("name", ["base", *_FAMILY.pipelines])
+def test_any_pipeline_of_a_family_comes_back_bit_for_bit(tmp_path, name):
+    whole = assembly.build(_FAMILY, 3).train()
+    images = torch.rand(5, 3, 8, 8)
+    whole(images)  # statistics of each pipeline's own
+    network = whole.eval().detach(name)
+    save(tmp_path / "net", network, _FAMILY, name, {})
+    loaded = load(tmp_path / "net", own_code=True)
+    assert list(loaded._modules) == list(network._modules)
+    assert _equal_states(loaded, network)
+    with torch.no_grad():
+        assert torch.equal(loaded(images), whole(images)[name])
+
+
+def test_a_head_of_the_users_own_is_not_called_without_asking(tmp_path, monkeypatch):
+    save(tmp_path / "net", assembly.build_network(_KNOWN, "mine"), _KNOWN, "mine", {})
+    monkeypatch.setitem(globals(), "_head", lambda channels: pytest.fail("was called"))
+    with pytest.raises(ValueError, match=r"calling 'test_checkpoint:_head'.*own_code=True"):
+        load(tmp_path / "net")
+
+
+@pytest.mark.parametrize("name", ["base", "cut1"])
+def test_another_pipeline_is_loaded_without_the_heads_code(tmp_path, monkeypatch, name):
+    network = assembly.build_network(_KNOWN, name)
+    save(tmp_path / "net", network, _KNOWN, name, {})
+    monkeypatch.setitem(globals(), "_head", lambda channels: pytest.fail("was called"))
+    assert _equal_states(load(tmp_path / "net"), network)
+
+
+def test_a_stage_used_twice_is_saved(tmp_path):
+    name = "test_checkpoint:_twice"
+    architecture = Architecture(name, {}, {"classes": 4, "image": [3, 8, 8]})
+    network = assembly.build_network(architecture)
+    save(tmp_path / "net", network, architecture, "base", {})
+    assert _equal_states(load(tmp_path / "net", own_code=True), network)
+
+
+def _twice(widths, *, classes):
+    stage = nn.Conv2d(3, 3, 3, padding=1)
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, classes))
+    return StagedNet(nn.Sequential(stage, nn.ReLU(), stage), head)

@@ -374,3 +374,66 @@ def test_show_and_cost_know_the_form_a_trial_was_trained_in(call, place):
     assert extra > 0
     assert expanded.train_macs == 3 * macs * 180 * 2 + extra * 12
     assert json.loads(call(*arguments, "--kernels", "plain")[1])["training"]["kernels"] == "plain"
+
+
+PIPELINE_KEYS = {"macs", "macs_all", "params", "extra_params", "extra_statistics"}
+
+
+def test_cost_of_every_kind_of_pipeline_is_json(call):
+    code, out, _ = call(
+        "cost", "vgg16", "--cut", "cut2", "--branch", "cut7=rest", "--branch", "conv3=fc",
+        "--head", "fsrcnn", "--json",
+    )  # fmt: skip
+    assert code == 0
+    found = json.loads(out)
+    ways = found["pipelines"]
+    assert list(ways) == ["base", "cut2", "branch-cut7", "branch-conv3", "head-fsrcnn"]
+    assert {key for way in ways.values() for key in way} == PIPELINE_KEYS
+    assert ways["cut2"]["extra_params"] == 896
+    # conv8 ... conv13, their norms and the linear layer once more.
+    rest = 9 * 256 * 512 + 5 * 9 * 512 * 512 + 6 * 2 * 512 + 513 * 10
+    assert ways["branch-cut7"]["extra_params"] == rest
+    assert ways["branch-cut7"]["macs"] == ways["base"]["macs"]
+    assert ways["branch-conv3"]["extra_params"] == 128 * 129 + 129 * 10
+    assert ways["head-fsrcnn"]["extra_params"] == 27_263
+    assert ways["head-fsrcnn"]["macs"] == ways["base"]["macs"] + 27_072 * 1024  # facts.md 5.2
+    assert found["extra_params"] == sum(way["extra_params"] for way in ways.values())
+
+
+def test_cost_says_what_a_family_stores(call):
+    out = call("cost", "vgg16", "--cut", "cut2", "--cut", "cut7")[1]
+    lines = {line.split()[0]: line.split() for line in out.splitlines() if line.strip()}
+    assert lines["cut2"] == ["cut2", "273,880,064", "274,586,624", "14,686,090", "896"]
+    assert lines["cut7"] == ["cut7", "123,474,944", "123,624,448", "13,037,066", "49,664"]
+    assert "store 50,560 parameters (0.34%) and 14,976 norm statistics" in re.sub(r"\s+", " ", out)
+    assert "all pipelines together" not in call("cost", "vgg16")[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--cut", "cut1", "--cut", "cut1"], "pipeline cut1 is given twice"),
+        (["--branch", "cut1=fc", "--branch", "cut1=conv"], "pipeline branch-cut1 is given twice"),
+        (["--head", "vdsr", "--head", "vdsr"], "pipeline head-vdsr is given twice"),
+        (["--cut", "head-vdsr", "--head", "vdsr"], "pipeline head-vdsr is given twice"),
+        (["--cut", "conv1"], "'conv1' is not a cut; cuts are cut1 (before conv2)"),
+        (["--cut", "base"], "'base' is the backbone's own pipeline"),
+        (["--branch", "conv4"], "'conv4' is not a cut; a branch may leave at cut1 (after conv1)"),
+        (["--branch", "conv2=deep"], "unknown kind of branch 'deep'; kinds are blocks, narrow"),
+        (["--branch", "conv2=blocks"], "toy has no branch of kind 'blocks'"),
+        (["--head", "srcnn"], "unknown image head 'srcnn'; kinds are fsrcnn, vdsr"),
+        (["--head", "nowhere.heads:build"], "cannot import 'nowhere.heads'"),
+    ],
+)
+def test_pipelines_that_cannot_be_counted_are_exit_code_2(call, arguments, message):
+    code, _, err = call("cost", "toy", *arguments)
+    assert code == 2
+    assert message in re.sub(r"\s+", " ", err)
+    assert "Traceback" not in err
+
+
+def test_a_point_of_a_run_takes_no_more_pipelines(call):
+    for arguments in (["--branch", "cut1"], ["--head", "vdsr"], ["--cut", "cut1"]):
+        code, _, err = call("cost", "small/teacher", *arguments)
+        assert code == 2
+        assert "give them for a BUILDER" in err

@@ -16,15 +16,17 @@ import yaml
 
 import planter
 from planter import train
+from planter.arch import Architecture
 from planter.driver import worker as worker_module
 from planter.driver.check import prepare
 from planter.driver.jobs import SearchStoppedError
 from planter.driver.read import read_points
 from planter.driver.sampling import excess
+from planter.forms import forms_of
 from planter.macs import training_cost
 from planter.study import Study, StudyError
 from planter.study_file import read_study
-from planter.targets import architecture_of_point
+from planter.targets import point_of
 
 SMALL = """
 name: small
@@ -711,7 +713,8 @@ def test_train_macs_count_what_the_training_form_adds(forms_run):
 @pytest.mark.parametrize("trial", ["s0000", "s0001", "s0002", "s0003"])
 def test_every_kept_form_is_read_back_for_the_cost_of_its_training(forms_run, trial, monkeypatch):
     monkeypatch.chdir(forms_run.parent)
-    architecture, _, kernels = architecture_of_point(f"run/{trial}")
+    found, _ = point_of(f"run/{trial}")
+    architecture, kernels = Architecture.from_dict(found.architecture), forms_of(found.kernels)
     step = training_cost(architecture, kernels, 30)
     point = forms_points(forms_run)[trial]
     extra = (step.macs_step - step.macs_step_plain) * 8

@@ -161,12 +161,15 @@ def test_simple_branches_under_synergy_are_warned_about(run, tmp_path):
     ("settings", "words"),
     [
         ("synergy='bidirectional'", "no pipeline is a branch"),
+        ("synergy='top_down', weights={'exit': 0}", "exit has weight 0 and so is not trained"),
+        ("temperature=0.0", "temperature must be above 0"),
+        ("synergy_weight=-1.0", "synergy_weight must be >= 0"),
         ("synergy='sideways'", "synergy is top_down, bottom_up, bidirectional, got 'sideways'"),
         ("weights={'base': 0, 'sub': 0}", "pipeline weights must be >= 0 and one above 0"),
         ("weights={'sub': -1}", "pipeline weights must be >= 0 and one above 0"),
         ("weights={'cut9': 1}", "weights name cut9; pipelines are base, sub"),
-        ("kd_weight={'cut9': 1}", "kd_weight names cut9; pipelines are base, sub"),
-        ("kd_weight={'sub': -1}", "kd_weight of sub must be >= 0"),
+        ("kd_weight={'cut9': 1}", "kd_weight name cut9; pipelines are base, sub"),
+        ("kd_weight={'sub': -1}", "kd_weight must be >= 0, got {'sub': -1}"),
         ("norms='own'", "norms are shared, switch_stats, switch_all, got 'own'"),
         ("reduction='max'", "reduction is 'sum' or 'mean', got 'max'"),
     ],
@@ -177,8 +180,10 @@ from planter import Architecture, Candidate
 
 def space(trial):
     trial.suggest_int("n", 0, 1)
-    network = Architecture("resnet", {{}}, {{"depth": 8}}, {{"sub": {{"before": "group2"}}}})
-    return Candidate(network, {settings})
+    ways = {{"sub": {{"before": "group2"}}}}
+    if "exit" in {settings!r}:
+        ways["exit"] = {{"after": "group1"}}
+    return Candidate(Architecture("resnet", {{}}, {{"depth": 8}}, ways), {settings})
 """
     with pytest.raises(StudyError) as caught:
         prepare(read_study(write_study(tmp_path, space), []))
@@ -190,7 +195,7 @@ def space(trial):
 @pytest.mark.parametrize(
     ("pipelines", "words"),
     [
-        ({"sub": {"before": "group3", "stride": 16}}, "pipeline sub"),
+        ({"sub": {"before": "group3", "stride": 16}}, "pipeline sub of resnet cannot take"),
         ({"late": {"after": "group3"}}, "a branch may leave at"),
         ({"late": {"after": "group3_1"}}, "a branch may leave at"),
         ({"sub": {"before": "group2_1.conv2"}}, "lies inside stage group2_1"),

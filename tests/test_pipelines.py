@@ -301,7 +301,7 @@ def test_expanded_kernels_train_and_collapse_to_the_same_pipelines(norms: NormMo
     expanded = net.eval()(x)
     collapse_kernels_(net)
     for name in NAMES:
-        assert float((expanded[name] - before[name]).abs().max()) > 1e-4
+        assert not torch.allclose(expanded[name], before[name], atol=1e-4)
         assert_close(net(x)[name], expanded[name])
         assert torch.equal(net.detach(name)(x), net(x)[name])
 
@@ -407,3 +407,26 @@ def test_a_network_without_pipelines_is_its_base_whatever_it_is() -> None:
         assert list(around(x)) == ["base"]
         assert torch.equal(around(x)["base"], net(x))
         assert torch.equal(around.detach("base")(x), net(x))
+
+
+@pytest.mark.parametrize("names", [["base", "cut7"], "base"])
+def test_a_pipeline_that_is_not_there_cannot_be_asked_for(names: list[str] | str) -> None:
+    with pytest.raises(ValueError, match=r"names .*: expected some of \['base', 'late'"):
+        awkward()(images(4), names)
+
+
+@pytest.mark.parametrize("way", ["sharp", "late", "x-one"])
+def test_a_module_that_changes_what_others_read_is_refused(way: str) -> None:
+    net = awkward()
+    net.modules_of[way].insert(0, nn.ReLU(inplace=True))
+    with pytest.raises(ValueError, match=f"pipeline {way}: its module changes its input in place"):
+        net(images(4))
+
+
+def test_a_norm_that_was_replaced_is_still_each_pipelines_own() -> None:
+    net = awkward().train()
+    nn.SyncBatchNorm.convert_sync_batchnorm(net)
+    net(images(6))
+    for name, buffer in net.norms.named_buffers():
+        if name.endswith("num_batches_tracked"):
+            assert int(buffer) > 7, name  # where `fill_` starts them

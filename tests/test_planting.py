@@ -12,7 +12,7 @@ from torch import nn
 
 from planter.arch import Architecture
 from planter.assembly import build_network
-from planter.backbones import full_widths
+from planter.backbones import full_widths, with_data_options
 from planter.planting import accept, live_channels, plant, train_plant
 from planter.recipe import Augment, Recipe
 
@@ -167,3 +167,24 @@ def test_a_channel_that_answers_to_one_image_in_a_later_batch_is_alive() -> None
     assert live_channels(net, "conv1", 1, data) == 3
     data.images[599] = 0
     assert live_channels(net, "conv1", 1, data) == 0
+
+
+@pytest.mark.parametrize(
+    ("builder", "options", "layer"),
+    [
+        ("densenet", {"depth": 7}, "growth"),
+        ("densenet", {"depth": 7}, "stem"),
+        ("resnet", {"depth": 8}, "group1"),
+        ("resnet", {"depth": 8, "shortcut": "conv"}, "stem"),
+        ("wrn", {"depth": 10, "widen": 1}, "group1"),
+    ],
+)
+def test_a_network_that_cannot_grow_as_its_parents_function_is_refused(builder, options, layer):
+    options = {**options, "classes": 5, "image": (3, 8, 8)}
+    arch = with_data_options(Architecture(builder, {}, options), 5, (3, 8, 8))
+    parent = fill_(build_network(arch), 0)
+    with pytest.raises(ValueError, match=f"{builder} cannot grow in {layer}"):
+        plant(arch, parent, layer, 2, seed=1)
+    wider, child = plant(arch, parent, layer, 2, seed=1, outgoing="random")
+    assert wider.widths[layer] == arch.widths[layer] + 2
+    assert child(torch.zeros(2, 3, 8, 8)).shape == (2, 5)

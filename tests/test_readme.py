@@ -26,6 +26,14 @@ def test_the_example_runs_and_prints_a_line_a_pipeline(capsys):
     assert all(float(line[1]) > 0.5 for line in lines)
 
 
+def test_the_example_of_parts_of_ones_own_runs(capsys):
+    page = (Path(__file__).parent.parent / "docs" / "sub-models.md").read_text()
+    (code,) = [c for c in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "import" in c]
+    exec(compile(code, "sub-models.md", "exec"), {})
+    shapes, _ = capsys.readouterr().out.splitlines()
+    assert shapes == "{'base': (2, 10), 'short': (2, 10), 'early': (2, 10)} ['early']"
+
+
 def test_the_example_network_of_ones_own_can_be_searched(tmp_path):
     (tmp_path / "my_nets.py").write_text(PYTHON[1])
     study = {

@@ -307,3 +307,14 @@ def test_the_space_of_pipelines_follows_from_its_parameters_and_draws_no_other(p
         assert ("branch_kind" in trial.params) == any("after" in s for s in specs.values())
         assert ("head_weight" in trial.params) == any("head" in s for s in specs.values())
         assert ("kd_weight" in trial.params) == bool(candidate.kd_weight)
+        assert ("guided" in trial.params) == bool(specs)
+        assert len({str(spec) for spec in specs.values()}) == len(specs)
+
+
+def test_the_space_of_pipelines_without_any_is_a_plain_network_with_a_teacher_or_none():
+    params = {"depth": 8, "width": 4, "cuts": 0, "branches": "none", "head": "none", "kflo": False}
+    space = load_space("pipelines", image=(1, 8, 8), classes=10)
+    alone = space(optuna.trial.FixedTrial({**params, "guided_alone": "none"}))
+    assert (alone.architecture.pipelines, alone.kd_weight) == ({}, {})
+    guided = {"guided_alone": "base", "kd_weight": 2.0, "temperature": 3.0}
+    assert space(optuna.trial.FixedTrial({**params, **guided})).kd_weight == {"base": 2.0}

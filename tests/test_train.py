@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from planter import train
+from planter.checkpoint import write_training
 from planter.data import Split
 from planter.freeze import freeze_inherited_
 from planter.kernels import KernelFilter, collapse_kernels_, expand_kernels_
@@ -95,6 +96,20 @@ def test_a_resumed_training_ends_in_the_same_bits(
     resumed = fit(other, entropy, DATA, recipe, seed=7, checkpoint=path, on_epoch=count)
     assert seen == [3, 4]
     assert same_bits(whole, resumed)
+
+
+def test_a_checkpoint_of_a_network_of_other_parts_means_a_fresh_start(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "checkpoint.pt"
+    state = {f"older.{name}": t for name, t in network("plain", 2).state_dict().items()}
+    write_training(path, {"model": state, "optimizer": {}, "epoch": 3})
+    again = fit(network("plain", 1), entropy, DATA, RECIPE, seed=7, checkpoint=path)
+    assert "of another network; the training starts afresh" in caplog.text
+    whole = fit(network("plain", 1), entropy, DATA, RECIPE, seed=7)
+    assert all(
+        torch.equal(a, b) for a, b in zip(again.parameters(), whole.parameters(), strict=True)
+    )
 
 
 def test_a_broken_checkpoint_means_a_fresh_start(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from planter import checkpoint
 from planter.arch import Architecture
-from planter.assembly import build, check_architecture
+from planter.assembly import build, build_network, check_architecture
 from planter.backbones import convolutions, full_widths, is_known
 from planter.data import TORCHVISION, Data, load_data
 from planter.driver.networks import (
@@ -30,6 +30,7 @@ from planter.driver.sampling import draw, excess
 from planter.forms import Kernels
 from planter.kernels import expand_kernels_
 from planter.macs import Cost, cost
+from planter.planting import plant
 from planter.recipe import Recipe, make_optimizer
 from planter.space import Candidate, Space, load_space
 from planter.study import Network, Problem, Study, StudyError, Teacher, Widths
@@ -278,13 +279,21 @@ def _layers(study: Study, start: Architecture, found: _Findings) -> list[str]:
         layers = convolutions(start.widths)
     if not layers:
         found.add("plant", f"{start.builder} without widths to grow", "a builder that names widths")
+    parent = build_network(start) if layers else None
     for layer in layers:
         place = "plant.layers"
         if layer not in start.widths:
             found.add(place, layer, f"widths of {start.builder}: {', '.join(start.widths)}")
             continue
-        found.attempt(place, layer, partial(check_architecture, start.widen(layer, 1)))
+        if found.attempt(place, layer, partial(_takes_image, start.widen(layer, 1))):
+            assert parent is not None
+            found.attempt(place, layer, partial(plant, start, parent, layer, 1, seed=0))
     return list(layers)
+
+
+def _takes_image(architecture: Architecture) -> bool:
+    check_architecture(architecture)
+    return True
 
 
 def _space(

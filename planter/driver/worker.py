@@ -8,7 +8,7 @@ import logging
 import math
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,8 +29,9 @@ from planter.driver.jobs import Job, Outcome, seed_of
 from planter.driver.networks import network_of
 from planter.forms import Kernels, form_names
 from planter.kernels import collapse_kernels_, expand_kernels_
-from planter.losses import classification_loss, full_weights, multi_pipeline_loss
+from planter.losses import classification_loss
 from planter.macs import cost, joint_macs, training_cost
+from planter.norms import NormMode
 from planter.pipelines import Pipelines
 from planter.planting import live_channels, plant, train_plant
 from planter.recipe import Recipe
@@ -233,26 +234,10 @@ class Worker:
         if candidate.kernels is not None:
             expand_kernels_(network, candidate.kernels, seed=seed)
         network.to(self.device)  # after all draws, which so are the same on every device
-        trained, exits = candidate.trained, network.exits
-        weights = full_weights(candidate.names, candidate.weights)
-        kd_weight = candidate.kd_weight
-        if isinstance(kd_weight, Mapping):
-            kd_weight = {name: w for name, w in kd_weight.items() if name in trained}
 
         def loss(model: nn.Module, batch: Batch) -> Tensor:
-            logits = model(batch.images, trained)
-            return multi_pipeline_loss(
-                logits,
-                batch.labels,
-                batch.teacher,
-                weights={name: weights[name] for name in logits},
-                reduction=candidate.reduction,
-                kd_weight=kd_weight,
-                temperature=candidate.temperature,
-                exits=exits,
-                synergy=candidate.synergy,
-                synergy_weight=candidate.synergy_weight,
-            )
+            assert isinstance(model, Pipelines)
+            return candidate.loss(model, batch)
 
         self._fit(job, network, loss, recipe, guided=candidate.guided)
         if any(isinstance(module, Block) for module in network.modules()):
@@ -260,12 +245,15 @@ class Worker:
             recalibrate_batchnorm_(network, self.data.train)
         collapse_kernels_(network)
         ways = {
-            name: recalibrate_batchnorm_(network.detach(name), self.data.train) for name in trained
+            name: recalibrate_batchnorm_(network.detach(name), self.data.train)
+            for name in candidate.trained
         }
-        total = joint_macs(cost(architecture), trained)
+        total = joint_macs(cost(architecture), candidate.trained)
         macs = self._train_macs(total, recipe, guided=candidate.guided)
         macs += self._kernel_macs(architecture, candidate.kernels, recipe)
-        return self._outcome(job, ways, architecture, train_macs=macs, kernels=kernels)
+        return self._outcome(
+            job, ways, architecture, train_macs=macs, kernels=kernels, norms=candidate.norms
+        )
 
     def _fit(
         self,
@@ -295,6 +283,7 @@ class Worker:
         *,
         train_macs: int,
         kernels: str | dict[str, str] = "plain",
+        norms: NormMode = "switch_stats",
     ) -> Outcome:
         """Scores and saves each pipeline; the file holds exactly what was scored."""
         costs = cost(architecture).pipelines
@@ -311,6 +300,7 @@ class Worker:
                 "params": costs[name].params,
                 "architecture": architecture.to_dict(),
                 "kernels": kernels,
+                "norms": norms,
             }
             info = {
                 "study": self.study.name,
@@ -322,6 +312,7 @@ class Worker:
                 "macs_all": costs[name].macs_all,
                 "params": costs[name].params,
                 "kernels": kernels,
+                "norms": norms,
                 "class_names": list(self.data.class_names),
                 "mean": self.data.train.mean.flatten().tolist(),
                 "std": self.data.train.std.flatten().tolist(),
