@@ -1,6 +1,6 @@
 """Time of one joint training step against the sum of the steps of its networks trained apart.
 
-    python benchmarks/pipelines.py [--json] [--threads 2] [--only vgg16 wrn]
+    python benchmarks/pipelines.py [--json] [--threads 2] [--only vgg16 wrn] [--default-memory]
 
 VGG16 with CNSN's cut2 and cut7, and WRN-16-2 with the two branches of DKS; 128 images, the loss and
 the optimiser of `planter.train.fit`. One process; in each round the joint network and every network
@@ -8,7 +8,8 @@ alone take a step on the same images, in an order that changes by round. A ratio
 rounds of joint / sum of the others within the round, so that a machine that slows down for a while
 slows both sides. `apart` is the joint step as it would be done plainly: every pipeline goes through
 its stages alone, so that nothing but the weights is shared. Memory stays with the process (glibc
-would hand large tensors back after each step, which costs more than what is compared here).
+would hand large tensors back after each step, which costs more than what is compared here) unless
+--default-memory leaves glibc as it is.
 """
 
 from __future__ import annotations
@@ -124,8 +125,10 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", nargs="+", choices=list(CASES), default=list(CASES))
+    parser.add_argument("--default-memory", action="store_true")
     given = parser.parse_args()
-    keep_memory()
+    if not given.default_memory:
+        keep_memory()
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
     found = {backbone: measure(backbone) for backbone in given.only}
@@ -156,6 +159,7 @@ def main() -> None:
         },
         "batch": BATCH,
         "threads": given.threads,
+        "default_memory": given.default_memory,
         "machine": {
             "processor": platform.processor() or platform.machine(),
             "cores": os.cpu_count(),

@@ -15,7 +15,7 @@ from planter.front import write_text
 _METHODS = {
     "plant": ("planted", "#1b9e4b", "circle"),
     "sample": ("sampled", "#2b6cd4", "circle"),
-    "pipeline": ("sampled, cut", "#8a4fd0", "diamond"),
+    "pipeline": ("sampled, pipeline", "#8a4fd0", "diamond"),
     "teacher": ("teacher", "#d1495b", "star"),
     "baseline": ("baseline", "#8a8f98", "square"),
 }
