@@ -13,7 +13,8 @@ search: .venv/installed
 	$(BIN)/planter search studies/quickstart.yaml
 
 test: .venv/installed-dev
-	$(BIN)/python -m pytest -q -m "not long and not browser"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not long and not browser" --ignore tests/test_kills.py
+	$(BIN)/python -m pytest -q -m "not long and not browser" tests/test_kills.py
 
 test-all: .venv/installed-dev
 	$(BIN)/python -m pytest -q -m "long or browser"
