@@ -1,4 +1,4 @@
-"""Which groups an auxiliary branch copies of its backbone, and how many blocks of what width.
+"""Groups of blocks: how many of what width a backbone or one of its auxiliary branches has.
 
 DKS (arXiv 1906.00675) copies the groups behind the tap, so that every classifier has as many
 down-samplings before it. A plan names the groups and gives the width of each of their blocks.
@@ -6,7 +6,8 @@ down-samplings before it. A plan names the groups and gives the width of each of
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
 
 from torch import nn
 
@@ -68,3 +69,17 @@ def reduced(plan: Plan, kind: str) -> Plan:
     if kind == "shallow":
         return {group: widths[:1] for group, widths in plan.items()}
     return plan
+
+
+def grouped_blocks(
+    channels: int, plan: Plan, block: Callable[[int, int, int], nn.Module]
+) -> OrderedDict[str, nn.Module]:
+    """The residual blocks of a plan by name (`group1_1`, ...), each `block(inputs, width, stride)`.
+    Every group but the backbone's first begins with stride 2."""
+    blocks: OrderedDict[str, nn.Module] = OrderedDict()
+    for group, widths in plan.items():
+        for i, width in enumerate(widths):
+            stride = 2 if i == 0 and group != "group1" else 1
+            blocks[f"{group}_{i + 1}"] = block(channels, width, stride)
+            channels = width
+    return blocks

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from planter.backbones.branch_plan import groups_left, reduced, released_plan
-from planter.backbones.staged import StagedNet
+from planter.backbones.staged import StagedNet, mean_head
 
 WIDTHS = {"stem": 16, "growth": 12}
 
@@ -44,7 +44,7 @@ def densenet(
         channels += sum(growths)
         if i < 3:
             stages[f"transition{i}"] = _transition(channels, dropout)
-    return StagedNet(nn.Sequential(stages), _head(channels, classes))
+    return StagedNet(nn.Sequential(stages), mean_head(channels, classes, norm=True))
 
 
 def branch(
@@ -74,7 +74,7 @@ def branch(
             channels += sum(plan[name])
         else:
             parts[name] = _transition(channels, dropout)
-    return nn.Sequential(OrderedDict(parts, head=_head(channels, classes)))
+    return nn.Sequential(OrderedDict(parts, head=mean_head(channels, classes, norm=True)))
 
 
 class DenseLayer(nn.Module):
@@ -108,17 +108,5 @@ def _transition(channels: int, dropout: float) -> nn.Sequential:
             conv=nn.Conv2d(channels, channels, 1, bias=False),
             dropout=nn.Dropout(dropout),
             pool=nn.AvgPool2d(2),
-        )
-    )
-
-
-def _head(channels: int, classes: int) -> nn.Sequential:
-    return nn.Sequential(
-        OrderedDict(
-            norm=nn.BatchNorm2d(channels),
-            relu=nn.ReLU(),
-            pool=nn.AdaptiveAvgPool2d(1),
-            flatten=nn.Flatten(),
-            fc=nn.Linear(channels, classes),
         )
     )

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from planter.backbones.branch_plan import groups_left, reduced
-from planter.backbones.staged import StagedNet
+from planter.backbones.staged import StagedNet, mean_head
 
 _CHANNELS = (64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024)
 _STRIDED = ("sep6", "sep12")
@@ -36,7 +36,7 @@ def mobilenet(
     for name in (name for name in WIDTHS if name != "stem"):
         stages[name] = _separable(name, channels, widths[name])
         channels = widths[name]
-    return StagedNet(nn.Sequential(stages), _head(channels, classes))
+    return StagedNet(nn.Sequential(stages), mean_head(channels, classes))
 
 
 def branch(
@@ -65,7 +65,7 @@ def branch(
         for name, width in zip(_COPIED[group], planned, strict=False):
             parts[name] = _separable(name, channels, width)
             channels = width
-    return nn.Sequential(OrderedDict(parts, head=_head(channels, classes)))
+    return nn.Sequential(OrderedDict(parts, head=mean_head(channels, classes)))
 
 
 def _separable(name: str, channels: int, width: int) -> nn.Sequential:
@@ -73,14 +73,6 @@ def _separable(name: str, channels: int, width: int) -> nn.Sequential:
     layers = _conv_norm("depth", channels, channels, 3, stride, groups=channels)
     layers.update(_conv_norm("point", channels, width, 1))
     return nn.Sequential(layers)
-
-
-def _head(channels: int, classes: int) -> nn.Sequential:
-    return nn.Sequential(
-        OrderedDict(
-            pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), fc=nn.Linear(channels, classes)
-        )
-    )
 
 
 def _conv_norm(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Literal
 
 from torch import Tensor, nn
@@ -11,12 +12,13 @@ from torch.nn import functional
 
 from planter.backbones.branch_plan import (
     Plan,
+    grouped_blocks,
     groups_left,
     reduced,
     released_plan,
     short_plan,
 )
-from planter.backbones.staged import StagedNet
+from planter.backbones.staged import StagedNet, mean_head
 
 WIDTHS = {"stem": 16, "group1": 16, "group2": 32, "group3": 64}
 WIDTHS18 = {"stem": 64, "group1": 64, "group2": 128, "group3": 256, "group4": 512}
@@ -46,8 +48,8 @@ def resnet(
     stages: OrderedDict[str, nn.Module] = OrderedDict()
     stages["stem"] = _stem(image[0], widths["stem"], kernel=3, stride=1)
     plan = {group: [widths[group]] * ((depth - 2) // 6) for group in _GROUPS}
-    stages.update(_blocks(widths["stem"], plan, shortcut))
-    return StagedNet(nn.Sequential(stages), _head(widths["group3"], classes))
+    stages.update(grouped_blocks(widths["stem"], plan, partial(Block, shortcut=shortcut)))
+    return StagedNet(nn.Sequential(stages), mean_head(widths["group3"], classes))
 
 
 def resnet18(
@@ -73,8 +75,8 @@ def resnet18(
         first.add_module("pool", nn.MaxPool2d(3, 2, padding=1))
         stages["stem"] = first
     plan = {group: [widths[group]] * 2 for group in _GROUPS18}
-    stages.update(_blocks(widths["stem"], plan, "conv"))
-    return StagedNet(nn.Sequential(stages), _head(widths["group4"], classes))
+    stages.update(grouped_blocks(widths["stem"], plan, partial(Block, shortcut="conv")))
+    return StagedNet(nn.Sequential(stages), mean_head(widths["group4"], classes))
 
 
 def branch(
@@ -156,27 +158,9 @@ def _stem(channels: int, out_channels: int, *, kernel: int, stride: int) -> nn.S
 
 def _branch(channels: int, plan: Plan, shortcut: str, classes: int) -> nn.Sequential:
     *_, last = plan.values()
-    head = _head(last[-1], classes)
-    return nn.Sequential(OrderedDict(_blocks(channels, plan, shortcut), head=head))
-
-
-def _blocks(channels: int, plan: Plan, shortcut: str) -> OrderedDict[str, nn.Module]:
-    """Each group but the first of the backbone begins with stride 2."""
-    blocks: OrderedDict[str, nn.Module] = OrderedDict()
-    for group, widths in plan.items():
-        for i, width in enumerate(widths):
-            stride = 2 if i == 0 and group != "group1" else 1
-            blocks[f"{group}_{i + 1}"] = Block(channels, width, stride, shortcut)
-            channels = width
-    return blocks
-
-
-def _head(channels: int, classes: int) -> nn.Sequential:
-    return nn.Sequential(
-        OrderedDict(
-            pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), fc=nn.Linear(channels, classes)
-        )
-    )
+    head = mean_head(last[-1], classes)
+    blocks = grouped_blocks(channels, plan, partial(Block, shortcut=shortcut))
+    return nn.Sequential(OrderedDict(blocks, head=head))
 
 
 def _check_image(name: str, image: Sequence[int], least: int) -> None:

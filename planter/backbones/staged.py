@@ -1,4 +1,4 @@
-"""What a backbone is: named stages and a head; and the head that several have."""
+"""What a backbone is: named stages and a head; and the heads that several have."""
 
 from __future__ import annotations
 
@@ -35,3 +35,15 @@ def dense_head(shape: tuple[int, int, int], units: int, classes: int) -> nn.Sequ
             fc2=nn.Linear(units, classes),
         )
     )
+
+
+def mean_head(channels: int, classes: int, *, norm: bool = False) -> nn.Sequential:
+    """The mean over places and one linear layer, `fc`; with `norm`, batch norm and ReLU before."""
+    parts: OrderedDict[str, nn.Module] = OrderedDict()
+    if norm:
+        parts["norm"] = nn.BatchNorm2d(channels)
+        parts["relu"] = nn.ReLU()
+    parts["pool"] = nn.AdaptiveAvgPool2d(1)
+    parts["flatten"] = nn.Flatten()
+    parts["fc"] = nn.Linear(channels, classes)
+    return nn.Sequential(parts)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from torch import Tensor, nn
 
-from planter.backbones.branch_plan import Plan, groups_left, reduced, released_plan
-from planter.backbones.staged import StagedNet
+from planter.backbones.branch_plan import grouped_blocks, groups_left, reduced, released_plan
+from planter.backbones.staged import StagedNet, mean_head
 
 _GROUPS = ("group1", "group2", "group3")
 
@@ -48,8 +49,8 @@ def wrn(
     stages: OrderedDict[str, nn.Module] = OrderedDict()
     stages["stem"] = nn.Conv2d(channels, widths["stem"], 3, padding=1, bias=False)
     plan = {group: [widths[group]] * ((depth - 4) // 6) for group in _GROUPS}
-    stages.update(_blocks(widths["stem"], plan, dropout))
-    return StagedNet(nn.Sequential(stages), _head(widths["group3"], classes))
+    stages.update(grouped_blocks(widths["stem"], plan, partial(Block, dropout=dropout)))
+    return StagedNet(nn.Sequential(stages), mean_head(widths["group3"], classes, norm=True))
 
 
 def branch(
@@ -71,8 +72,9 @@ def branch(
     left = groups_left(stages, after, _GROUPS)
     plan = released_plan({group: widths[group] for group in left}, (depth - 4) // 6)
     plan = reduced(plan, kind)
-    head = _head(plan[left[-1]][-1], classes)
-    return nn.Sequential(OrderedDict(_blocks(channels, plan, dropout), head=head))
+    head = mean_head(plan[left[-1]][-1], classes, norm=True)
+    blocks = grouped_blocks(channels, plan, partial(Block, dropout=dropout))
+    return nn.Sequential(OrderedDict(blocks, head=head))
 
 
 class Block(nn.Module):
@@ -99,26 +101,3 @@ class Block(nn.Module):
         around = x if self.shortcut is None else self.shortcut(active)
         total: Tensor = around + self.conv2(inner)
         return total
-
-
-def _blocks(channels: int, plan: Plan, dropout: float) -> OrderedDict[str, nn.Module]:
-    """Each group but the first of the backbone begins with stride 2."""
-    blocks: OrderedDict[str, nn.Module] = OrderedDict()
-    for group, widths in plan.items():
-        for i, width in enumerate(widths):
-            stride = 2 if i == 0 and group != "group1" else 1
-            blocks[f"{group}_{i + 1}"] = Block(channels, width, stride, dropout)
-            channels = width
-    return blocks
-
-
-def _head(channels: int, classes: int) -> nn.Sequential:
-    return nn.Sequential(
-        OrderedDict(
-            norm=nn.BatchNorm2d(channels),
-            relu=nn.ReLU(),
-            pool=nn.AdaptiveAvgPool2d(1),
-            flatten=nn.Flatten(),
-            fc=nn.Linear(channels, classes),
-        )
-    )
