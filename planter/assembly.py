@@ -90,7 +90,7 @@ def step_down(
     """CNSN's step-down convolution (sec. 2.1) with its own norm ("batch" or "none") and ReLU.
 
     A kernel as large as the stride needs no padding; a larger one is padded so that the output is
-    still the input's size over the stride.
+    still the input's size over the stride, where the stride divides it.
     """
     if stride < 1 or kernel < stride:
         raise ValueError(f"step-down needs kernel >= stride >= 1, got {kernel} and {stride}")
@@ -111,7 +111,8 @@ def step_down(
 
 def check_architecture(architecture: Architecture) -> None:
     """Raises ValueError, naming the pipeline, unless every pipeline of the architecture takes an
-    image and gives `classes` logits. Costs no arithmetic."""
+    image and gives `classes` logits. Costs no arithmetic but, for a builder of the user's own, two
+    passes of one image, to see that its stages and head are all it does."""
     image = image_of(architecture)
     if not is_known(architecture.builder):
         _check_forward(architecture)

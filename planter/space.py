@@ -61,6 +61,11 @@ class Candidate:
                 f"synergy {self.synergy} is between base and its branches, but no pipeline is a "
                 'branch: {"after": CUT}'
             )
+        if isinstance(self.synergy_weight, Mapping):
+            for pair in self.synergy_weight:
+                if not set(pair) <= {"base", *self.branches}:
+                    classifiers = ", ".join(["base", *self.branches])
+                    raise ValueError(f"synergy_weight of {pair}; classifiers are {classifiers}")
         if idle := [name for name in ("base", *self.branches) if not weights[name]]:
             raise ValueError(
                 f"{idle[0]} has weight 0 and so is not trained, but synergy {self.synergy} is "

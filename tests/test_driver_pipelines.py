@@ -163,6 +163,10 @@ def test_simple_branches_under_synergy_are_warned_about(run, tmp_path):
         ("synergy='bidirectional'", "no pipeline is a branch"),
         ("synergy='top_down', weights={'exit': 0}", "exit has weight 0 and so is not trained"),
         ("temperature=0.0", "temperature must be above 0"),
+        (
+            "synergy='top_down', synergy_weight={('base', 'gone'): 1.0}, weights={'exit': 1}",
+            "synergy_weight of ('base', 'gone'); classifiers are base, exit",
+        ),
         ("synergy_weight=-1.0", "synergy_weight must be >= 0"),
         ("synergy='sideways'", "synergy is top_down, bottom_up, bidirectional, got 'sideways'"),
         ("weights={'base': 0, 'sub': 0}", "pipeline weights must be >= 0 and one above 0"),
