@@ -13,15 +13,13 @@ the process: glibc would hand large tensors back after each step, and what getti
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
 
 import torch
+from measuring import claim, keep_memory, print_claims, surroundings
 from torch import nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
@@ -133,24 +131,7 @@ def claims(found: dict[str, dict[str, dict[str, list[float]]]]) -> list[dict]:
         every = ratio(times["kflo:2x4" + EVERY])
         rows.append(("vgg16: kflo:2x4 in every layer / plain", every, "<=", 1.8))
         rows.append(("vgg16: kflo:2x4 by default / plain", ratio(times["kflo:2x4"]), "<=", 1.25))
-    return [
-        {
-            "name": name,
-            "value": round(value, 3),
-            "target": f"{sign} {target}",
-            "holds": value <= target if sign == "<=" else value >= target,
-        }
-        for name, value, sign, target in rows
-    ]
-
-
-def keep_memory() -> None:
-    """glibc's mallopt: no mapping for large tensors, no trimming of the heap."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(-4, 0)  # M_MMAP_MAX
-        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
-        mallopt(-2, 2**28)  # M_TOP_PAD
+    return [claim(*row) for row in rows]
 
 
 def main() -> None:
@@ -182,11 +163,7 @@ def main() -> None:
         },
         "batch": BATCH,
         "threads": given.threads,
-        "machine": {
-            "processor": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-        },
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        **surroundings(),
     }
     if given.json:
         print(json.dumps(report, indent=2))
@@ -196,9 +173,7 @@ def main() -> None:
         for form, times in forms.items():
             times_plain = report["ratios"][builder][form]
             print(f"  {form:22} {times['form']:8.1f} {times['plain']:8.1f} {times_plain:7.3f} x")
-    for claim in report["claims"]:
-        mark = "holds" if claim["holds"] else "DOES NOT HOLD"
-        print(f"{claim['name']}: {claim['value']} ({claim['target']}) {mark}")
+    print_claims(report["claims"])
 
 
 if __name__ == "__main__":

@@ -15,16 +15,14 @@ would hand large tensors back after each step, which costs more than what is com
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from measuring import claim, keep_memory, print_claims, surroundings
 from torch import Tensor, nn
 
 from planter import Architecture, Recipe, build
@@ -111,15 +109,6 @@ def ratios(times: dict[str, list[float]], way: str) -> list[float]:
     return [a / b for a, b in zip(times[way], sums, strict=True)]
 
 
-def keep_memory() -> None:
-    """glibc's mallopt: no mapping for large tensors, no trimming of the heap."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(-4, 0)  # M_MMAP_MAX
-        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
-        mallopt(-2, 2**28)  # M_TOP_PAD
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true")
@@ -132,18 +121,15 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
     found = {backbone: measure(backbone) for backbone in given.only}
-    claims = []
-    for backbone, times in found.items():
-        target = CASES[backbone][-1]
-        value = statistics.median(ratios(times, "joint"))
-        claims.append(
-            {
-                "name": f"{backbone}: joint step / sum of separate steps",
-                "value": round(value, 3),
-                "target": f"<= {target}",
-                "holds": value <= target,
-            }
+    claims = [
+        claim(
+            f"{backbone}: joint step / sum of separate steps",
+            statistics.median(ratios(times, "joint")),
+            "<=",
+            CASES[backbone][-1],
         )
+        for backbone, times in found.items()
+    ]
     report = {
         "claims": claims,
         "medians_ms": {
@@ -160,11 +146,7 @@ def main() -> None:
         "batch": BATCH,
         "threads": given.threads,
         "default_memory": given.default_memory,
-        "machine": {
-            "processor": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-        },
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        **surroundings(),
     }
     if given.json:
         print(json.dumps(report, indent=2))
@@ -173,9 +155,7 @@ def main() -> None:
         print(f"{backbone}, ms a step of {BATCH} images, {given.threads} threads")
         for name, median in times.items():
             print(f"  {name:10} {median:9.1f}")
-    for claim in claims:
-        mark = "holds" if claim["holds"] else "DOES NOT HOLD"
-        print(f"{claim['name']}: {claim['value']} ({claim['target']}) {mark}")
+    print_claims(claims)
 
 
 if __name__ == "__main__":
