@@ -148,7 +148,14 @@ def search(
         raise typer.Exit(4) from None
     print_front(out, front)
     shown = _shown(run)
-    written = ["pareto.html", "pareto.csv", "pareto.json", "planting.csv", "models"]
+    written = [
+        "pareto.html",
+        "pareto.csv",
+        "pareto.json",
+        "planting.html",
+        "planting.csv",
+        "models",
+    ]
     out.print(
         f"\nwritten to {shown}: {', '.join(f for f in written if (run / f).exists())}\n"
         f"next: planter show {shown} · planter dashboard {shown} · planter pareto {shown}",

@@ -48,6 +48,10 @@ class PlantedNorm(nn.Module):
             self.new = type(norm)(norm.num_features - old, norm.eps, norm.momentum, norm.affine).to(
                 norm.running_mean
             )
+            with torch.no_grad():
+                for name, tensor in self.new.state_dict().items():
+                    if tensor.dim():
+                        tensor.copy_(norm.state_dict()[name][old:])
 
     def forward(self, x: Tensor) -> Tensor:
         norm, old = self.norm, self.old
@@ -75,17 +79,33 @@ class PlantedNorm(nn.Module):
         return norm
 
 
+def check_norms(model: nn.Module) -> None:
+    """Raises ValueError for a batch norm without running statistics: old channels would not keep
+    theirs."""
+    for place, norm in [found for kind in get_args(_Norm) for found in _modules(model, kind)]:
+        if norm.running_mean is None:
+            raise ValueError(f"{place}: cannot keep the statistics of a batch norm that has none")
+
+
 def freeze_inherited_(child: nn.Module, parent: nn.Module) -> nn.Module:
     """Freezes in `child` all it inherited from `parent` (see `inherit_weights`) until `thaw_`.
 
     Raises ValueError where nothing of the child is new, or a batch norm keeps no statistics.
     """
+    check_norms(child)
     old = parent.state_dict()
+    planted: dict[nn.Parameter, PlantedNorm] = {}
     for place, norm in [found for kind in get_args(_Norm) for found in _modules(child, kind)]:
         statistics = old.get(f"{place}.running_mean")
-        if statistics is None or norm.running_mean is None:
+        if statistics is None:
             raise ValueError(f"{place}: cannot keep the statistics of a batch norm that has none")
-        _replace(child, place, PlantedNorm(norm, len(statistics)))
+        one = PlantedNorm(norm, len(statistics))
+        if norm.affine and one.new is not None:
+            # Pipelines may share a norm's scale and shift, but not its statistics.
+            first = planted.setdefault(norm.weight, one).new
+            assert first is not None
+            one.new.weight, one.new.bias = first.weight, first.bias
+        _replace(child, place, one)
     for name, parameter in list(child.named_parameters()):
         if name not in old:
             continue  # of a PlantedNorm, which sees to itself

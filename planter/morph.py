@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 import torch
@@ -54,6 +55,34 @@ def inherit_weights(
             shared = shared_slice(source, target)
             target[shared] = source[shared].to(target)
     return Inherited(sorted(set(new) - set(old) | other), sorted(set(old) - set(new) | other))
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
+    """What an optimiser over named parameters has learned of each of them, by name."""
+    found = {}
+    for group in optimizer.param_groups:
+        for name, parameter in zip(group["param_names"], group["params"], strict=True):
+            found[name] = {
+                key: value for key, value in optimizer.state[parameter].items() if value is not None
+            }
+    return found
+
+
+def inherit_optimizer_state_(
+    optimizer: torch.optim.Optimizer, old: Mapping[str, Mapping[str, Tensor]]
+) -> None:
+    """Gives an optimiser over a grown network the state of the narrower one's, by name and leading
+    slice; moments of what is new start at zero, counts of steps go on."""
+    for group in optimizer.param_groups:
+        for name, parameter in zip(group["param_names"], group["params"], strict=True):
+            for key, value in old.get(name, {}).items():
+                if value.dim() == 0:
+                    optimizer.state[parameter][key] = value.clone()
+                elif value.dim() == parameter.dim():
+                    grown = torch.zeros_like(parameter)
+                    shared = shared_slice(value, grown)
+                    grown[shared] = value[shared].to(grown)
+                    optimizer.state[parameter][key] = grown
 
 
 def shared_slice(old: Tensor, new: Tensor) -> tuple[slice, ...]:

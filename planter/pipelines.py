@@ -60,6 +60,7 @@ class Pipelines(nn.Module):
         super().__init__()
         check_norm_mode(norms)
         self.backbone = backbone
+        self.norm_mode = norms
         self.names = ["base", *ways]
         self._before: dict[str, str] = {}
         self._after: dict[str, str] = {}

@@ -13,15 +13,31 @@ from planter.filters import MIXING_DECAY, is_filter_bank, is_mixing
 
 
 class Augment(BaseModel):
-    """Random changes of the training images, drawn anew for each batch."""
+    """Random changes of the training images, drawn anew for each batch, or once for a pool."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
     crop: Annotated[int, Field(ge=0, description="pixels of zero padding before a random crop")] = 0
     flip: Annotated[bool, Field(description="mirror half of the images left to right")] = False
+    views: Annotated[
+        int | None,
+        Field(
+            ge=2,
+            description="draw from a fixed pool of this many views of each image, itself among "
+            "them: a teacher then answers once for all trainings, and planting keeps what is "
+            "frozen; default: new views in every epoch",
+        ),
+    ] = None
+
+    @model_validator(mode="after")
+    def _has_views(self) -> Augment:
+        if self.views is not None and not (self.crop or self.flip):
+            raise ValueError(f"views {self.views} of each image, but neither crop nor flip is set")
+        return self
 
     def changes(self) -> bool:
-        return self.crop > 0 or self.flip
+        """Whether a step sees images that no other step sees."""
+        return self.views is None and (self.crop > 0 or self.flip)
 
 
 class Recipe(BaseModel):

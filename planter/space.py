@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -33,6 +33,11 @@ class Candidate:
     learns from the teacher) and `temperature` the teacher's part; `synergy` and `synergy_weight`
     knowledge synergy between `base` and its branches (`planter.synergy_loss`); `recipe` replaces
     keys of the study's.
+
+    `plants`, pairs of a width's name and a number of channels, are planted one after another into
+    the trained network, whose other weights stay as they are; each learns what the network learned,
+    under `plant_recipe`, which replaces keys of the study's `plant.recipe`. With `finetune`, keys
+    that replace those of `recipe`, all weights train once more at the end, again in `kernels`.
     """
 
     architecture: Architecture
@@ -45,8 +50,13 @@ class Candidate:
     synergy_weight: float | Mapping[tuple[str, str], float] = 1.0
     norms: NormMode = "switch_stats"
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    plants: Sequence[tuple[str, int]] = ()
+    plant_recipe: Mapping[str, Any] = field(default_factory=dict)
+    finetune: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
+        if any(channels < 1 for _, channels in self.plants):
+            raise ValueError(f"plants add at least one channel each, got {list(self.plants)}")
         weights = full_weights(self.names, self.weights)
         check_norm_mode(self.norms)
         check_loss(
@@ -71,6 +81,14 @@ class Candidate:
                 f"{idle[0]} has weight 0 and so is not trained, but synergy {self.synergy} is "
                 "between base and every branch"
             )
+
+    @property
+    def grown(self) -> Architecture:
+        """The architecture with all plants."""
+        grown = self.architecture
+        for layer, channels in self.plants:
+            grown = grown.widen(layer, channels)
+        return grown
 
     @property
     def names(self) -> list[str]:
@@ -110,19 +128,30 @@ class Candidate:
 
     def loss(self, network: Pipelines, batch: Batch) -> Tensor:
         """What a step of the training minimises."""
+        logits = network(batch.images, self.trained)
+        return self.loss_of(logits, batch.labels, batch.teacher, network.exits)
+
+    def loss_of(
+        self,
+        logits: Mapping[str, Tensor],
+        labels: Tensor,
+        teacher: Tensor | None,
+        exits: Sequence[str] = (),
+    ) -> Tensor:
+        """The same of the trained pipelines' logits."""
         trained = self.trained
         kd_weight = self.kd_weight
         if isinstance(kd_weight, Mapping):
             kd_weight = {name: weight for name, weight in kd_weight.items() if name in trained}
         return multi_pipeline_loss(
-            network(batch.images, trained),
-            batch.labels,
-            batch.teacher,
+            logits,
+            labels,
+            teacher,
             weights={name: weight for name, weight in self.weights.items() if name in trained},
             reduction=self.reduction,
             kd_weight=kd_weight,
             temperature=self.temperature,
-            exits=network.exits,
+            exits=exits,
             synergy=self.synergy,
             synergy_weight=self.synergy_weight,
         )

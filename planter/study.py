@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from planter.data import NAMES
+from planter.plant_init import Filters, Outgoing, check_init
 from planter.recipe import Recipe
 
 Widths = int | dict[str, int]
@@ -112,22 +113,76 @@ class Plant(Network):
     """Channel planting: grow a small network, one layer a round, under the teacher's guidance."""
 
     start: Annotated[Widths, Field(description="widths of the initial network")] = 8
-    channels: Annotated[int, Field(ge=1, description="channels a plant adds")] = 4
+    channels: Annotated[
+        int | float,
+        Field(gt=0, description="channels a plant adds: a count, or a share < 1 of the width"),
+    ] = 4
+    multiple: Annotated[
+        int, Field(ge=1, description="planted widths are rounded up to multiples of this")
+    ] = 1
     rounds: Annotated[int, Field(ge=0, description="rounds at most; fewer if none improves")] = 4
     layers: Annotated[
         list[str] | None, Field(description="widths that may grow; default: every convolution")
     ] = None
+    kd_weight: Annotated[float, Field(ge=0, description="weight of the KL loss to the teacher")] = (
+        1.0
+    )
     temperature: Annotated[float, Field(gt=0, description="of the KL loss to the teacher")] = 1.0
     ce_weight: Annotated[
         float, Field(ge=0, description="cross-entropy beside the KL loss (the slides use none)")
     ] = 0.0
+    filters: Annotated[
+        Filters,
+        Field(
+            description="start of planted filters: torch's draw, zero, scaled to the older ones' "
+            "responses, or those of 8 times as many with the largest gradient behind them"
+        ),
+    ] = "random"
     outgoing: Annotated[
-        Literal["zero", "random"],
-        Field(description="start of the weights that read a planted channel"),
+        Outgoing, Field(description="start of the weights that read a planted channel")
     ] = "zero"
     recipe: Annotated[
         Recipe, Field(description="training of the planted parameters; needs a rate of its own")
     ] = Recipe(optimizer="adam", lr=0.01, weight_decay=0.0, schedule="onecycle", epochs=20)
+    accept: Annotated[
+        Literal["loss", "loss_per_mac", "loss_per_param"],
+        Field(description="best plant: least validation loss, or largest fall for what it adds"),
+    ] = "loss"
+    per_round: Annotated[int, Field(ge=1, description="plants accepted in a round at most")] = 1
+    patience: Annotated[
+        int,
+        Field(ge=0, description="rounds in a row without an improvement before planting ends"),
+    ] = 0
+    finetune: Annotated[
+        Recipe | None,
+        Field(description="training of all weights after each round; the slides freeze strictly"),
+    ] = None
+    final: Annotated[
+        Recipe | None, Field(description="training of all weights after the last round")
+    ] = None
+    kernels: Annotated[
+        str | None,
+        Field(
+            description="training form of the kernels where all weights train (e.g. kflo:2x4): "
+            "the network is collapsed, grown and expanded again; default: plain"
+        ),
+    ] = None
+    bounds: Annotated[Bounds, Field(description="where growth stops")] = Bounds()
+    memory_gb: Annotated[
+        float,
+        Field(ge=0, description="GB a worker keeps of what is frozen; the rest is recomputed"),
+    ] = 2.0
+
+    @model_validator(mode="after")
+    def _learns(self) -> Plant:
+        if isinstance(self.channels, float) and self.channels >= 1:
+            raise ValueError(f"channels {self.channels}: a share is below 1; a count has no point")
+        if not self.kd_weight and not self.ce_weight:
+            raise ValueError("kd_weight and ce_weight are both 0: nothing is learned")
+        check_init(self.filters, self.outgoing)
+        if self.recipe.ema is not None:
+            raise ValueError("recipe.ema: a round of planting keeps no moving average; null")
+        return self
 
 
 class Sample(_Section):

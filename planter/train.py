@@ -59,24 +59,25 @@ def fit(
     *,
     seed: int,
     teacher: Tensor | nn.Module | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
     checkpoint: Path | None = None,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
 ) -> nn.Module:
     """Trains the model's trainable parameters in place and returns it.
 
-    `teacher` is its logits for the whole split `[n, classes]`, right while the recipe changes no
-    images, or a network that is asked for every batch. Batches, augmentation and dropout depend on
-    `seed` and the epoch alone, so a training taken up from `checkpoint` (written every few
-    seconds) goes on as if it had not stopped. With `recipe.ema` the weights and norm statistics
+    `teacher` is its logits for the whole split (or pool of views) `[n, classes]`, right while the
+    recipe changes no images, or a network that is asked for every batch. Batches, augmentation and
+    dropout depend on `seed` and the epoch alone, so a training taken up from `checkpoint` (written
+    every few seconds) goes on as if it had not stopped. `optimizer`, by default the recipe's, may
+    bring the state of an earlier training along. With `recipe.ema` the weights and norm statistics
     that are left in the model are their moving average over the steps; the training itself is the
     one without it. Raises FloatingPointError when the loss is no longer a number.
     """
-    if recipe.augment.changes() and isinstance(teacher, Tensor):
-        raise ValueError("cached teacher logits do not fit augmented images; give the network")
-    # Convolutions on the CPU and on recent GPUs are faster with channels last: 1.1 to 1.5 times a
-    # step on two cores (docs/performance.md).
-    model.to(memory_format=torch.channels_last)
-    optimizer = make_optimizer(model, recipe)
+    split = training_images(split, recipe, teacher)
+    layout = layout_of(model)
+    model.to(memory_format=layout)
+    if optimizer is None:
+        optimizer = make_optimizer(model, recipe)
     average = None
     if recipe.ema is not None:
         average = AveragedModel(
@@ -135,14 +136,14 @@ def _epoch(
     average: AveragedModel | None,
 ) -> float:
     """One pass; the mean loss over the images."""
-    torch.manual_seed(_mix(seed, epoch))  # for dropout and whatever else draws in the model
-    generator = torch.Generator().manual_seed(_mix(seed, epoch))
+    torch.manual_seed(mix_seed(seed, epoch))  # for dropout and whatever else draws in the model
     model.train()
     total = torch.zeros((), device=split.labels.device)
-    steps = math.ceil(len(split) / recipe.batch)
-    for i, batch in enumerate(_batches(split, steps, recipe.augment, generator, teacher)):
+    parts, generator = batch_order(split, recipe, seed, epoch)
+    for i, index in enumerate(parts):
+        batch = make_batch(split, index, recipe.augment, generator, teacher, layout_of(model))
         for group in optimizer.param_groups:
-            group["lr"] = recipe.lr_at(epoch + i / steps)
+            group["lr"] = recipe.lr_at(epoch + i / len(parts))
         optimizer.zero_grad()
         # Each generated kernel is computed once a step, for the network and for its decay.
         with parametrize.cached():
@@ -155,7 +156,7 @@ def _epoch(
         if average is not None:
             average.update_parameters(model)
         total += value.detach() * len(batch.labels)
-    return float(total) / len(split)
+    return float(total) / sum(map(len, parts))
 
 
 def evaluate(model: nn.Module, split: Split) -> Score:
@@ -227,27 +228,91 @@ def augmented(images: Tensor, augment: Augment, generator: torch.Generator) -> T
     return images
 
 
-def _batches(
+def layout_of(*models: nn.Module) -> torch.memory_format:
+    """How the models' images and weights lie in memory while they train: channels last, with which
+    convolutions are 1.1 to 1.5 times as fast on two cores (docs/performance.md).
+
+    Not where torch 2.15's backward pass on the CPU would write beyond its memory: a strided 1x1
+    convolution of fewer than 8 channels.
+    """
+    for model in models:
+        for m in model.modules():
+            if not isinstance(m, nn.Conv2d) or m.kernel_size != (1, 1):
+                continue
+            if m.in_channels < 8 and m.stride != (1, 1):
+                return torch.contiguous_format
+    return torch.channels_last
+
+
+class Pool(Split):
+    """Several fixed views of each image: those of image i stand at i, i + n, i + 2 n, ... The first
+    are the images themselves."""
+
+
+def view_pool(split: Split, augment: Augment, seed: int = 0) -> Pool:
+    """`augment.views` views of each image, drawn once."""
+    generator = torch.Generator().manual_seed(seed)
+    views = augment.views or 1
+    pool = [split.images]
+    for _ in range(views - 1):
+        batches = torch.split(split.images, _SCORE_BATCH)
+        pool.append(torch.cat([augmented(images, augment, generator) for images in batches]))
+    return Pool(torch.cat(pool), split.labels.repeat(views), split.mean, split.std)
+
+
+def training_images(
+    split: Split, recipe: Recipe, teacher: Tensor | nn.Module | None = None
+) -> Split:
+    """The split itself, or the pool of views that the recipe asks for.
+
+    Raises ValueError for cached teacher logits that are not those of these images.
+    """
+    if recipe.augment.changes() and isinstance(teacher, Tensor):
+        raise ValueError("cached teacher logits do not fit augmented images; give the network")
+    if recipe.augment.views is not None and not isinstance(split, Pool):
+        split = view_pool(split, recipe.augment)
+    if isinstance(teacher, Tensor) and len(teacher) != len(split):
+        raise ValueError(f"teacher logits of {len(teacher)} images for {len(split)} images")
+    return split
+
+
+def batch_order(
+    split: Split, recipe: Recipe, seed: int, epoch: int
+) -> tuple[list[Tensor], torch.Generator]:
+    """Which images stand in each batch of an epoch, and the generator for their augmentation.
+
+    Batches differ by one image at most (a last batch of a single image has no batch statistics).
+    Of a pool each image is there once, in a view drawn for this epoch.
+    """
+    generator = torch.Generator().manual_seed(mix_seed(seed, epoch))
+    views = (recipe.augment.views or 1) if isinstance(split, Pool) else 1
+    images = len(split) // views
+    order = torch.randperm(images, generator=generator)
+    if views > 1:
+        order += images * torch.randint(views, (images,), generator=generator)
+    steps = math.ceil(images / recipe.batch)
+    return list(order.to(split.labels.device).tensor_split(steps)), generator
+
+
+def make_batch(
     split: Split,
-    steps: int,
+    index: Tensor,
     augment: Augment,
     generator: torch.Generator,
     teacher: Tensor | nn.Module | None,
-) -> Iterator[Batch]:
-    """The split in random order, in batches that differ by one image at most (a last batch of a
-    single image has no batch statistics)."""
-    order = torch.randperm(len(split), generator=generator).to(split.labels.device)
-    for index in order.tensor_split(steps):
-        raw = split.images[index]
-        if augment.changes():
-            raw = augmented(raw, augment, generator)
-        images = split.normalise(raw).contiguous(memory_format=torch.channels_last)
-        logits = None
-        if isinstance(teacher, Tensor):
-            logits = teacher[index]
-        elif teacher is not None:
-            logits = _eval_logits(teacher, images)
-        yield Batch(images, split.labels[index], logits)
+    layout: torch.memory_format = torch.channels_last,
+) -> Batch:
+    """The images of a split that `index` names, augmented and normalised."""
+    raw = split.images[index]
+    if augment.changes():
+        raw = augmented(raw, augment, generator)
+    images = split.normalise(raw).contiguous(memory_format=layout)
+    logits = None
+    if isinstance(teacher, Tensor):
+        logits = teacher[index]
+    elif teacher is not None:
+        logits = _eval_logits(teacher, images)
+    return Batch(images, split.labels[index], logits)
 
 
 def _plain_batches(split: Split, order: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
@@ -279,6 +344,7 @@ def _cuda_devices(split: Split) -> list[torch.device]:
     return [device] if device.type == "cuda" else []
 
 
-def _mix(seed: int, epoch: int) -> int:
+def mix_seed(seed: int, epoch: int) -> int:
+    """Another seed for each epoch of each seed."""
     # Any injective mixing does: consecutive seeds must not share batches of later epochs.
     return (seed * 1_000_003 + epoch) % 2**63

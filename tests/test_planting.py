@@ -13,8 +13,10 @@ from torch import nn
 from planter.arch import Architecture
 from planter.assembly import build_network
 from planter.backbones import full_widths, with_data_options
+from planter.losses import distillation_loss
 from planter.planting import accept, live_channels, plant, train_plant
 from planter.recipe import Augment, Recipe
+from planter.train import Batch, Epoch
 
 LOSSES = st.integers(0, 4).map(float)  # few values, so that ties happen
 
@@ -25,20 +27,57 @@ def test_accepted_is_the_first_of_the_smallest_below_the_parent(
 ) -> None:
     below = [name for name in losses if losses[name] < parent]
     best = [name for name in below if all(losses[name] <= losses[other] for other in losses)]
-    assert accept(losses, parent) == (best[0] if best else None)
+    assert accept(losses, parent) == best[:1]
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from("abcdef"), st.tuples(LOSSES, st.sampled_from([1.0, 2.0, 4.0])), max_size=6
+    ),
+    LOSSES,
+    st.integers(1, 7),
+    st.booleans(),
+)
+def test_accepted_are_the_best_of_those_below_the_parent_one_after_another(
+    candidates: dict[str, tuple[float, float]], parent: float, most: int, by_cost: bool
+) -> None:
+    """By taking the best of what is left again and again; small whole numbers, exact quotients."""
+    losses = {name: loss for name, (loss, _) in candidates.items()}
+    costs = {name: cost for name, (_, cost) in candidates.items()}
+    left, expected = [name for name in losses if losses[name] < parent], []
+    while left and len(expected) < most:
+        best = left[0]
+        for name in left[1:]:
+            worth = [(parent - losses[n]) / (costs[n] if by_cost else 1) for n in (name, best)]
+            if worth[0] > worth[1]:
+                best = name
+        expected.append(best)
+        left.remove(best)
+    assert accept(losses, parent, costs if by_cost else None, most) == expected
+
+
+def test_a_small_fall_that_costs_little_is_better_than_a_large_one_that_costs_much() -> None:
+    losses, added = {"conv1": 0.75, "conv5": 0.5}, {"conv1": 100.0, "conv5": 2121.0}
+    assert accept(losses, 1.0) == ["conv5"]
+    assert accept(losses, 1.0, added) == ["conv1"]
+    assert accept(losses, 1.0, added, most=2) == ["conv1", "conv5"]
+    assert accept(losses, 0.75, added, most=2) == ["conv5"]
 
 
 def test_equal_to_the_parent_is_not_accepted() -> None:
-    assert accept({"conv1": 0.5}, 0.5) is None
-    assert accept({"conv1": math.nextafter(0.5, 0)}, 0.5) == "conv1"
-    assert accept({}, 0.5) is None
+    assert accept({"conv1": 0.5}, 0.5) == []
+    assert accept({"conv1": math.nextafter(0.5, 0)}, 0.5) == ["conv1"]
+    assert accept({}, 0.5) == []
 
 
+@pytest.mark.parametrize("added", [None, {"conv1": 1.0, "conv2": 2.0}])
 @pytest.mark.parametrize("order", [["conv1", "conv2"], ["conv2", "conv1"]])
-def test_a_loss_that_is_no_number_does_not_hide_a_better_candidate(order: list[str]) -> None:
+def test_a_loss_that_is_no_number_does_not_hide_a_better_candidate(
+    order: list[str], added: dict[str, float] | None
+) -> None:
     losses = {"conv1": math.nan, "conv2": 0.4}
-    assert accept({name: losses[name] for name in order}, 0.5) == "conv2"
-    assert accept({"conv1": math.nan}, 0.5) is None
+    assert accept({name: losses[name] for name in order}, 0.5, added, 2) == ["conv2"]
+    assert accept({"conv1": math.nan}, 0.5, added) == []
 
 
 # facts.md 1.3: parameters one more channel costs, by data set and width.
@@ -76,6 +115,11 @@ def test_a_planted_channel_costs_what_the_paper_implies(data: str, width: int) -
 RECIPE = Recipe(epochs=4, batch=20, optimizer="adam", lr=0.01, weight_decay=0.05)
 
 
+def from_teacher(model: nn.Module, batch: Batch) -> torch.Tensor:
+    assert batch.teacher is not None
+    return distillation_loss(model(batch.images), batch.teacher)
+
+
 def kl(teacher: torch.Tensor, student: torch.Tensor) -> float:
     def log_softmax(logits: torch.Tensor) -> np.ndarray:
         array = logits.double().numpy()
@@ -100,7 +144,7 @@ def test_a_trained_plant_lowers_the_divergence_and_keeps_the_parents_bits(
     inputs = (data.images.float() / 255 - 0.5) / 0.25
     before = {name: tensor.clone() for name, tensor in parent.state_dict().items()}
     _, child = plant(arch, parent, layer, 3, seed=2)
-    train_plant(child, parent, data, RECIPE, teacher=teacher, seed=3)
+    train_plant(child, parent, data, RECIPE, from_teacher, teacher=teacher, seed=3)
     with torch.no_grad():
         assert kl(teacher, child.eval()(inputs)) < kl(teacher, parent(inputs))
     after = child.state_dict()
@@ -116,15 +160,34 @@ def test_a_teacher_network_teaches_what_its_logits_teach() -> None:
     parent, teacher = build_network(arch, seed=1), build_network(arch, seed=7).eval()
     with torch.no_grad():
         logits = teacher((data.images.float() / 255 - 0.5) / 0.25)
-    trained = [
-        train_plant(
-            plant(arch, parent, "conv1", 2, seed=2)[1], parent, data, RECIPE, teacher=t, seed=3
+    trained = []
+    for given_teacher in (logits, teacher):
+        _, child = plant(arch, parent, "conv1", 2, seed=2)
+        trained.append(
+            train_plant(child, parent, data, RECIPE, from_teacher, teacher=given_teacher, seed=3)
         )
-        for t in (logits, teacher)
-    ]
     for name, tensor in trained[0].state_dict().items():
         # Logits of 40 images at once and of 20: float32 sums in another order, then 8 Adam steps.
         torch.testing.assert_close(tensor, trained[1].state_dict()[name], rtol=0, atol=1e-4)
+
+
+def test_a_trained_plant_tells_its_epochs_and_any_loss_may_be_given() -> None:
+    """A loss of the user's own: here one that pulls the mean logit to 5."""
+    data = split(40, classes=4)
+    arch = Architecture("nets:flat", full_widths("nets:flat"), {"classes": 4, "image": (3, 8, 8)})
+    parent = build_network(arch, seed=1)
+    _, child = plant(arch, parent, "fc1", 2, seed=2)
+    told: list[Epoch] = []
+    train_plant(
+        child, parent, data, RECIPE, lambda model, batch: (model(batch.images).mean() - 5) ** 2,
+        teacher=None, seed=3, on_epoch=told.append,
+    )  # fmt: skip
+    x = (data.images.float() / 255 - 0.5) / 0.25
+    with torch.no_grad():
+        off = [abs(float(net.eval()(x).mean()) - 5) for net in (child, parent)]
+    assert off[0] < off[1]
+    assert [epoch.epoch for epoch in told] == [1, 2, 3, 4]
+    assert told[-1].loss < told[0].loss
 
 
 def test_cached_logits_of_unchanged_images_do_not_teach_changed_ones() -> None:
@@ -134,7 +197,7 @@ def test_cached_logits_of_unchanged_images_do_not_teach_changed_ones() -> None:
     _, child = plant(arch, parent, "conv1", 1, seed=0)
     recipe = Recipe(epochs=1, augment=Augment(flip=True))
     with pytest.raises(ValueError, match="cached teacher logits do not fit augmented images"):
-        train_plant(child, parent, data, recipe, teacher=torch.zeros(20, 4), seed=0)
+        train_plant(child, parent, data, recipe, from_teacher, teacher=torch.zeros(20, 4), seed=0)
 
 
 @pytest.mark.parametrize("dead", [0, 1, 3])
@@ -169,7 +232,7 @@ def test_a_channel_that_answers_to_one_image_in_a_later_batch_is_alive() -> None
     assert live_channels(net, "conv1", 1, data) == 0
 
 
-@pytest.mark.parametrize(
+CANNOT_GROW = pytest.mark.parametrize(
     ("builder", "options", "layer"),
     [
         ("densenet", {"depth": 7}, "growth"),
@@ -179,6 +242,9 @@ def test_a_channel_that_answers_to_one_image_in_a_later_batch_is_alive() -> None
         ("wrn", {"depth": 10, "widen": 1}, "group1"),
     ],
 )
+
+
+@CANNOT_GROW
 def test_a_network_that_cannot_grow_as_its_parents_function_is_refused(builder, options, layer):
     options = {**options, "classes": 5, "image": (3, 8, 8)}
     arch = with_data_options(Architecture(builder, {}, options), 5, (3, 8, 8))
@@ -188,3 +254,41 @@ def test_a_network_that_cannot_grow_as_its_parents_function_is_refused(builder, 
     wider, child = plant(arch, parent, layer, 2, seed=1, outgoing="random")
     assert wider.widths[layer] == arch.widths[layer] + 2
     assert child(torch.zeros(2, 3, 8, 8)).shape == (2, 5)
+
+
+@CANNOT_GROW
+@pytest.mark.parametrize(
+    ("filters", "outgoing"), [("scaled", "zero"), ("gradient", "zero"), ("zero", "random")]
+)
+def test_it_is_refused_whatever_the_planted_channels_start_as(
+    builder, options, layer, filters, outgoing
+):
+    arch = with_data_options(
+        Architecture(builder, {}, {**options, "classes": 5, "image": (3, 8, 8)}), 5, (3, 8, 8)
+    )
+    parent = fill_(build_network(arch), 0).eval()
+    x = torch.rand(8, 3, 8, 8)
+    if filters == "zero" and options == {"depth": 8}:
+        # New channels that are zero stay so in a padded shortcut: the parent's function after all.
+        _, child = plant(arch, parent, layer, 2, seed=1, filters=filters, outgoing=outgoing)
+        with torch.no_grad():
+            torch.testing.assert_close(
+                child.double().eval()(x.double()), parent.double()(x.double())
+            )
+        return
+    with pytest.raises(ValueError, match=f"{builder} cannot grow in {layer}"):
+        plant(
+            arch, parent, layer, 2, seed=1, filters=filters, outgoing=outgoing, images=x,
+            loss=lambda network: network(x).square().sum(),
+        )  # fmt: skip
+
+
+@CANNOT_GROW
+def test_it_may_still_start_as_another_function_that_is_scaled(builder, options, layer):
+    arch = with_data_options(
+        Architecture(builder, {}, {**options, "classes": 5, "image": (3, 8, 8)}), 5, (3, 8, 8)
+    )
+    parent = fill_(build_network(arch), 0)
+    x = torch.rand(8, 3, 8, 8)
+    _, child = plant(arch, parent, layer, 2, seed=1, filters="scaled", outgoing="scaled", images=x)
+    assert bool(child.eval()(x).isfinite().all())

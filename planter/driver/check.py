@@ -26,14 +26,15 @@ from planter.driver.networks import (
     candidate_architecture,
     network_of,
 )
+from planter.driver.rounds import limits_of
 from planter.driver.sampling import draw, excess
-from planter.forms import Kernels
-from planter.kernels import expand_kernels_
+from planter.forms import DOConv, KernelFilter, Kernels, form_of
+from planter.kernels import check_kernels, expand_kernels_
 from planter.macs import Cost, cost
 from planter.planting import plant
 from planter.recipe import Recipe, make_optimizer
 from planter.space import Candidate, Space, load_space
-from planter.study import Network, Problem, Study, StudyError, Teacher, Widths
+from planter.study import Network, Plant, Problem, Study, StudyError, Teacher, Widths
 
 log = logging.getLogger(__name__)
 _DRAWS = 8
@@ -115,7 +116,8 @@ def prepare(study: Study) -> Prepared:
         if start is not None:
             networks["start"] = Planned(start, study.recipe)
             layers = _layers(study, start, found)
-            for name, miss in excess(study.objectives.bounds.limits(), [cost(start)]).items():
+            _plant_kernels(study.plant, start, found)
+            for name, miss in excess(limits_of(study, study.plant), [cost(start)]).items():
                 if miss > 0:
                     found.add("plant.start", f"{miss:.0%} beyond bounds.{name}", "a smaller start")
     space = _space(study, data, networks, found)
@@ -199,8 +201,9 @@ def _whole(study: Study, found: _Findings) -> None:
     if study.plant is None and study.sample is None and not study.baselines:
         found.add("study", "nothing to train", "at least one of plant, sample and baselines")
     if study.teacher is None:
-        if study.plant is not None:
-            found.add("plant", "no teacher", "a teacher: plants learn from its logits")
+        if study.plant is not None and study.plant.kd_weight:
+            expected = "a teacher: plants learn from its logits; or kd_weight: 0 with ce_weight: 1"
+            found.add("plant", "no teacher", expected)
         for index, baseline in enumerate(study.baselines):
             if baseline.kd is not None:
                 found.add(f"baselines.{index}.kd", "no teacher", "a teacher to learn from")
@@ -289,6 +292,19 @@ def _layers(study: Study, start: Architecture, found: _Findings) -> list[str]:
             assert parent is not None
             found.attempt(place, layer, partial(plant, start, parent, layer, 1, seed=0))
     return list(layers)
+
+
+def _plant_kernels(settings: Plant, start: Architecture, found: _Findings) -> None:
+    def checked() -> None:
+        form = form_of(settings.kernels or "plain")
+        if form is not None and not isinstance(form, KernelFilter | DOConv):
+            raise ValueError(
+                f"{settings.kernels} starts as another function than a grown network has learned; "
+                "kflo and do-conv do not"
+            )
+        check_kernels(start, form)
+
+    found.attempt("plant.kernels", settings.kernels, checked)
 
 
 def _takes_image(architecture: Architecture) -> bool:

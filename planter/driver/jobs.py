@@ -11,7 +11,8 @@ from planter.front import Point
 
 Outcome = dict[str, Any]
 """What a worker returns, fit for JSON: `points` (fields of Point without the trial), `seconds`,
-`train_macs` and what its kind adds; or `error`, and `retry` where another try may help."""
+`train_macs` and what its kind adds; or `error`, and `retry` where another try may help; of several
+trainings, `trials`: each one's outcome by its id."""
 
 
 class SearchStoppedError(RuntimeError):
@@ -20,11 +21,24 @@ class SearchStoppedError(RuntimeError):
 
 @dataclass(frozen=True)
 class Job:
-    """One training. `params` is all its kind needs beside the study, fit for JSON."""
+    """One training, or of kind "plant" those of a round's candidates that one worker trains
+    together. `params` is all its kind needs beside the study, fit for JSON."""
 
     id: str
-    kind: Literal["teacher", "baseline", "start", "plant", "sample"]
+    kind: Literal["teacher", "baseline", "start", "plant", "grow", "sample"]
     params: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def trials(self) -> list[str]:
+        """Ids of the trials it trains."""
+        plants = self.params.get("plants") if self.kind == "plant" else None
+        return [self.id] if plants is None else [plant["id"] for plant in plants]
+
+    def outcomes(self, outcome: Outcome) -> dict[str, Outcome]:
+        """What came back, by trial."""
+        if "trials" in outcome:
+            return dict(outcome["trials"])
+        return dict.fromkeys(self.trials, outcome)
 
 
 class Proposer(Protocol):

@@ -46,13 +46,17 @@ def baseline_id(study: Study, baseline: Baseline) -> str:
 
 
 def candidate_architecture(drawn: object, study: Study, data: Data) -> Architecture:
-    """The architecture of what a space returned, for the data's classes and images. Raises
-    ValueError unless it can be built and trained as the candidate asks."""
+    """The architecture of what a space returned, plants and all, for the data's classes and images.
+    Raises ValueError unless it can be built and trained as the candidate asks."""
     if not isinstance(drawn, Candidate):
         raise ValueError(f"a space returns a planter.Candidate, got {type(drawn).__name__}")
-    architecture = with_data_options(drawn.architecture, data.classes, data.image)
-    check_architecture(architecture)
-    check_kernels(architecture, drawn.kernels)
+    start = with_data_options(drawn.architecture, data.classes, data.image)
+    check_architecture(start)
+    check_kernels(start, drawn.kernels)
+    architecture = with_data_options(drawn.grown, data.classes, data.image)
+    if drawn.plants:
+        check_architecture(architecture)
+        check_kernels(architecture, drawn.kernels)
     if drawn.guided and study.teacher is None:
         raise ValueError(f"kd_weight {drawn.kd_weight} needs a teacher in the study")
     return architecture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import optuna
@@ -15,51 +15,78 @@ from planter.arch import Architecture
 from planter.driver.jobs import Job, Outcome, SearchStoppedError, points_of
 from planter.driver.sampling import excess
 from planter.driver.storage import PointBook, open_study, read_result, write_result
+from planter.front import Point
 from planter.macs import cost
-from planter.planting import accept
-from planter.study import Study
+from planter.planting import accept, channels_to_plant
+from planter.study import Plant, Study
 
 START = "p00-start"
+GROWN, FINAL = "grown", "final"
+"""In the place of a layer: all plants a round accepts in one network, and the end's fine-tuning."""
 
 
 class Rounds:
     """Round 0 is the initial network; each later round holds a candidate for every layer that may
-    grow. A round's rows stay open with their results until the round is decided. See `Proposer`.
+    grow and, where several are accepted or all weights are trained, the network grown by them. A
+    round's rows stay open with their results until the round is decided. See `Proposer`.
     """
 
     def __init__(
-        self, study: Study, storage: RDBStorage, layers: Sequence[str], book: PointBook
+        self,
+        study: Study,
+        storage: RDBStorage,
+        layers: Sequence[str],
+        book: PointBook,
+        workers: int = 1,
     ) -> None:
         assert study.plant is not None
         self._settings = study.plant
-        self._limits = study.objectives.bounds.limits()
+        self._limits = limits_of(study, study.plant)
         self._layers = list(layers)
         self._book = book
+        self._workers = max(workers, 1)
         self._study = open_study(storage, f"{study.name}/planting", {"val_loss": "minimize"})
         self._rows = {row.user_attrs["id"]: row for row in self._study.get_trials()}
         self._handed: set[str] = set()
+        self._dealt: list[list[FrozenTrial]] = []
+        self._parent: FrozenTrial | None = None
+        self._verdicts: list[str] = []
         self._advance()
 
     def next(self) -> Job | None:
-        for row in self._open_rows():
-            name = row.user_attrs["id"]
-            if name in self._handed or read_result(row) is not None:
-                continue
-            self._handed.add(name)
-            if name == START:
-                return Job(START, "start")
-            parent = row.user_attrs["parent"]
-            params = {key: row.params[key] for key in ("round", "layer", "channels")}
-            return Job(name, "plant", {**params, "parent": parent})
-        return None
+        if not self._dealt:
+            waiting = [
+                row
+                for row in self._open_rows()
+                if _id(row) not in self._handed and read_result(row) is None
+            ]
+            # A worker trains its share of a round in one go, on one pass over the images.
+            shares = (waiting[first :: self._workers] for first in range(self._workers))
+            self._dealt = [share for share in shares if share]
+        if not self._dealt:
+            return None
+        share = self._dealt.pop(0)
+        self._handed |= {_id(row) for row in share}
+        row = share[0]
+        facts = {"round": row.params["round"], "parent": row.user_attrs["parent"]}
+        if _id(row) == START:
+            return Job(START, "start")
+        if row.params["layer"] in (GROWN, FINAL):
+            return Job(_id(row), "grow", {**facts, "plants": row.user_attrs["plants"]})
+        plants = [
+            {"id": _id(one), "layer": one.params["layer"], "channels": one.params["channels"]}
+            for one in share
+        ]
+        return Job(_id(row), "plant", {**facts, "plants": plants})
 
     def finish(self, job: Job, outcome: Outcome) -> None:
-        self._handed.discard(job.id)
+        self._handed -= set(job.trials)
         if job.id == START and "error" in outcome:
             # Its row stays open: when the study is continued, it is tried again.
             raise SearchStoppedError(f"the initial network of planting failed: {outcome['error']}")
-        write_result(self._study, self._rows[job.id], outcome)
-        self._reload(job.id)
+        for name, one in job.outcomes(outcome).items():
+            write_result(self._study, self._rows[name], one)
+            self._reload(name)
         self._advance()
 
     def left(self) -> int:
@@ -67,9 +94,16 @@ class Rounds:
         opened = self._open_rows()
         if not opened:
             return 0
+        settings = self._settings
         waiting = sum(read_result(row) is None for row in opened)
-        rounds = self._settings.rounds - int(opened[0].params["round"])
-        return waiting + rounds * len(self._layers)
+        together = int(_has_grown(settings))
+        if opened[0].params["layer"] == FINAL:
+            return waiting
+        rounds = settings.rounds - int(opened[0].params["round"])
+        left = waiting + rounds * (len(self._layers) + together) + int(settings.final is not None)
+        if together and opened[0].params["round"] and opened[-1].params["layer"] != GROWN:
+            left += 1
+        return left
 
     def failed(self) -> int:
         return sum(row.state == TrialState.FAIL for row in self._rows.values())
@@ -77,31 +111,26 @@ class Rounds:
     def accepted(self) -> list[str]:
         """Ids of the accepted networks, the initial one first."""
         rows = sorted(self._rows.values(), key=lambda row: int(row.params["round"]))
-        return [row.user_attrs["id"] for row in rows if row.user_attrs.get("accepted")]
+        return [_id(row) for row in rows if row.user_attrs.get("accepted")]
 
     def needed(self) -> set[str]:
-        """Ids of the networks that planting still reads: the last accepted and the open round's."""
-        names = {row.user_attrs["id"] for row in self._open_rows()}
-        return names | set(self.accepted()[-1:])
+        """Ids of the networks that planting still reads: the open round's, the one they grow from,
+        and the last accepted."""
+        parent = set() if self._parent is None else {_id(self._parent)}
+        return {_id(row) for row in self._open_rows()} | parent | set(self.accepted()[-1:])
 
-    def verdict(self, number: int) -> str | None:
-        """What was decided of a round, in words; None while it is open."""
-        rows = [row for row in self._rows.values() if row.params["round"] == number]
-        if any(not row.state.is_finished() for row in rows):
-            return None
-        chosen = [row.user_attrs["id"] for row in rows if row.user_attrs.get("accepted")]
-        if chosen:
-            return f"planting round {number}: accepted {chosen[0]}"
-        return f"planting round {number}: no candidate improves, planting ends"
+    def verdicts(self) -> list[str]:
+        """What was decided of rounds since the last call, in words."""
+        told, self._verdicts = self._verdicts, []
+        return told
 
     def table(self) -> list[dict[str, Any]]:
         """A row for each finished candidate, as planting.csv shows it."""
         rows = []
         for row in sorted(self._rows.values(), key=lambda row: row.number):
-            outcome = read_result(row)
-            if outcome is None or "error" in outcome or not row.state.is_finished():
+            point = self._point(row)
+            if point is None or not row.state.is_finished():
                 continue
-            (point,) = points_of(row.user_attrs["id"], "plant", outcome)
             rows.append(
                 {
                     "round": row.params["round"],
@@ -122,94 +151,184 @@ class Rounds:
 
     def _advance(self) -> None:
         """Opens and decides rounds as far as results allow; safe to repeat after any kill."""
-        number = 0
-        parent: FrozenTrial | None = None
-        while number <= self._settings.rounds:
-            rows = self._round(number, parent)
-            results = {row.user_attrs["id"]: read_result(row) for row in rows}
-            if any(result is None for result in results.values()):
+        self._parent, number, idle = None, 0, 0
+        while number <= self._settings.rounds and idle <= self._settings.patience:
+            rows = self._round(number)
+            if not rows:
+                break  # every candidate is beyond a bound
+            opened = not any(row.state.is_finished() for row in rows)
+            if any(read_result(row) is None for row in rows):
                 return
-            parent = self._decide(rows, results, parent)
-            if parent is None:
-                return
+            if number and (grown := self._grown(number, rows)) is not None:
+                if read_result(grown) is None:
+                    return
+                rows = [*rows, grown]
+            chosen = self._decide(rows)
+            idle = idle + 1 if chosen is None else 0
+            if number and opened:
+                self._verdicts.append(self._verdict(number, chosen, idle))
+            self._parent = chosen or self._parent
             number += 1
+        if self._settings.final is not None:
+            last = self._row(number, FINAL, 0, plants=[])
+            if read_result(last) is not None:
+                self._decide([last])
 
-    def _round(self, number: int, parent: FrozenTrial | None) -> list[FrozenTrial]:
-        """The rows of a round, added where they are not there yet."""
-        layers = ["start"] if parent is None else self._layers
-        rows = []
-        for layer in layers:
-            name = f"p{number:02d}-{layer}"
-            if name not in self._rows:
-                beyond = {} if parent is None else self._beyond(parent, layer)
-                refused = any(value > 0 for value in beyond.values())
-                template = optuna.trial.create_trial(
-                    state=TrialState.PRUNED if refused else TrialState.RUNNING,
-                    constraints=beyond,
-                    params={
-                        "round": number,
-                        "layer": layer,
-                        "channels": 0 if parent is None else self._settings.channels,
-                    },
-                    distributions={
-                        "round": IntDistribution(0, 10_000),
-                        "layer": CategoricalDistribution(["start", *self._layers]),
-                        "channels": IntDistribution(0, 10_000),
-                    },
-                    user_attrs={
-                        "id": name,
-                        "parent": None if parent is None else parent.user_attrs["id"],
-                    },
-                )
-                self._study.add_trial(template)
-                self._reload(name)
-            if self._rows[name].state != TrialState.PRUNED:
-                rows.append(self._rows[name])
-        return rows
+    def _round(self, number: int) -> list[FrozenTrial]:
+        """The rows of a round's candidates, added where they are not there yet."""
+        if self._parent is None:
+            return [self._row(number, "start", 0)]
+        point = self._point(self._parent)
+        assert point is not None
+        widths = point.architecture["widths"]
+        settings = self._settings
+        rows = [
+            self._row(
+                number,
+                layer,
+                channels_to_plant(widths[layer], settings.channels, settings.multiple),
+            )
+            for layer in self._layers
+        ]
+        return [row for row in rows if row.state != TrialState.PRUNED]
 
-    def _beyond(self, parent: FrozenTrial, layer: str) -> dict[str, float]:
-        """How a candidate stands to the study's bounds, before any training."""
-        outcome = read_result(parent)
-        assert outcome is not None
-        architecture = Architecture.from_dict(outcome["points"][0]["architecture"])
-        return excess(self._limits, [cost(architecture.widen(layer, self._settings.channels))])
+    def _grown(self, number: int, rows: Sequence[FrozenTrial]) -> FrozenTrial | None:
+        """The row of the network with all the plants a round accepts, where it is one of its own:
+        several plants, or all weights trained once more."""
+        name = f"p{number:02d}-{GROWN}"
+        if name in self._rows or all(row.state.is_finished() for row in rows):
+            return self._rows.get(name)
+        plants = self._improving(rows)
+        if not plants and self._settings.finetune is not None:
+            # What the trained network gives decides, not what the plant alone does.
+            plants = self._improving(rows, bar=math.inf)[:1]
+        if not plants or (len(plants) == 1 and self._settings.finetune is None):
+            return None
+        channels = sum(int(row.params["channels"]) for row in plants)
+        return self._row(number, GROWN, channels, plants=[_id(row) for row in plants])
 
-    def _decide(
-        self,
-        rows: Sequence[FrozenTrial],
-        results: Mapping[str, Any],
-        parent: FrozenTrial | None,
-    ) -> FrozenTrial | None:
-        """Writes which candidate is accepted, then closes the round; the accepted row, if any."""
-        losses = {
-            name: result["points"][0]["loss"]
-            for name, result in results.items()
-            if "error" not in result and math.isfinite(result["points"][0]["loss"])
-        }
-        before = float("inf") if parent is None else _loss(parent)
-        chosen = accept(losses, before)
+    def _row(
+        self, number: int, layer: str, channels: int, plants: list[str] | None = None
+    ) -> FrozenTrial:
+        name = f"p{number:02d}-{layer}"
+        if name not in self._rows:
+            beyond = {}
+            if self._parent is not None and layer in self._layers:
+                beyond = self._beyond({layer: channels})
+            refused = any(value > 0 for value in beyond.values())
+            template = optuna.trial.create_trial(
+                state=TrialState.PRUNED if refused else TrialState.RUNNING,
+                constraints=beyond,
+                params={"round": number, "layer": layer, "channels": channels},
+                distributions={
+                    "round": IntDistribution(0, 10_000),
+                    "layer": CategoricalDistribution(["start", *self._layers, GROWN, FINAL]),
+                    "channels": IntDistribution(0, 1_000_000),
+                },
+                user_attrs={
+                    "id": name,
+                    "parent": None if self._parent is None else _id(self._parent),
+                    **({} if plants is None else {"plants": plants}),
+                },
+            )
+            self._study.add_trial(template)
+            self._reload(name)
+        return self._rows[name]
+
+    def _beyond(self, channels: dict[str, int]) -> dict[str, float]:
+        """How the parent with more channels stands to the bounds, before any training."""
+        assert self._parent is not None
+        point = self._point(self._parent)
+        assert point is not None
+        wider = Architecture.from_dict(point.architecture)
+        for layer, more in channels.items():
+            wider = wider.widen(layer, more)
+        return excess(self._limits, [cost(wider)])
+
+    def _improving(
+        self, rows: Sequence[FrozenTrial], bar: float | None = None
+    ) -> list[FrozenTrial]:
+        """The candidates that are accepted, best first, as many as the bounds leave room for: those
+        with a loss below `bar`, by default the parent's."""
+        by_id = {_id(row): row for row in rows}
+        points = {name: self._point(row) for name, row in by_id.items()}
+        losses = {name: point.loss for name, point in points.items() if point is not None}
+        before = None if self._parent is None else self._point(self._parent)
+        if bar is None:
+            bar = math.inf if before is None else before.loss
+        added = None
+        if before is not None and math.isfinite(bar) and self._settings.accept != "loss":
+            what = "macs" if self._settings.accept == "loss_per_mac" else "params"
+            added = {n: getattr(points[n], what) - getattr(before, what) for n in losses}
+        chosen: list[FrozenTrial] = []
+        for name in accept(losses, bar, added, most=self._settings.per_round):
+            together = {
+                r.params["layer"]: int(r.params["channels"]) for r in [*chosen, by_id[name]]
+            }
+            if before is None or max(self._beyond(together).values(), default=0.0) <= 0:
+                chosen.append(by_id[name])
+        return chosen
+
+    def _decide(self, rows: Sequence[FrozenTrial]) -> FrozenTrial | None:
+        """Writes which network planting goes on with, then closes the rows; that row, if any."""
+        if any(row.state.is_finished() for row in rows):
+            # Decided before, perhaps under other settings, and at most not closed to the end.
+            chosen = next((row for row in rows if row.user_attrs.get("accepted")), None)
+        else:
+            chosen = self._best(rows)
+        storage = self._study._storage
         for row in rows:
             if row.state.is_finished():
                 continue
-            name = row.user_attrs["id"]
-            storage = self._study._storage
-            storage.set_trial_user_attr(row._trial_id, "accepted", name == chosen)
+            if (point := self._point(row)) is not None:
+                for key in ("accuracy", "macs", "params"):
+                    storage.set_trial_user_attr(row._trial_id, key, getattr(point, key))
+            storage.set_trial_user_attr(row._trial_id, "accepted", row is chosen)
         for row in rows:
-            name = row.user_attrs["id"]
+            point = self._point(row)
             if not row.state.is_finished():
-                failed = name not in losses
-                state = TrialState.FAIL if failed else TrialState.COMPLETE
-                self._study.tell(row.number, losses.get(name), state=state)
-                self._reload(name)
-            if name in losses:
-                points = points_of(name, "plant", results[name])
+                state = TrialState.FAIL if point is None else TrialState.COMPLETE
+                self._study.tell(row.number, None if point is None else point.loss, state=state)
+                self._reload(_id(row))
+            if point is not None:
                 # Names of their own beside those of a search space, which stand in the same study.
                 self._book.add(
-                    points,
+                    [point],
                     {f"plant_{key}": value for key, value in row.params.items()},
                     {f"plant_{key}": kind for key, kind in row.distributions.items()},
                 )
-        return self._rows[chosen] if chosen is not None else None
+        return None if chosen is None else self._rows[_id(chosen)]
+
+    def _best(self, rows: Sequence[FrozenTrial]) -> FrozenTrial | None:
+        """The accepted candidate, or what was grown from the accepted ones if its loss is below
+        that; of the end's fine-tuning, if it is below the last network's."""
+        single = [row for row in rows if row.params["layer"] not in (GROWN, FINAL)]
+        chosen = next(iter(self._improving(single)), None)
+        for row in rows:
+            if row not in single and (point := self._point(row)) is not None:
+                rival = self._point(chosen or self._parent or row)
+                assert rival is not None
+                chosen = row if point.loss < rival.loss else chosen
+        return chosen
+
+    def _verdict(self, number: int, chosen: FrozenTrial | None, idle: int) -> str:
+        if chosen is None:
+            ends = ", planting ends" if idle > self._settings.patience else ""
+            return f"planting round {number}: no candidate improves{ends}"
+        layers = [
+            str(self._rows[name].params["layer"]) for name in chosen.user_attrs.get("plants", [])
+        ]
+        plants = f" ({' + '.join(layers)})" if layers else ""
+        return f"planting round {number}: accepted {_id(chosen)}{plants}"
+
+    def _point(self, row: FrozenTrial) -> Point | None:
+        """The network of a row; None while it has none, or where its training failed or its loss is
+        no number."""
+        outcome = read_result(row)
+        if outcome is None or "error" in outcome:
+            return None
+        (point,) = points_of(_id(row), "plant", outcome)
+        return point if math.isfinite(point.loss) else None
 
     def _open_rows(self) -> list[FrozenTrial]:
         return [row for row in self._rows.values() if not row.state.is_finished()]
@@ -219,7 +338,17 @@ class Rounds:
         self._rows[name] = self._study.get_trials(deepcopy=True)[number]
 
 
-def _loss(row: FrozenTrial) -> float:
-    outcome = read_result(row)
-    assert outcome is not None
-    return float(outcome["points"][0]["loss"])
+def limits_of(study: Study, plant: Plant) -> dict[str, int]:
+    """The bounds of what is planted: the study's and its own, the tighter of each."""
+    limits = study.objectives.bounds.limits()
+    for name, most in plant.bounds.limits().items():
+        limits[name] = min(most, limits.get(name, most))
+    return limits
+
+
+def _has_grown(settings: Plant) -> bool:
+    return settings.per_round > 1 or settings.finetune is not None
+
+
+def _id(row: FrozenTrial) -> str:
+    return str(row.user_attrs["id"])

@@ -36,7 +36,7 @@ from planter.front import (
     to_csv,
     write_text,
 )
-from planter.plots import front_figure, write_html
+from planter.plots import front_figure, growth_figure, write_html
 from planter.study import Study
 from planter.study_file import find_study, read_study
 from planter.train import evaluate
@@ -119,7 +119,7 @@ class _Search:
         teacher = Teacher(self._book) if study.teacher else None
         self._rounds = None
         if study.plant is not None:
-            self._rounds = Rounds(study, storage, prepared.layers, self._book)
+            self._rounds = Rounds(study, storage, prepared.layers, self._book, self._workers)
         self._sampling = None
         if prepared.space is not None:
             self._sampling = Sampling(
@@ -177,25 +177,28 @@ class _Search:
         while self._sampling is not None and self._sampling.notices:
             self._tell(self._sampling.notices.pop(0))
         if job is not None:
-            self._tell(f"{job.id} starts")
+            self._tell(f"{', '.join(job.trials)} starts")
         return job
 
     def finish(self, job: Job, outcome: Outcome) -> None:
         again = self._schedule.finish(job, outcome)
         self._write()
-        if "error" in outcome:
-            then = "it is tried again" if again else f"see trials/{job.id}/log.txt"
-            self._tell(f"{job.id} failed: {outcome['error']}; {then}")
-        else:
-            shown = ", ".join(
-                f"{fields['pipeline']} {100 * fields['accuracy']:.2f} % at {fields['macs']:,} macs"
-                for fields in outcome["points"]
-            )
-            self._tell(f"{job.id} done: {shown}")
-        if self._rounds is not None and job.kind == "plant" and not again:
-            verdict = self._rounds.verdict(job.params["round"])
-            if verdict is not None:
+        for name, one in job.outcomes(outcome).items():
+            self._tell(self._told(name, one, again=again))
+        if self._rounds is not None and job.kind in ("plant", "grow") and not again:
+            for verdict in self._rounds.verdicts():
                 self._tell(verdict)
+
+    def _told(self, name: str, outcome: Outcome, *, again: bool) -> str:
+        """What became of a trial, in words."""
+        if "error" in outcome:
+            then = "it is tried again" if again else f"see trials/{name}/log.txt"
+            return f"{name} failed: {outcome['error']}; {then}"
+        shown = ", ".join(
+            f"{fields['pipeline']} {100 * fields['accuracy']:.2f} % at {fields['macs']:,} macs"
+            for fields in outcome["points"]
+        )
+        return f"{name} done: {shown}" + (" (re-seeded)" if outcome.get("reseeded") else "")
 
     def report(self) -> dict[str, Any]:
         """Reads the test data for what is reported and writes the run's documents."""
@@ -208,6 +211,8 @@ class _Search:
         self._write(known)
         found = self._document(known)
         write_html(front_figure([found]), self._run / "pareto.html")
+        if self._rounds is not None and (rows := self._rounds.table()):
+            write_html(growth_figure(self._study.name, rows), self._run / "planting.html")
         return found
 
     def _reported(self) -> list[Point]:

@@ -57,8 +57,9 @@ class Schedule:
         if outcome.get("retry") and self._tries[job.id] < _TRIES:
             self._again.append(job)
             return True
-        self.done += 1
-        self._durations.setdefault(job.kind, []).append(time.monotonic() - self._began[job.id])
+        self.done += len(job.trials)
+        each = (time.monotonic() - self._began[job.id]) / len(job.trials)
+        self._durations.setdefault(job.kind, []).append(each)
         self._proposer(job).finish(job, outcome)
         return False
 
@@ -109,6 +110,7 @@ class Schedule:
             "baseline": self.baselines,
             "start": self.rounds,
             "plant": self.rounds,
+            "grow": self.rounds,
             "sample": self.sampling,
         }[job.kind]
         assert owner is not None

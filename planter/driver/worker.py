@@ -8,40 +8,47 @@ import logging
 import math
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from filelock import FileLock
-from optuna.trial import FixedTrial
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from planter import checkpoint
 from planter.arch import Architecture
-from planter.assembly import build, build_network
-from planter.backbones import source_key, with_data_options
-from planter.blocks import Block
-from planter.data import Data
+from planter.assembly import build_network
+from planter.backbones import source_key
+from planter.data import Data, Split
 from planter.driver.jobs import Job, Outcome, seed_of
+from planter.driver.logs import logged_to
 from planter.driver.networks import network_of
-from planter.forms import Kernels, form_names
+from planter.driver.plants import grow, plant_round
+from planter.driver.sampled import sample
+from planter.forms import Kernels, form_names, form_of
 from planter.kernels import collapse_kernels_, expand_kernels_
 from planter.losses import classification_loss
-from planter.macs import cost, joint_macs, training_cost
+from planter.macs import cost, training_cost
 from planter.norms import NormMode
-from planter.pipelines import Pipelines
-from planter.planting import live_channels, plant, train_plant
-from planter.recipe import Recipe
-from planter.space import load_space
+from planter.recipe import Augment, Recipe
 from planter.study import Study
-from planter.train import Batch, Epoch, evaluate, fit, predict, recalibrate_batchnorm_
+from planter.train import (
+    Batch,
+    Epoch,
+    evaluate,
+    fit,
+    predict,
+    recalibrate_batchnorm_,
+    view_pool,
+)
 
 log = logging.getLogger(__name__)
 _PACKAGES = ("planter", "torch", "optuna", "ray", "numpy")
 _LOGITS = "logits.safetensors"
+_CHECKPOINT = "checkpoint.pt"
 
 
 @dataclass
@@ -55,22 +62,31 @@ class Worker:
     teachers: Path
     device: str = "cpu"
 
+    _plant = plant_round
+    _grow = grow
+    _sample = sample
+
     def do(self, job: Job) -> Outcome:
         """Trains, scores and saves what the job asks for; an exception becomes an `error`."""
-        folder = self.run / "trials" / job.id
-        folder.mkdir(parents=True, exist_ok=True)
+        folders = [self.run / "trials" / trial for trial in job.trials]
         began = time.monotonic()
-        # A worker whose driver was killed may still be at this trial: it goes on alone.
-        with FileLock(folder / ".lock"), _logged(folder / "log.txt"):
-            log.info("%s %s starts", job.kind, job.id)
+        with ExitStack() as stack:
+            for folder in sorted(folders):
+                folder.mkdir(parents=True, exist_ok=True)
+                # A worker whose driver was killed may still be at this trial: it goes on alone.
+                stack.enter_context(FileLock(folder / ".lock"))
+                stack.enter_context(logged_to(folder / "log.txt"))
+            log.info("%s %s starts", job.kind, ", ".join(job.trials))
             try:
                 outcome: Outcome = getattr(self, f"_{job.kind}")(job)
             except Exception as error:  # whatever the user's code or torch raises fails this trial
-                log.error("%s failed\n%s", job.id, traceback.format_exc())
+                log.error("%s failed\n%s", ", ".join(job.trials), traceback.format_exc())
                 return {"error": f"{type(error).__name__}: {error}"}
-            self._checkpoint(job).unlink(missing_ok=True)
+            for folder in folders:
+                for left in folder.rglob(_CHECKPOINT):  # a trial may train several times
+                    left.unlink(missing_ok=True)
             outcome["seconds"] = round(time.monotonic() - began, 3)
-            log.info("%s ends after %.1f s", job.id, outcome["seconds"])
+            log.info("%s ends after %.1f s", ", ".join(job.trials), outcome["seconds"])
         return outcome
 
     def _teacher(self, job: Job) -> Outcome:
@@ -82,13 +98,13 @@ class Worker:
             architecture = Architecture.from_dict(
                 checkpoint.read_spec(settings.model)["architecture"]
             )
-            outcome = self._outcome(job, {"base": network}, architecture, train_macs=0)
+            outcome = self.outcome(job.id, {"base": network}, architecture, train_macs=0)
         else:
             architecture = network_of(self.study, settings, self.data, settings.widths)
             recipe = settings.recipe or self.study.recipe
             network = self._cached_teacher(job, architecture, recipe)
             macs = 3 * cost(architecture).macs * len(self.data.train) * recipe.epochs
-            outcome = self._outcome(job, {"base": network}, architecture, train_macs=macs)
+            outcome = self.outcome(job.id, {"base": network}, architecture, train_macs=macs)
         if not (file := self.run / "trials" / "teacher" / _LOGITS).is_file():
             logits = predict(network.to(self.device), self.data.train).cpu()
             checkpoint.write_tensors(file, {"logits": logits})
@@ -121,7 +137,7 @@ class Worker:
                 recipe,
                 seed=seed,
                 checkpoint=part,
-                on_epoch=self._metrics(job),
+                on_epoch=self.metrics(job.id),
             )
             recalibrate_batchnorm_(network, self.data.train)
             checkpoint.save(folder, network, architecture, "base", {"settings": settings})
@@ -149,8 +165,9 @@ class Worker:
             job,
             architecture,
             ce_weight=settings.ce_weight,
-            kd_weight=1.0,
+            kd_weight=settings.kd_weight,
             temperature=settings.temperature,
+            kernels=form_of(settings.kernels or "plain"),
         )
 
     def _alone(
@@ -161,11 +178,15 @@ class Worker:
         ce_weight: float,
         kd_weight: float,
         temperature: float,
+        kernels: Kernels | None = None,
     ) -> Outcome:
         """Trains a plain network under the study's recipe."""
         seed = seed_of(self.study.seed, job.id)
         recipe = self.study.recipe
-        network = build_network(architecture, seed=seed).to(self.device)
+        network = build_network(architecture, seed=seed)
+        if kernels is not None:
+            expand_kernels_(network, kernels, seed=seed)
+        network.to(self.device)
 
         def loss(model: nn.Module, batch: Batch) -> Tensor:
             return classification_loss(
@@ -177,107 +198,39 @@ class Worker:
                 temperature=temperature,
             )
 
-        self._fit(job, network, loss, recipe, guided=kd_weight > 0)
-        recalibrate_batchnorm_(network, self.data.train)
-        macs = self._train_macs(cost(architecture).macs, recipe, guided=kd_weight > 0)
-        return self._outcome(job, {"base": network}, architecture, train_macs=macs)
-
-    def _plant(self, job: Job) -> Outcome:
-        settings = self.study.plant
-        assert settings is not None
-        place = self.run / "models" / job.params["parent"] / "base"
-        parent = checkpoint.load(place, own_code=True).to(self.device)
-        before = Architecture.from_dict(checkpoint.read_spec(place)["architecture"])
-        layer, channels = job.params["layer"], job.params["channels"]
-        seed = seed_of(self.study.seed, job.id)
-        architecture, child = plant(
-            before, parent, layer, channels, seed=seed, outgoing=settings.outgoing
-        )
-        child = train_plant(
-            child.to(self.device),
-            parent,
-            self.data.train,
-            settings.recipe,
-            teacher=self._guide(settings.recipe),
-            seed=seed,
-            temperature=settings.temperature,
-            ce_weight=settings.ce_weight,
-            checkpoint=self._checkpoint(job),
-            on_epoch=self._metrics(job),
-        )
-        live = live_channels(child, layer, before.widths[layer], self.data.train)
-        if live is not None and live < channels:
-            log.warning("%d of %d planted channels answer to no image", channels - live, channels)
-        macs = self._train_macs(cost(architecture).macs, settings.recipe, guided=True)
-        outcome = self._outcome(job, {"base": child}, architecture, train_macs=macs)
-        return {**outcome, "live": live, "widths": dict(architecture.widths)}
-
-    def _sample(self, job: Job) -> Outcome:
-        settings = self.study.sample
-        assert settings is not None
-        space = load_space(settings.space, image=self.data.image, classes=self.data.classes)
-        candidate = space(FixedTrial(dict(job.params["trial"]), number=int(job.id[1:])))
-        architecture = with_data_options(candidate.architecture, self.data.classes, self.data.image)
-        kernels = form_names(candidate.kernels)
-        if (architecture.key(), kernels) != (job.params["network"], job.params["kernels"]):
-            raise ValueError(
-                f"{settings.space} gave the driver another network or form for the same trial: a "
-                "space must depend on its trial alone, and must not be edited while a study runs"
-            )
-        recipe = Recipe.model_validate({**self.study.recipe.model_dump(), **candidate.recipe})
-        seed = seed_of(self.study.seed, job.id)
-        for warning in candidate.warnings:
-            log.warning(warning)
-        network = build(architecture, seed, candidate.norms)
-        if not isinstance(network, Pipelines):
-            network = Pipelines(network, {})
-        if candidate.kernels is not None:
-            expand_kernels_(network, candidate.kernels, seed=seed)
-        network.to(self.device)  # after all draws, which so are the same on every device
-
-        def loss(model: nn.Module, batch: Batch) -> Tensor:
-            assert isinstance(model, Pipelines)
-            return candidate.loss(model, batch)
-
-        self._fit(job, network, loss, recipe, guided=candidate.guided)
-        if any(isinstance(module, Block) for module in network.modules()):
-            # A block is fused with its own norms' statistics: first let them fit the weights.
-            recalibrate_batchnorm_(network, self.data.train)
+        self.fit(job.id, network, loss, recipe, guided=kd_weight > 0)
         collapse_kernels_(network)
-        ways = {
-            name: recalibrate_batchnorm_(network.detach(name), self.data.train)
-            for name in candidate.trained
-        }
-        total = joint_macs(cost(architecture), candidate.trained)
-        macs = self._train_macs(total, recipe, guided=candidate.guided)
-        macs += self._kernel_macs(architecture, candidate.kernels, recipe)
-        return self._outcome(
-            job, ways, architecture, train_macs=macs, kernels=kernels, norms=candidate.norms
+        recalibrate_batchnorm_(network, self.data.train)
+        macs = self.train_macs(cost(architecture).macs, recipe, guided=kd_weight > 0)
+        macs += self.kernel_macs(architecture, kernels, recipe)
+        return self.outcome(
+            job.id, {"base": network}, architecture, train_macs=macs, kernels=form_names(kernels)
         )
 
-    def _fit(
+    def fit(
         self,
-        job: Job,
+        trial: str,
         network: nn.Module,
         loss: Callable[[nn.Module, Batch], Tensor],
         recipe: Recipe,
         *,
         guided: bool,
     ) -> None:
+        """Trains all of a network, under the trial's own seed."""
         fit(
             network,
             loss,
-            self.data.train,
+            self.images(recipe),
             recipe,
-            seed=seed_of(self.study.seed, job.id),
-            teacher=self._guide(recipe) if guided else None,
-            checkpoint=self._checkpoint(job),
-            on_epoch=self._metrics(job),
+            seed=seed_of(self.study.seed, trial),
+            teacher=self.guide(recipe) if guided else None,
+            checkpoint=self.checkpoint_of(trial),
+            on_epoch=self.metrics(trial),
         )
 
-    def _outcome(
+    def outcome(
         self,
-        job: Job,
+        trial: str,
         ways: dict[str, nn.Module],
         architecture: Architecture,
         *,
@@ -304,8 +257,8 @@ class Worker:
             }
             info = {
                 "study": self.study.name,
-                "trial": job.id,
-                "seed": seed_of(self.study.seed, job.id),
+                "trial": trial,
+                "seed": seed_of(self.study.seed, trial),
                 "accuracy": score.accuracy,
                 "loss": score.loss,
                 "macs": costs[name].macs,
@@ -319,20 +272,20 @@ class Worker:
                 "data": self.fingerprint,
                 "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
             }
-            folder = self.run / "models" / job.id / name
+            folder = self.run / "models" / trial / name
             checkpoint.save(folder, network, architecture, name, info)
             points.append(fields)
         return {"points": points, "train_macs": train_macs}
 
-    def _train_macs(self, macs: int, recipe: Recipe, *, guided: bool) -> int:
+    def train_macs(self, macs: int, recipe: Recipe, *, guided: bool) -> int:
         """Multiply-adds of a training: a forward and a backward pass of twice its cost for each
         image seen, and a forward pass of the teacher where its logits could not be kept."""
         per_image = 3 * macs
         if guided and recipe.augment.changes():
-            per_image += self._teacher_macs
+            per_image += self.teacher_macs
         return per_image * len(self.data.train) * recipe.epochs
 
-    def _kernel_macs(
+    def kernel_macs(
         self, architecture: Architecture, kernels: Kernels | None, recipe: Recipe
     ) -> int:
         """Multiply-adds that the training form of the kernels adds to a training."""
@@ -342,9 +295,32 @@ class Worker:
         step = training_cost(architecture, kernels, math.ceil(len(self.data.train) / steps))
         return (step.macs_step - step.macs_step_plain) * steps * recipe.epochs
 
-    def _guide(self, recipe: Recipe) -> Tensor | nn.Module:
-        """The teacher's logits where the inputs never change, else the teacher."""
-        return self._teacher_network if recipe.augment.changes() else self._teacher_logits
+    def guide(self, recipe: Recipe) -> Tensor | nn.Module:
+        """The teacher's logits where no step has images of its own, else the teacher."""
+        if recipe.augment.changes():
+            return self._teacher_network
+        if recipe.augment.views is None:
+            return self.teacher_logits
+        key = checkpoint.content_key([recipe.augment.model_dump()])
+        file = self.run / "trials" / "teacher" / f"logits-{key}.safetensors"
+        with FileLock(file.with_suffix(".lock")):
+            if not file.is_file():
+                logits = predict(self._teacher_network, self.images(recipe)).cpu()
+                checkpoint.write_tensors(file, {"logits": logits})
+        return load_file(file)["logits"].to(self.device)
+
+    def images(self, recipe: Recipe) -> Split:
+        """The training images, or the pool of their views that a recipe asks for."""
+        if recipe.augment.views is None:
+            return self.data.train
+        if recipe.augment not in self._pools:
+            self._pools.clear()  # one at a time: a pool is several times the data set
+            self._pools[recipe.augment] = view_pool(self.data.train, recipe.augment)
+        return self._pools[recipe.augment]
+
+    @cached_property
+    def _pools(self) -> dict[Augment, Split]:
+        return {}
 
     @cached_property
     def _teacher_network(self) -> nn.Module:
@@ -352,21 +328,22 @@ class Worker:
         return checkpoint.load(place, own_code=True).to(self.device).requires_grad_(False)
 
     @cached_property
-    def _teacher_macs(self) -> int:
+    def teacher_macs(self) -> int:
         spec = checkpoint.read_spec(self.run / "models" / "teacher" / "base")
         return int(spec["macs"])
 
     @cached_property
-    def _teacher_logits(self) -> Tensor:
+    def teacher_logits(self) -> Tensor:
         file = self.run / "trials" / "teacher" / _LOGITS
         return load_file(file)["logits"].to(self.device)
 
-    def _checkpoint(self, job: Job) -> Path:
-        return self.run / "trials" / job.id / "checkpoint.pt"
+    def checkpoint_of(self, trial: str) -> Path:
+        return self.run / "trials" / trial / _CHECKPOINT
 
-    def _metrics(self, job: Job) -> Callable[[Epoch], None]:
+    def metrics(self, trial: str) -> Callable[[Epoch], None]:
         """Writes a line an epoch; lines of epochs that are trained again are replaced."""
-        file = self.run / "trials" / job.id / "metrics.jsonl"
+        file = self.run / "trials" / trial / "metrics.jsonl"
+        file.parent.mkdir(exist_ok=True)
         first = True
 
         def note(epoch: Epoch) -> None:
@@ -379,24 +356,3 @@ class Worker:
                 out.write(json.dumps(epoch._asdict()) + "\n")
 
         return note
-
-
-@contextmanager
-def _logged(file: Path) -> Iterator[None]:
-    """Sends the package's log and Python's warnings to a trial's own file."""
-    handler = logging.FileHandler(file)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    loggers = [logging.getLogger("planter"), logging.getLogger("py.warnings")]
-    levels = [logger.level for logger in loggers]
-    logging.captureWarnings(True)
-    for logger in loggers:
-        logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        logging.captureWarnings(False)
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.removeHandler(handler)
-            logger.setLevel(level)
-        handler.close()

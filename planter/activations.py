@@ -1,0 +1,93 @@
+"""What a frozen network computes between its steps, for batches or kept for all images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from planter.data import Split
+
+MEMORY_BYTES = 2 * 2**30
+_PASS_BATCH = 512
+
+
+def steps_of(network: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]]:
+    """The modules a network applies one after another, by name: its sequences, taken apart."""
+    if type(network) is not nn.Sequential:
+        return [(prefix, network)]
+    found = []
+    for name, part in network._modules.items():
+        assert part is not None
+        found += steps_of(part, f"{prefix}.{name}" if prefix else name)
+    return found
+
+
+def overwrites(step: nn.Module) -> bool:
+    """Whether a step may leave its result in the place of its input."""
+    return any(getattr(module, "inplace", False) for module in step.modules())
+
+
+def activations(network: nn.Module, images: Tensor, wanted: Iterable[int]) -> dict[int, Tensor]:
+    """The inputs of the steps `wanted` (one past the last is the output) for a batch of images."""
+    wanted, found = set(wanted), {}
+    steps = steps_of(network)
+    x = images
+    with torch.no_grad():
+        for at in range(max(wanted) + 1):
+            if at in wanted:
+                found[at] = x.clone() if at < len(steps) and overwrites(steps[at][1]) else x
+            if at < len(steps):
+                x = steps[at][1](x)
+    return found
+
+
+class Activations:
+    """Inputs of the steps `wanted` of a frozen network, of which those that fit into `memory` bytes
+    are computed once, for all images of a split; the others batch by batch.
+
+    The deepest are kept first: they are the smallest, and take most to compute. The images
+    themselves, step 0, are in memory anyway. `missing` are the steps that are not kept.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        split: Split,
+        wanted: Iterable[int],
+        memory: int = MEMORY_BYTES,
+        layout: torch.memory_format = torch.channels_last,
+    ) -> None:
+        self._network = network
+        self._layout = layout
+        self.bytes = 0
+        one = activations(network, split.normalise(split.images[:1]), wanted)
+        self._kept: dict[int, Tensor] = {}
+        for at in sorted(one, reverse=True):
+            size = len(split) * one[at].numel() * one[at].element_size()
+            if at == 0 or self.bytes + size > memory:
+                break
+            self.bytes += size
+            self._kept[at] = one[at].new_empty(len(split), *one[at].shape[1:])
+            if one[at].dim() == 4:
+                self._kept[at] = self._kept[at].contiguous(memory_format=layout)
+        self.missing = set(one) - set(self._kept)
+        if self._kept:
+            self._fill(split)
+
+    def of(self, index: Tensor, images: Tensor | None) -> dict[int, Tensor]:
+        """Those of the images `index`, given as a batch where any step is missing."""
+        found = {at: kept[index] for at, kept in self._kept.items()}
+        if self.missing:
+            assert images is not None
+            found |= activations(self._network, images, self.missing)
+        return found
+
+    def _fill(self, split: Split) -> None:
+        for start in range(0, len(split), _PASS_BATCH):
+            part = slice(start, start + _PASS_BATCH)
+            images = split.normalise(split.images[part])
+            images = images.contiguous(memory_format=self._layout)
+            for at, x in activations(self._network, images, self._kept).items():
+                self._kept[at][part] = x
