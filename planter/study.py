@@ -66,10 +66,17 @@ class Teacher(Network):
 
 
 class Distillation(_Section):
-    """`weight * T^2 * KL(teacher || student)` beside the cross-entropy."""
+    """`ce_weight * cross-entropy + weight * T^2 * KL(teacher || student)`."""
 
     weight: Annotated[float, Field(ge=0, description="weight of the distillation term")] = 1.0
     temperature: Annotated[float, Field(gt=0, description="softening of both softmaxes")] = 1.0
+    ce_weight: Annotated[float, Field(ge=0, description="weight of the cross-entropy")] = 1.0
+
+    @model_validator(mode="after")
+    def _learns(self) -> Distillation:
+        if not self.weight and not self.ce_weight:
+            raise ValueError("weight and ce_weight are both 0: nothing is learned")
+        return self
 
 
 class Baseline(Network):

@@ -4,7 +4,14 @@ from html.parser import HTMLParser
 
 import pytest
 
-from planter.plots import Series, front_figure, front_info, write_html
+from planter.plots import (
+    Series,
+    front_figure,
+    front_info,
+    growth_figure,
+    growth_info,
+    write_html,
+)
 
 
 def _point(id_, method, accuracy, macs, *, on_front=False, test=None):
@@ -191,3 +198,56 @@ def test_a_study_name_cannot_put_code_into_the_page(page):
     parser = _Page()
     parser.feed(page)
     assert "img" not in parser.tags
+
+
+def _grown_row(number, layer, loss, *, accepted=False, widths="conv1=2 conv2=3 fc1=9"):
+    return {
+        "round": number, "layer": layer, "channels": 2 * (number > 0), "accepted": accepted,
+        "widths": widths, "params": 100 + number, "macs": 1000 + number, "val_loss": loss,
+        "val_accuracy": 1 - loss, "seconds": 1.5,
+    }  # fmt: skip
+
+
+GROWTH = [
+    _grown_row(0, "start", 0.75, accepted=True),
+    _grown_row(1, "conv1", 0.5, widths="conv1=4 conv2=3 fc1=9"),
+    _grown_row(1, "conv2", 0.625, widths="conv1=2 conv2=5 fc1=9"),
+    _grown_row(1, "grown", 0.25, accepted=True, widths="conv1=4 conv2=5 fc1=9"),
+    _grown_row(2, "conv1", 0.375, widths="conv1=6 conv2=5 fc1=9"),
+    _grown_row(3, "conv2", 0.125, accepted=True, widths="conv1=4 conv2=7 fc1=9"),
+]
+
+
+def test_growth_tells_falls_from_the_network_each_round_started_from():
+    info = growth_info(GROWTH)
+    assert info.rounds == [1, 2, 3]
+    assert dict(zip(info.tried, info.falls, strict=True)) == {
+        "conv1": [0.25, -0.125, None],
+        "conv2": [0.125, None, 0.125],
+        "grown": [0.5, None, None],
+    }
+    assert info.accepted == [(1, "grown"), (3, "conv2")]
+    # The second round accepted nothing: the network of the first stays.
+    assert [row["val_loss"] for row in info.networks] == [0.75, 0.25, 0.25, 0.125]
+
+
+def test_the_growth_figure_draws_what_grew_and_the_courses(tmp_path):
+    figure = growth_figure("<small>", GROWTH)
+    bars = {bar.name: list(bar.y) for bar in figure.data if bar.type == "bar"}
+    assert bars == {"conv1": [2, 4, 4, 4], "conv2": [3, 5, 5, 7]}  # fc1 did not grow
+    (heat,) = [trace for trace in figure.data if trace.type == "heatmap"]
+    assert list(heat.y) == ["conv1", "conv2", "grown"]
+    courses = {trace.name: list(trace.y) for trace in figure.data if trace.name in COURSES}
+    assert courses == {"loss": [0.75, 0.25, 0.25, 0.125], "accuracy": [25.0, 75.0, 75.0, 87.5]}
+    ((x, y),) = [(t.x, t.y) for t in figure.data if t.type == "scatter" and t.mode == "markers"]
+    assert (list(x), list(y)) == ([1, 3], ["grown", "conv2"])
+    write_html(figure, tmp_path / "growth.html")
+    assert "<small>: growth" not in (tmp_path / "growth.html").read_text()
+
+
+COURSES = ("loss", "accuracy")
+
+
+def test_a_planting_of_no_round_has_a_figure_too():
+    assert growth_info(GROWTH[:1]).networks == GROWTH[:1]
+    assert growth_figure("start alone", GROWTH[:1]).data

@@ -49,6 +49,7 @@ class Rounds:
         self._rows = {row.user_attrs["id"]: row for row in self._study.get_trials()}
         self._handed: set[str] = set()
         self._dealt: list[list[FrozenTrial]] = []
+        self._current: list[str] = []
         self._parent: FrozenTrial | None = None
         self._verdicts: list[str] = []
         self._advance()
@@ -151,18 +152,23 @@ class Rounds:
 
     def _advance(self) -> None:
         """Opens and decides rounds as far as results allow; safe to repeat after any kill."""
+        self._current = [_id(row) for row in self._walk()]
+
+    def _walk(self) -> list[FrozenTrial]:
+        """The rows that results are still missing of, those of the round that is open."""
         self._parent, number, idle = None, 0, 0
         while number <= self._settings.rounds and idle <= self._settings.patience:
             rows = self._round(number)
             if not rows:
                 break  # every candidate is beyond a bound
+            self._leave_final(number)
             opened = not any(row.state.is_finished() for row in rows)
             if any(read_result(row) is None for row in rows):
-                return
+                return rows
             if number and (grown := self._grown(number, rows)) is not None:
-                if read_result(grown) is None:
-                    return
                 rows = [*rows, grown]
+                if read_result(grown) is None:
+                    return rows
             chosen = self._decide(rows)
             idle = idle + 1 if chosen is None else 0
             if number and opened:
@@ -171,8 +177,21 @@ class Rounds:
             number += 1
         if self._settings.final is not None:
             last = self._row(number, FINAL, 0, plants=[])
-            if read_result(last) is not None:
-                self._decide([last])
+            if read_result(last) is None:
+                return [last]
+            self._decide([last])
+        return []
+
+    def _leave_final(self, number: int) -> None:
+        """Closes the end's fine-tuning where more rounds were asked for before it was trained."""
+        last = self._rows.get(f"p{number:02d}-{FINAL}")
+        if last is None or last.state.is_finished():
+            return
+        if read_result(last) is not None:
+            self._decide([last])
+            return
+        self._study.tell(last.number, state=TrialState.PRUNED)
+        self._reload(_id(last))
 
     def _round(self, number: int) -> list[FrozenTrial]:
         """The rows of a round's candidates, added where they are not there yet."""
@@ -196,7 +215,7 @@ class Rounds:
         """The row of the network with all the plants a round accepts, where it is one of its own:
         several plants, or all weights trained once more."""
         name = f"p{number:02d}-{GROWN}"
-        if name in self._rows or all(row.state.is_finished() for row in rows):
+        if name in self._rows or any(row.state.is_finished() for row in rows):
             return self._rows.get(name)
         plants = self._improving(rows)
         if not plants and self._settings.finetune is not None:
@@ -331,7 +350,9 @@ class Rounds:
         return point if math.isfinite(point.loss) else None
 
     def _open_rows(self) -> list[FrozenTrial]:
-        return [row for row in self._rows.values() if not row.state.is_finished()]
+        """Those of the round at hand: rows that other settings had opened are left alone."""
+        rows = [self._rows[name] for name in self._current]
+        return [row for row in rows if not row.state.is_finished()]
 
     def _reload(self, name: str) -> None:
         number = self._rows[name].number if name in self._rows else len(self._rows)

@@ -20,7 +20,7 @@ from planter.forms import form_names
 from planter.kernels import collapse_kernels_, expand_kernels_
 from planter.macs import cost, joint_macs
 from planter.pipelines import Pipelines
-from planter.planting import plant, train_plant
+from planter.planting import live_channels, plant, train_plant
 from planter.recipe import Recipe
 from planter.space import Candidate, load_space
 from planter.study import Plant
@@ -115,11 +115,35 @@ def _planted(
     layer: str,
     channels: int,
 ) -> tuple[Architecture, nn.Module, int]:
-    """The network with one more plant, which alone is trained; multiply-adds."""
+    """The network with one more plant, which alone is trained; multiply-adds. One of which no
+    channel answers to any image is planted once more."""
+    macs = 0
+    for attempt in (name, f"{name}/again"):
+        seed = seed_of(worker.study.seed, attempt)
+        architecture, child = plant(before, parent, layer, channels, seed=seed)
+        macs += _train_plant(worker, attempt, candidate, before, parent, architecture, child)
+        base = child.detach("base") if isinstance(child, Pipelines) else child
+        live = live_channels(base, layer, before.widths[layer], worker.data.train)
+        if live != 0:
+            break
+        log.warning("%s: no channel planted in %s answers to any image", attempt, layer)
+    return architecture, child, macs
+
+
+def _train_plant(
+    worker: Worker,
+    name: str,
+    candidate: Candidate,
+    before: Architecture,
+    parent: nn.Module,
+    architecture: Architecture,
+    child: nn.Module,
+) -> int:
+    """Trains what is new in the child; multiply-adds."""
     settings = worker.study.plant or Plant()
     recipe = Recipe.model_validate({**settings.recipe.model_dump(), **candidate.plant_recipe})
     seed = seed_of(worker.study.seed, name)
-    architecture, child = plant(before, parent, layer, channels, seed=seed)
+    images = worker.images(recipe)
     teacher = worker.guide(recipe) if candidate.guided else None
     if isinstance(parent, Pipelines):
 
@@ -130,7 +154,7 @@ def _planted(
         train_plant(
             child,
             parent,
-            worker.images(recipe),
+            images,
             recipe,
             loss,
             teacher=teacher,
@@ -138,21 +162,21 @@ def _planted(
             checkpoint=worker.checkpoint_of(name),
         )
         total = joint_macs(cost(architecture), candidate.trained)
-        return architecture, child, worker.train_macs(total, recipe, guided=candidate.guided)
+        return worker.train_macs(total, recipe, guided=candidate.guided)
     course = train_round(
         parent,
-        {layer: child},
-        worker.images(recipe),
+        {"plant": child},
+        images,
         recipe,
         lambda logits, labels, guide: candidate.loss_of({"base": logits}, labels, guide),
         teacher=teacher,
         seed=seed,
         memory=int(settings.memory_gb * 1e9),
         checkpoint=worker.checkpoint_of(name),
-    )[layer]
+    )["plant"]
     if course.error is not None:
         raise FloatingPointError(course.error)
-    return architecture, child, course.macs + cost(before).macs * len(worker.images(recipe))
+    return course.macs + cost(before).macs * len(images)
 
 
 def _check_plants(

@@ -151,7 +151,7 @@ class Worker:
         return self._alone(
             job,
             architecture,
-            ce_weight=1.0,
+            ce_weight=kd.ce_weight if kd else 1.0,
             kd_weight=kd.weight if kd else 0.0,
             temperature=kd.temperature if kd else 1.0,
         )
