@@ -8,7 +8,8 @@ the same plants to the same values:
 
 - literal: for each candidate and step a forward pass of the teacher and all of the child, of which
   only what is new is trained (the frozen part is masked);
-- cached: the same with the teacher's logits computed once (`planter.planting.train_plant`);
+- cached: the same with the teacher's logits kept (`planter.planting.train_plant`), computed once for a
+  study: that pass is in neither of the last two, and told as `teacher_pass_s`;
 - planter: cached logits, and all candidates fed by the parent's activations, computed once
   (`planter.fast_round.train_round`). The pass that keeps them is in its time, and told apart.
 
@@ -40,7 +41,7 @@ from planter.arch import Architecture
 from planter.assembly import build_network
 from planter.backbones import full_widths
 from planter.data import Split
-from planter.fast_round import train_round
+from planter.fast_round import candidate_of, train_round
 from planter.losses import distillation_loss
 from planter.planting import plant, train_plant
 from planter.recipe import Augment, Recipe
@@ -107,6 +108,7 @@ class Round:
         self.device = device
         self.parent = network(16, 0).to(device).eval()
         self.teacher = network(128, 2).to(device).requires_grad_(False).eval()
+        self.teacher_seconds = self._timed(lambda: predict(self.teacher, self.split))
         self.logits = predict(self.teacher, self.split)
 
     def literal(self, epochs: int, augment: Augment | None = None) -> float:
@@ -128,8 +130,9 @@ class Round:
 
     def keeping(self) -> tuple[float, int]:
         """Seconds of the pass that keeps the parent's activations, and the bytes it keeps."""
-        wanted = {0, 2, 3, 5, 6, 8, 10, 14}  # what five plants of a convnet read and add to
         frozen = copy.deepcopy(self.parent).to(memory_format=torch.channels_last)
+        made = candidates(self.parent, 16).values()
+        wanted = {at for child in made for at in candidate_of(child, frozen).wanted}
         kept: list[Activations] = []
         seconds = self._timed(lambda: kept.append(Activations(frozen, self.split, wanted)))
         return seconds, kept[0].bytes
@@ -233,6 +236,7 @@ def main() -> None:
         "augmented: literal / planter with a pool of 3 views": round(
             ratio("literal, augmented", "planter, pool"), 2
         ),
+        "teacher_pass_s": round(work.teacher_seconds, 3),
         "kept_mb": round(work.keeping()[1] / 1e6, 1),
         "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
         "peak_gpu_memory_mb": (

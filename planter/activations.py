@@ -32,13 +32,14 @@ def overwrites(step: nn.Module) -> bool:
 def activations(network: nn.Module, images: Tensor, wanted: Iterable[int]) -> dict[int, Tensor]:
     """The inputs of the steps `wanted` (one past the last is the output) for a batch of images."""
     wanted, found = set(wanted), {}
-    steps = steps_of(network)
+    steps, last = steps_of(network), max(wanted)
     x = images
     with torch.no_grad():
-        for at in range(max(wanted) + 1):
+        for at in range(last + 1):
             if at in wanted:
-                found[at] = x.clone() if at < len(steps) and overwrites(steps[at][1]) else x
-            if at < len(steps):
+                # Also a later step may write into it: in between may be nothing but a view.
+                found[at] = x.clone() if any(overwrites(s) for _, s in steps[at:last]) else x
+            if at < last:
                 x = steps[at][1](x)
     return found
 
@@ -69,9 +70,12 @@ class Activations:
             if at == 0 or self.bytes + size > memory:
                 break
             self.bytes += size
-            self._kept[at] = one[at].new_empty(len(split), *one[at].shape[1:])
-            if one[at].dim() == 4:
-                self._kept[at] = self._kept[at].contiguous(memory_format=layout)
+            self._kept[at] = torch.empty(
+                (len(split), *one[at].shape[1:]),
+                dtype=one[at].dtype,
+                device=one[at].device,
+                memory_format=layout if one[at].dim() == 4 else torch.contiguous_format,
+            )
         self.missing = set(one) - set(self._kept)
         if self._kept:
             self._fill(split)

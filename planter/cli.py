@@ -193,7 +193,8 @@ def check(
         return
     if study is None:
         raise ValueError("check needs a STUDY (or --schema)")
-    from planter.driver.check import estimate_seconds, prepare, worker_count
+    from planter.driver.check import prepare, worker_count
+    from planter.driver.estimate import estimate_seconds
     from planter.progress import duration
 
     try:

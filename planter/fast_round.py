@@ -17,8 +17,8 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from planter.train import (
     Batch,
     Epoch,
     batch_order,
+    lay_out_moments_,
     layout_of,
     make_batch,
     mix_seed,
@@ -95,7 +96,8 @@ def train_round(
         raise ValueError(f"a round of planting keeps no moving average: ema {recipe.ema}, not null")
     split = training_images(split, recipe, teacher)
     frozen = copy.deepcopy(parent).eval().requires_grad_(False)
-    layout = layout_of(*children.values())
+    # The parent's alone, whatever its widths: it must not depend on who else is in the round.
+    layout = layout_of(frozen, fewest=math.inf)
     frozen.to(memory_format=layout)
     students = {name: _Student(child, frozen, recipe, layout) for name, child in children.items()}
     began = _take_up(checkpoint, students)
@@ -113,10 +115,8 @@ def train_round(
             elif teacher is not None:
                 batch = batch._replace(teacher=teacher[index])
             found = kept.of(index, batch.images)
-            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-                for student in students.values():
-                    # What a candidate draws must not depend on how many draw before it.
-                    torch.manual_seed(mix_seed(seed, epoch * len(parts) + i))
+            for student in students.values():
+                with student.drawing(mix_seed(seed, epoch * len(parts) + i), device):
                     student.step(found, batch, loss, recipe.lr_at(epoch + i / len(parts)))
         for student in students.values():
             student.end_epoch(epoch, recipe, sum(map(len, parts)), time.monotonic() - started)
@@ -143,12 +143,26 @@ class _Student:
         self._total: Tensor | float = 0.0
         self._macs = 0.0
 
+    def drawing(self, seed: int, device: torch.device) -> AbstractContextManager[None]:
+        """Within it a candidate with dropout draws from the step's seed, not from what others left
+        of their draws."""
+        if not _draws(self.candidate):
+            return nullcontext()
+        return _drawing(seed, [device] if device.type == "cuda" else [])
+
     def step(self, found: Mapping[int, Tensor], batch: Batch, loss: Loss, lr: float) -> None:
         if self.course.error is not None:
             return
         began = time.perf_counter()
         for group in self._optimizer.param_groups:
             group["lr"] = lr
+        try:
+            self._step(found, batch, loss)
+        except RuntimeError as error:  # torch's, of memory or of shapes: the others go on
+            self.course.error = f"{type(error).__name__}: {error}"
+        self.course.seconds += time.perf_counter() - began
+
+    def _step(self, found: Mapping[int, Tensor], batch: Batch, loss: Loss) -> None:
         self._optimizer.zero_grad()
         # Batches are of one size but for an image: what one step costs, all do.
         with nullcontext() if self._macs else FlopCounterMode(display=False) as counter:
@@ -159,7 +173,6 @@ class _Student:
         self._optimizer.step()
         self.course.macs += round(self._macs * len(batch.labels))
         self._total = self._total + value.detach() * len(batch.labels)
-        self.course.seconds += time.perf_counter() - began
 
     def end_epoch(self, epoch: int, recipe: Recipe, images: int, seconds: float) -> None:
         mean = float(self._total) / images
@@ -184,9 +197,17 @@ class _Student:
     def take_up(self, state: Mapping[str, Any]) -> None:
         self.candidate.load_state_dict(state["candidate"])
         self._optimizer.load_state_dict(state["optimizer"])
+        lay_out_moments_(self._optimizer)
         self.course.epochs = [Epoch(*epoch) for epoch in state["epochs"]]
         self.course.error = state["error"]
         self.course.macs = state["macs"]
+
+
+@contextmanager
+def _drawing(seed: int, devices: list[torch.device]) -> Iterator[None]:
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
 
 
 def _take_up(checkpoint: Path | None, students: Mapping[str, _Student]) -> int:
@@ -266,7 +287,7 @@ class Suffix(nn.Module):
     def forward(self, found: Mapping[int, Tensor]) -> Tensor:
         inputs = found[self.wanted[0]]
         # Other candidates read the same tensor.
-        logits: Tensor = self.part(inputs.clone() if overwrites(self.part[0]) else inputs)
+        logits: Tensor = self.part(inputs.clone() if overwrites(self.part) else inputs)
         return logits
 
     def write(self, child: nn.Module) -> None:

@@ -7,6 +7,7 @@ from typing import TypeVar, get_args
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.utils import parametrize
 
 from planter.modes import remove_parametrization_
@@ -80,8 +81,11 @@ class PlantedNorm(nn.Module):
 
 
 def check_norms(model: nn.Module) -> None:
-    """Raises ValueError for a batch norm without running statistics: old channels would not keep
-    theirs."""
+    """Raises ValueError for a batch norm without running statistics, and for an instance norm with
+    them: old channels would not keep theirs."""
+    for place, other in _modules(model, _InstanceNorm):
+        if other.running_mean is not None:
+            raise ValueError(f"{place}: cannot keep the statistics of an instance norm")
     for place, norm in [found for kind in get_args(_Norm) for found in _modules(model, kind)]:
         if norm.running_mean is None:
             raise ValueError(f"{place}: cannot keep the statistics of a batch norm that has none")

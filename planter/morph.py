@@ -77,7 +77,7 @@ def inherit_optimizer_state_(
         for name, parameter in zip(group["param_names"], group["params"], strict=True):
             for key, value in old.get(name, {}).items():
                 if value.dim() == 0:
-                    optimizer.state[parameter][key] = value.clone()
+                    optimizer.state[parameter][key] = value.to(parameter.device, copy=True)
                 elif value.dim() == parameter.dim():
                     grown = torch.zeros_like(parameter)
                     shared = shared_slice(value, grown)

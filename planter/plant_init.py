@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,9 @@ _Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 def check_init(filters: Filters, outgoing: Outgoing) -> None:
     """Raises ValueError for a start from which nothing is ever learned, or one that has no
     meaning."""
+    for name, start, known in (("filters", filters, Filters), ("outgoing", outgoing, Outgoing)):
+        if start not in get_args(known):
+            raise ValueError(f"{name} are {', '.join(get_args(known))}, got {start!r}")
     if filters == "zero" and outgoing == "zero":
         raise ValueError(
             "filters zero with outgoing zero: no gradient ever reaches either; one of them random"
@@ -30,6 +34,24 @@ def check_init(filters: Filters, outgoing: Outgoing) -> None:
             f"filters gradient with outgoing {outgoing}: the gradient is that of the outgoing "
             "slices at zero; outgoing: zero"
         )
+
+
+def check_learns(child: nn.Module, parent: nn.Module, image: tuple[int, int, int]) -> None:
+    """Raises ValueError where no gradient reaches anything new: behind filters of zero a ReLU of
+    torch's passes none, whatever the weights that read it."""
+    network = copy.deepcopy(child).cpu().double().eval()
+    generator = torch.Generator().manual_seed(0)
+    logits = network(torch.randn(8, *image, generator=generator, dtype=torch.float64))
+    logits.square().sum().backward()
+    old = parent.state_dict()
+    for name, parameter in network.named_parameters():
+        if parameter.grad is None or parameter.shape == old[name].shape:
+            continue
+        inherited = tuple(slice(size) for size in old[name].shape)
+        parameter.grad[inherited] = 0
+        if parameter.grad.any():
+            return
+    raise ValueError("filters zero never learn in front of a ReLU: filters random, or scaled")
 
 
 def zero_filters_(child: nn.Module, parent: nn.Module) -> None:

@@ -18,6 +18,7 @@ from planter.forms import Kernels
 from planter.losses import Synergy, check_loss, full_weights, multi_pipeline_loss
 from planter.norms import NormMode, check_norm_mode
 from planter.pipelines import Pipelines
+from planter.plant_init import Filters, Outgoing, check_init
 from planter.study_file import shipped_folder
 from planter.train import Batch
 
@@ -36,7 +37,8 @@ class Candidate:
 
     `plants`, pairs of a width's name and a number of channels, are planted one after another into
     the trained network, whose other weights stay as they are; each learns what the network learned,
-    under `plant_recipe`, which replaces keys of the study's `plant.recipe`. With `finetune`, keys
+    under `plant_recipe`, which replaces keys of the study's `plant.recipe`, from the start that
+    `plant_filters` and `plant_outgoing` name (`planter.plant_init`). With `finetune`, keys
     that replace those of `recipe`, all weights train once more at the end, again in `kernels`.
     """
 
@@ -52,11 +54,14 @@ class Candidate:
     recipe: Mapping[str, Any] = field(default_factory=dict)
     plants: Sequence[tuple[str, int]] = ()
     plant_recipe: Mapping[str, Any] = field(default_factory=dict)
+    plant_filters: Filters = "random"
+    plant_outgoing: Outgoing = "zero"
     finetune: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if any(channels < 1 for _, channels in self.plants):
             raise ValueError(f"plants add at least one channel each, got {list(self.plants)}")
+        check_init(self.plant_filters, self.plant_outgoing)
         weights = full_weights(self.names, self.weights)
         check_norm_mode(self.norms)
         check_loss(

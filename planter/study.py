@@ -146,7 +146,11 @@ class Plant(Network):
         ),
     ] = "random"
     outgoing: Annotated[
-        Outgoing, Field(description="start of the weights that read a planted channel")
+        Outgoing,
+        Field(
+            description="start of the weights that read a planted channel: zero, torch's draw, or "
+            "that scaled to the share of its inputs in what the reader answers"
+        ),
     ] = "zero"
     recipe: Annotated[
         Recipe, Field(description="training of the planted parameters; needs a rate of its own")
@@ -182,6 +186,8 @@ class Plant(Network):
 
     @model_validator(mode="after")
     def _learns(self) -> Plant:
+        if self.widths is not None:
+            raise ValueError(f"widths {self.widths}: of the initial network they are start")
         if isinstance(self.channels, float) and self.channels >= 1:
             raise ValueError(f"channels {self.channels}: a share is below 1; a count has no point")
         if not self.kd_weight and not self.ce_weight:

@@ -25,23 +25,31 @@ from planter.planting import channels_to_plant
 from planter.study import StudyError
 from planter.study_file import read_study
 
+# With this seed nearly every plant, merged network and fine-tuning lowers the loss.
 GROW = """
 name: grow
-data: {name: digits, subset: 150, validation: 0.3}
-teacher: {builder: convnet, widths: 8}
-recipe: {epochs: 2, batch: 30, optimizer: adam, lr: 0.01, schedule: onecycle}
+seed: 2
+data: {name: digits, subset: 240, validation: 0.3}
+teacher: {builder: convnet, widths: 8, recipe: {epochs: 25, batch: 20, optimizer: adam, lr: 0.01,
+  schedule: onecycle, weight_decay: 0.0}}
+recipe: {epochs: 12, batch: 20, optimizer: adam, lr: 0.01, schedule: onecycle, weight_decay: 0.0}
 plant:
-  start: 3
+  start: 4
   channels: 2
   rounds: 2
   layers: [conv1, conv3]
-  recipe: {epochs: 2, batch: 30, optimizer: adam, lr: 0.01, weight_decay: 0.0}
-objectives: {macs_reference: 1.0e+6}
+  recipe: {epochs: 3, batch: 20, optimizer: adam, lr: 0.02, weight_decay: 0.0}
 resources: {workers: 0}
 """
-FINETUNE = "{epochs: 2, batch: 30, optimizer: adam, lr: 0.003}"
-NO_TEACHER = ["teacher=null", "plant.builder=convnet", "plant.kd_weight=0.0", "plant.ce_weight=1.0"]
-START = {**dict.fromkeys(("conv1", "conv2", "conv3", "conv4", "conv5"), 3), "fc1": 128}
+FINETUNE = "{epochs: 2, batch: 20, optimizer: adam, lr: 0.003}"
+NO_TEACHER = [
+    "teacher=null",
+    "plant.builder=convnet",
+    "plant.kd_weight=0.0",
+    "plant.ce_weight=1.0",
+    "objectives.macs_reference=1.0e+6",
+]
+START = {**dict.fromkeys(("conv1", "conv2", "conv3", "conv4", "conv5"), 4), "fc1": 128}
 Row = dict[str, Any]
 
 
@@ -238,7 +246,7 @@ def test_planting_csv_follows_the_rule_of_each_setting(
         counted = cost(Architecture("convnet", row["widths"], {"image": [1, 8, 8]}))
         assert (row["macs"], row["params"]) == (counted.macs, counted.params)
     planted = [point for point in front["points"] if point["method"] == "plant"]
-    assert [point["trial"] for point in planted] == [row["id"] for row in rows]
+    assert sorted(point["trial"] for point in planted) == sorted(row["id"] for row in rows)
 
 
 def test_a_grown_network_holds_each_plants_slices_bit_for_bit(study_file: Path, run: Path) -> None:
@@ -308,7 +316,7 @@ def test_patience_tries_the_same_parent_again_with_other_draws(
     assert [row["id"] for row in log_of(run)] == ["p00-start", "p01-conv1", "p02-conv1"]
     assert {row.user_attrs["parent"] for row in books(run).values()} == {None, "p00-start"}
     first, second = state_of(run, "p01-conv1"), state_of(run, "p02-conv1")
-    assert not torch.equal(first["conv1.conv.weight"][3:], second["conv1.conv.weight"][3:])
+    assert not torch.equal(first["conv1.conv.weight"][4:], second["conv1.conv.weight"][4:])
     assert [event for event in told if "no candidate improves" in event] == [
         "planting round 1: no candidate improves",
         "planting round 2: no candidate improves, planting ends",
@@ -326,16 +334,17 @@ def test_growth_stops_at_a_bound_and_what_is_merged_keeps_it(
         return int(getattr(cost(Architecture("convnet", widths, {"image": [1, 8, 8]})), measure))
 
     # Room for either layer's plant and not for both, nor for a second of one layer.
-    limit = max(of(conv1=2), of(conv3=2)) + 10
-    assert limit < min(of(conv1=2, conv3=2), of(conv1=4), of(conv3=4))
-    overrides = ["plant.rounds=6", "plant.per_round=2", f"{key}={limit}"]
+    limit = max(of(conv3=2), of(conv4=2)) + 10
+    assert limit < min(of(conv3=2, conv4=2), of(conv3=4), of(conv4=4))
+    layers = "plant.layers=[conv3, conv4]"
+    overrides = [layers, "plant.rounds=6", "plant.per_round=2", f"{key}={limit}"]
     front = planter.search(study_file, out=run, overrides=overrides)
     planted = [point for point in front["points"] if point["method"] == "plant"]
-    assert {row["id"] for row in log_of(run)} == {"p00-start", "p01-conv1", "p01-conv3"}
+    assert {row["id"] for row in log_of(run)} == {"p00-start", "p01-conv3", "p01-conv4"}
     assert all(point[measure] <= limit for point in planted)
     # The candidates of round 2 are refused before any training, with what they are beyond.
     refused = [row for row in books(run).values() if row.state.name == "PRUNED"]
-    assert {row.user_attrs["id"] for row in refused} == {"p02-conv1", "p02-conv3"}
+    assert {row.user_attrs["id"] for row in refused} == {"p02-conv3", "p02-conv4"}
     for row in refused:
         (miss,) = [v for k, v in row.system_attrs.items() if k.startswith("constraints")]
         assert max(miss if isinstance(miss, list) else [miss]) > 0
@@ -380,7 +389,7 @@ def test_planting_from_labels_alone_needs_no_teacher(study_file: Path, run: Path
     images = len(planter.load_data(run).train)
     for name, layer in (("p01-conv1", "conv1"), ("p01-conv3", "conv3")):
         macs = result(run, name)["train_macs"] - images * log_of(run)[0]["macs"]
-        whole = 3 * images * 2 * result(run, name)["points"][0]["macs"]
+        whole = 3 * images * 3 * result(run, name)["points"][0]["macs"]
         assert 0 < macs < whole, layer
 
 
@@ -442,9 +451,7 @@ def test_a_network_trained_in_another_form_is_saved_plain(study_file: Path, run:
     for point in front["points"]:
         network = planter.load(run / point["model"])
         assert set(network.state_dict()) == plain
-        assert {type(m) for m in network.modules()}.isdisjoint(
-            {nn.utils.parametrize.Parametrization}
-        )
+        assert not any(hasattr(m, "parametrizations") for m in network.modules())
         if point["method"] == "plant":
             assert planter.evaluate(network, data.validation).loss == losses[point["trial"]]
             spec = json.loads((run / point["model"] / "arch.json").read_text())
@@ -503,7 +510,7 @@ def test_a_dead_plant_is_planted_once_more_with_another_seed(
         e for e in told if e.startswith("p01-conv3 done")
     ]
     lines = (run / "trials/p01-conv3/metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3]
     # The other candidate of the share is not trained again, and its network not changed.
     monkeypatch.undo()
     planter.search(study_file, out=run.with_name("alone"), overrides=["plant.rounds=1", "keep=all"])
@@ -598,7 +605,7 @@ EVERYTHING = [
     "plant.per_round=2",
     "plant.kernels=kflo:2x2",
     f"plant.finetune={FINETUNE[:-1]}, augment: {{crop: 1, views: 2}}}}",
-    "plant.final={epochs: 3, batch: 30, optimizer: sgd, lr: 0.003}",
+    "plant.final={epochs: 3, batch: 20, optimizer: sgd, lr: 0.003}",
 ]
 STAGES = ["teacher", "p00-start", "p01-conv1", "p01-grown", "p02-conv1", "p02-grown", "p03-final"]
 
@@ -769,12 +776,12 @@ def test_a_grown_networks_optimiser_is_inherited_by_the_next_finetuning(
 
     monkeypatch.setattr(plants_module, "fit", watched)
     shift_losses(monkeypatch, {"p01-grown": -1.0})
-    accept = ["plant.finetune={epochs: 3, batch: 30, optimizer: adam, lr: 0.01}"]
+    accept = ["plant.finetune={epochs: 3, batch: 20, optimizer: adam, lr: 0.01}"]
     planter.search(study_file, out=run, overrides=[*accept, "plant.rounds=2", "keep=all"])
     assert [row["id"] for row in log_of(run) if row["accepted"]][:2] == ["p00-start", "p01-grown"]
     assert began["p01-grown"] == {}
     images = len(planter.load_data(run).train)
-    steps = 3 * math.ceil(images / 30)
+    steps = 3 * math.ceil(images / 20)
     old = torch.load(run / "trials/p01-grown/optimizer.pt", weights_only=True)["state"]
     before, after = state_of(run, "p01-grown"), state_of(run, "p02-grown")
     assert set(began["p02-grown"]) == set(before)
@@ -795,7 +802,7 @@ def test_the_last_training_may_have_another_optimiser_than_the_rounds(
     study_file: Path, run: Path, monkeypatch: pytest.MonkeyPatch, finetune: str, final: str
 ) -> None:
     shift_losses(monkeypatch, {"p01-grown": -1.0})
-    recipe = "{{epochs: 1, batch: 30, optimizer: {}, lr: 0.003}}"
+    recipe = "{{epochs: 1, batch: 20, optimizer: {}, lr: 0.003}}"
     overrides = [
         f"plant.finetune={recipe.format(finetune)}",
         f"plant.final={recipe.format(final)}",

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 
 from planter.arch import Architecture
 from planter.backbones import build_backbone, full_widths
-from planter.morph import inherit_weights
+from planter.morph import inherit_optimizer_state_, inherit_weights, optimizer_state
 
 SMALL_VGG = dict(zip(full_widths("vgg16"), (3, 3, 4, 4, 5, 5, 5, 6, 6, 6, 6, 6, 6), strict=True))
 NETWORKS: dict[str, tuple[Mapping[str, int], tuple[int, int, int]]] = {
@@ -128,3 +129,126 @@ def test_a_name_whose_tensor_has_other_axes_is_listed_too() -> None:
     found = inherit_weights(child, parent)
     assert torch.equal(child["a"].weight, fresh)
     assert found == (["a.weight"], ["a.weight"])
+
+
+OPTIMIZERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
+    "sgd": lambda net: torch.optim.SGD(net.named_parameters(), lr=0.1, momentum=0.9),
+    "nesterov": lambda net: torch.optim.SGD(
+        net.named_parameters(), lr=0.1, momentum=0.9, nesterov=True, fused=True
+    ),
+    "adam": lambda net: torch.optim.Adam(net.named_parameters(), lr=0.01, fused=True),
+    "adamw": lambda net: torch.optim.AdamW(net.named_parameters(), lr=0.01, weight_decay=0.1),
+}
+MOMENTS = {
+    "sgd": {"momentum_buffer"},
+    "nesterov": {"momentum_buffer"},
+    "adam": {"exp_avg", "exp_avg_sq"},
+    "adamw": {"exp_avg", "exp_avg_sq"},
+}
+
+
+def step(net: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:
+    labels = torch.arange(6) % 5
+    optimizer.zero_grad()
+    nn.functional.cross_entropy(net(images(6, (3, 8, 8), seed)), labels).backward()
+    optimizer.step()
+
+
+def grown_pair(kind: str) -> tuple[nn.Module, nn.Module, torch.optim.Optimizer]:
+    """A residual network trained for three steps, a wider one and the narrow one's optimiser."""
+    arch = architecture("nets:residual")
+    wider = arch
+    for layer, more in zip(arch.widths, (0, 2, 3, 1, 2), strict=False):
+        wider = wider.widen(layer, more)
+    parent, child = built(arch, 1), built(wider, 2)
+    optimizer = OPTIMIZERS[kind](parent)
+    for seed in range(3):
+        step(parent, optimizer, seed)
+    inherit_weights(child, parent)
+    return parent, child, optimizer
+
+
+def leading(tensor: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    return tensor[tuple(map(slice, shape))]
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_a_grown_networks_optimiser_knows_what_the_narrower_ones_did_and_nothing_else(
+    kind: str, tmp_path: Path
+) -> None:
+    parent, child, optimizer = grown_pair(kind)
+    before = {name: dict(optimizer.state[p]) for name, p in parent.named_parameters()}
+    learned = optimizer_state(optimizer)
+    assert set(learned) == set(before)
+    torch.save(learned, tmp_path / "state.pt")  # as a run keeps it
+    learned = torch.load(tmp_path / "state.pt", weights_only=True)
+    fresh = OPTIMIZERS[kind](child)
+    inherit_optimizer_state_(fresh, learned)
+    wider = 0
+    for name, parameter in child.named_parameters():
+        state = fresh.state[parameter]
+        assert set(state) == MOMENTS[kind] | ({"step"} if "adam" in kind else set())
+        for key in MOMENTS[kind]:
+            old = before[name][key]
+            expected = torch.zeros_like(parameter)
+            leading(expected, old.shape).copy_(old)
+            assert torch.equal(state[key], expected), (name, key)
+            wider += parameter.shape != old.shape
+        if "adam" in kind:
+            assert float(state["step"]) == 3
+    assert wider
+    # It is the new optimiser's own: a step of one leaves the other's moments.
+    kept = {name: {k: v.clone() for k, v in state.items()} for name, state in before.items()}
+    step(child, fresh, 9)
+    for name, parameter in parent.named_parameters():
+        for key, value in kept[name].items():
+            assert torch.equal(optimizer.state[parameter][key], value), (name, key)
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_the_next_step_moves_each_weight_as_its_formula_says(kind: str) -> None:
+    """Momentum, and Adam's moments with the bias correction of the fourth step, in plain torch."""
+    _, child, optimizer = grown_pair(kind)
+    learned = {
+        name: {key: value.clone() for key, value in state.items()}
+        for name, state in optimizer_state(optimizer).items()
+    }
+    fresh = OPTIMIZERS[kind](child)
+    inherit_optimizer_state_(fresh, learned)
+    before = {name: p.detach().clone() for name, p in child.named_parameters()}
+    step(child, fresh, 9)
+    for name, parameter in child.named_parameters():
+        gradient = parameter.grad
+        assert gradient is not None
+        old = {}
+        for key in MOMENTS[kind]:
+            old[key] = torch.zeros_like(parameter)
+            leading(old[key], learned[name][key].shape).copy_(learned[name][key])
+        expected = before[name]
+        if "adam" in kind:
+            if kind == "adamw":
+                expected = expected * (1 - 0.01 * 0.1)
+            first = 0.9 * old["exp_avg"] + 0.1 * gradient
+            second = 0.999 * old["exp_avg_sq"] + 0.001 * gradient**2
+            root = (second / (1 - 0.999**4)).sqrt() + 1e-8
+            expected = expected - 0.01 * first / (1 - 0.9**4) / root
+        else:
+            buffer = 0.9 * old["momentum_buffer"] + gradient
+            moved = gradient + 0.9 * buffer if kind == "nesterov" else buffer
+            expected = expected - 0.1 * moved
+        # float64: the order of a few products and sums.
+        torch.testing.assert_close(parameter.detach(), expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["adam", "adamw"])
+def test_what_nobody_knows_of_starts_as_torch_starts_it(kind: str) -> None:
+    """State of other names is not taken over."""
+    _, _, optimizer = grown_pair(kind)
+    learned = {f"{name}.elsewhere": state for name, state in optimizer_state(optimizer).items()}
+    ours, plain = built(architecture("nets:residual"), 2), built(architecture("nets:residual"), 2)
+    mine, torchs = OPTIMIZERS[kind](ours), OPTIMIZERS[kind](plain)
+    inherit_optimizer_state_(mine, learned)
+    for net, one in ((ours, mine), (plain, torchs)):
+        step(net, one, 4)
+    for a, b in zip(ours.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(a, b)

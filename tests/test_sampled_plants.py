@@ -113,9 +113,9 @@ def test_a_dead_plant_is_planted_once_more_with_another_seed(tmp_path, monkeypat
     seeds, deaf = [], []
     plant = sampled.plant
 
-    def watched(*args, seed):
-        seeds.append(seed)
-        return plant(*args, seed=seed)
+    def watched(*args, **given):
+        seeds.append(given["seed"])
+        return plant(*args, **given)
 
     def never(*args):
         deaf.append(args[1])

@@ -6,18 +6,17 @@ import logging
 import math
 import os
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch.nn import functional
+from torch import nn
 
 from planter import checkpoint
 from planter.arch import Architecture
-from planter.assembly import build, build_network, check_architecture
+from planter.assembly import build_network, check_architecture
 from planter.backbones import convolutions, full_widths, is_known
 from planter.data import TORCHVISION, Data, load_data
 from planter.driver.networks import (
@@ -29,10 +28,13 @@ from planter.driver.networks import (
 from planter.driver.rounds import limits_of
 from planter.driver.sampling import draw, excess
 from planter.forms import DOConv, KernelFilter, Kernels, form_of
-from planter.kernels import check_kernels, expand_kernels_
+from planter.freeze import check_norms
+from planter.kernels import check_kernels
 from planter.macs import Cost, cost
+from planter.places import image_of
+from planter.plant_init import check_learns
 from planter.planting import plant
-from planter.recipe import Recipe, make_optimizer
+from planter.recipe import Recipe
 from planter.space import Candidate, Space, load_space
 from planter.study import Network, Plant, Problem, Study, StudyError, Teacher, Widths
 
@@ -125,29 +127,6 @@ def prepare(study: Study) -> Prepared:
     if found.problems:
         raise StudyError(study.name, found.problems)
     return Prepared(data, fingerprint, layers, reference, space, networks, found.warnings)
-
-
-def estimate_seconds(study: Study, prepared: Prepared) -> float:
-    """How long the study would take here: a few training steps of each of its networks are timed,
-    on as many threads as a worker has, and multiplied."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(study.resources.cpu)
-    try:
-        seconds = {
-            name: _training_seconds(planned, prepared.data)
-            for name, planned in prepared.networks.items()
-        }
-    finally:
-        torch.set_num_threads(threads)
-    total = sum(s for name, s in seconds.items() if not name.startswith("sample"))
-    if study.plant is not None:
-        share = study.plant.recipe.epochs / study.recipe.epochs
-        plants = study.plant.rounds * len(prepared.layers)
-        total += plants * share * seconds["start"]
-    drawn = [s for name, s in seconds.items() if name.startswith("sample")]
-    if study.sample is not None and drawn:
-        total += study.sample.trials * sum(drawn) / len(drawn)
-    return total / max(worker_count(study), 1)
 
 
 def worker_count(study: Study) -> int:
@@ -290,7 +269,7 @@ def _layers(study: Study, start: Architecture, found: _Findings) -> list[str]:
             continue
         if found.attempt(place, layer, partial(_takes_image, start.widen(layer, 1))):
             assert parent is not None
-            found.attempt(place, layer, partial(plant, start, parent, layer, 1, seed=0))
+            found.attempt(place, layer, partial(_grows, study.plant, start, parent, layer))
     return list(layers)
 
 
@@ -305,6 +284,14 @@ def _plant_kernels(settings: Plant, start: Architecture, found: _Findings) -> No
         check_kernels(start, form)
 
     found.attempt("plant.kernels", settings.kernels, checked)
+
+
+def _grows(settings: Plant, start: Architecture, parent: nn.Module, layer: str) -> None:
+    _, child = plant(start, parent, layer, 1, seed=0)
+    check_norms(child)
+    if settings.filters == "zero":
+        _, child = plant(start, parent, layer, 1, seed=0, filters="zero", outgoing="random")
+        check_learns(child, parent, image_of(start))
 
 
 def _takes_image(architecture: Architecture) -> bool:
@@ -369,27 +356,3 @@ def _reference(
                 "macs to measure the hypervolume from, as there is no teacher and no baseline",
             )
     return [1 / data.classes, macs or math.nan]
-
-
-def _training_seconds(planned: Planned, data: Data) -> float:
-    """Time of a whole training, from two steps after one to warm up."""
-    architecture, recipe, kernels = planned
-    network = build(architecture)
-    if kernels is not None:
-        expand_kernels_(network, kernels)
-    optimizer = make_optimizer(network, recipe)
-    split = data.train
-    images = split.normalise(split.images[: recipe.batch])
-    labels = split.labels[: recipe.batch]
-    times = []
-    for _ in range(3):
-        began = time.perf_counter()
-        output = network(images)
-        ways = output.values() if isinstance(output, dict) else [output]
-        losses = [functional.cross_entropy(logits, labels) for logits in ways]
-        optimizer.zero_grad()
-        torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        times.append(time.perf_counter() - began)
-    steps = math.ceil(len(split) / recipe.batch) * recipe.epochs
-    return steps * sum(times[1:]) / 2

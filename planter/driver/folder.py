@@ -56,7 +56,7 @@ def write_settings(
         before = Study.model_validate(yaml.safe_load(file.read_text()))
         _refuse_changes(run, before, study, fingerprint, accept_changes=accept_changes)
         if accept_changes and before != study:
-            for part in (run / "trials").glob("*/checkpoint.pt"):
+            for part in (run / "trials").rglob("checkpoint.pt"):
                 part.unlink()  # half of a training under the old settings
     if source is not None:
         shutil.copyfile(source, run / "study.yaml")

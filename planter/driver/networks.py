@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from planter import checkpoint
 from planter.arch import Architecture
 from planter.assembly import check_architecture
 from planter.backbones import convolutions, full_widths, with_data_options
 from planter.data import Data
 from planter.kernels import check_kernels
+from planter.recipe import Recipe
 from planter.space import Candidate
-from planter.study import Baseline, Network, Study, Widths
+from planter.study import Baseline, Network, Plant, Study, Widths
 
 
 def builder_of(study: Study, section: Network) -> str:
@@ -50,6 +53,7 @@ def candidate_architecture(drawn: object, study: Study, data: Data) -> Architect
     Raises ValueError unless it can be built and trained as the candidate asks."""
     if not isinstance(drawn, Candidate):
         raise ValueError(f"a space returns a planter.Candidate, got {type(drawn).__name__}")
+    recipes_of(drawn, study)
     start = with_data_options(drawn.architecture, data.classes, data.image)
     check_architecture(start)
     check_kernels(start, drawn.kernels)
@@ -60,3 +64,25 @@ def candidate_architecture(drawn: object, study: Study, data: Data) -> Architect
     if drawn.guided and study.teacher is None:
         raise ValueError(f"kd_weight {drawn.kd_weight} needs a teacher in the study")
     return architecture
+
+
+class Recipes(NamedTuple):
+    """How a candidate's network is trained, its plants, and all of it again, if it is."""
+
+    network: Recipe
+    plants: Recipe
+    again: Recipe | None
+
+
+def recipes_of(candidate: Candidate, study: Study) -> Recipes:
+    """The study's recipes with the candidate's keys. Raises ValueError for a key or value that no
+    recipe has."""
+    network = Recipe.model_validate({**study.recipe.model_dump(), **candidate.recipe})
+    plant = study.plant or Plant()
+    plants = Plant.model_validate(
+        {"recipe": {**plant.recipe.model_dump(), **candidate.plant_recipe}}
+    ).recipe
+    again = None
+    if candidate.finetune is not None:
+        again = Recipe.model_validate({**network.model_dump(), **candidate.finetune})
+    return Recipes(network, plants, again)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping
+import traceback
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,14 +15,14 @@ from torch import Tensor, nn
 from planter import checkpoint
 from planter.arch import Architecture
 from planter.driver.jobs import Job, Outcome, seed_of
-from planter.fast_round import Course, Loss, train_round
+from planter.fast_round import Loss, train_round
 from planter.forms import form_names, form_of
 from planter.kernels import collapse_kernels_, expand_kernels_
 from planter.losses import classification_loss
 from planter.macs import cost
 from planter.morph import inherit_optimizer_state_, optimizer_state
 from planter.planting import live_channels, merge, plant
-from planter.recipe import make_optimizer
+from planter.recipe import Recipe, make_optimizer
 from planter.study import Plant
 from planter.train import Batch, evaluate, fit, recalibrate_batchnorm_
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from planter.driver.worker import Worker
 
 log = logging.getLogger(__name__)
-_MEASURED = 512
+_MEASURED = 256
 _EQUAL = 1e-7
 
 
@@ -67,8 +68,9 @@ class _Round:
         self._parent = parent
         self._before = before
         self._networks: dict[str, tuple[Architecture, nn.Module]] = {}
-        self._courses: dict[str, Course] = {}
         self._errors: dict[str, str] = {}
+        self._live: dict[str, int | None] = {}
+        self._own_macs: dict[str, int] = {}
         self.seconds: dict[str, float] = {}
 
     def train(self, seeds: Mapping[str, int], plants: Mapping[str, Mapping[str, Any]]) -> None:
@@ -82,9 +84,11 @@ class _Round:
         alive = [name for name in seeds if name not in self._errors]
         if not alive:
             return
+        # By their seeds as well: a dead plant's checkpoint is none of the one that replaces it.
+        keys = {name: f"{name} {seeds[name]}" for name in alive}
         courses = train_round(
             self._parent,
-            {name: self._networks[name][1] for name in alive},
+            {keys[name]: self._networks[name][1] for name in alive},
             worker.images(settings.recipe),
             settings.recipe,
             loss_of(settings),
@@ -95,9 +99,10 @@ class _Round:
         )
         # What is planted once more must not take up what it replaces.
         worker.checkpoint_of(alive[0]).unlink(missing_ok=True)
-        for name, course in courses.items():
-            self._courses[name] = course
+        for name in alive:
+            course = courses[keys[name]]
             self.seconds[name] = self.seconds.get(name, 0.0) + course.seconds
+            self._own_macs[name] = self._own_macs.get(name, 0) + course.macs
             if course.error is not None:
                 self._errors[name] = course.error
             lines = [json.dumps(epoch._asdict()) + "\n" for epoch in course.epochs]
@@ -107,7 +112,8 @@ class _Round:
         """Whether no planted channel answers to any image, or nothing came of them."""
         if name in self._errors:
             return False
-        if self._live(name, one) == 0:
+        self._live[name] = self._count_live(name, one)
+        if self._live[name] == 0:
             return True
         loss = evaluate(self._networks[name][1], self._worker.data.validation).loss
         return abs(loss - parent_loss) <= _EQUAL * max(1.0, parent_loss)
@@ -117,7 +123,7 @@ class _Round:
             log.error("%s failed: %s", name, self._errors[name])
             return {"error": self._errors[name]}
         architecture, child = self._networks[name]
-        live = self._live(name, one)
+        live = self._count_live(name, one) if reseeded else self._live[name]
         if live is not None and live < one["channels"]:
             log.warning(
                 "%s: %d of %d planted channels answer to no image",
@@ -129,8 +135,9 @@ class _Round:
             found = self._worker.outcome(
                 name, {"base": child}, architecture, train_macs=self._train_macs(name)
             )
-        except FloatingPointError as error:
-            return {"error": f"FloatingPointError: {error}"}
+        except Exception as error:  # the others of the share go on
+            log.error("%s failed\n%s", name, traceback.format_exc())
+            return {"error": f"{type(error).__name__}: {error}"}
         return {
             **found,
             "live": live,
@@ -140,11 +147,9 @@ class _Round:
 
     def _planted(self, one: Mapping[str, Any], seed: int) -> tuple[Architecture, nn.Module]:
         settings = self._settings
-        batch = (
-            self._batch()
-            if {"scaled", "gradient"} & {settings.filters, settings.outgoing}
-            else None
-        )
+        batch = None
+        if {"scaled", "gradient"} & {settings.filters, settings.outgoing}:
+            batch = measured(self._worker, guided=settings.kd_weight > 0)
 
         def loss(network: nn.Module) -> Tensor:
             assert batch is not None
@@ -162,15 +167,7 @@ class _Round:
             loss=loss,
         )
 
-    def _batch(self) -> Batch:
-        """Some training images to measure a start on, as they are."""
-        split = self._worker.data.train
-        order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))
-        index = order[:_MEASURED].to(split.labels.device)
-        teacher = self._worker.teacher_logits[index] if self._settings.kd_weight else None
-        return Batch(split.normalise(split.images[index]), split.labels[index], teacher)
-
-    def _live(self, name: str, one: Mapping[str, Any]) -> int | None:
+    def _count_live(self, name: str, one: Mapping[str, Any]) -> int | None:
         network = self._networks[name][1]
         first = self._before.widths[one["layer"]]
         return live_channels(network, one["layer"], first, self._worker.data.train)
@@ -184,7 +181,7 @@ class _Round:
         if recipe.augment.changes():
             shared += worker.teacher_macs * images if self._settings.kd_weight else 0
             shared *= recipe.epochs
-        return self._courses[name].macs + shared
+        return self._own_macs[name] + shared
 
 
 def grow(worker: Worker, job: Job) -> Outcome:
@@ -206,9 +203,7 @@ def grow(worker: Worker, job: Job) -> Outcome:
     if kernels is not None:
         expand_kernels_(network, kernels, seed=seed)
     optimizer = make_optimizer(network, recipe)
-    learned = checkpoint.read_training(_optimizer_file(worker, job.params["parent"]))
-    if learned is not None:
-        inherit_optimizer_state_(optimizer, learned)
+    inherit_optimizer_state_(optimizer, _learned(worker, job.params["lineage"], recipe))
     loss = loss_of(settings)
     fit(
         network,
@@ -221,7 +216,8 @@ def grow(worker: Worker, job: Job) -> Outcome:
         checkpoint=worker.checkpoint_of(job.id),
         on_epoch=worker.metrics(job.id),
     )
-    checkpoint.write_training(_optimizer_file(worker, job.id), optimizer_state(optimizer))
+    if job.params["plants"]:
+        write_learned(worker, job.id, recipe, optimizer)
     collapse_kernels_(network)
     recalibrate_batchnorm_(network, worker.data.train)
     macs = worker.train_macs(cost(architecture).macs, recipe, guided=settings.kd_weight > 0)
@@ -229,6 +225,38 @@ def grow(worker: Worker, job: Job) -> Outcome:
     return worker.outcome(
         job.id, {"base": network}, architecture, train_macs=macs, kernels=form_names(kernels)
     )
+
+
+def measured(worker: Worker, *, guided: bool) -> Batch:
+    """Some training images to measure a start on, as they are."""
+    split = worker.data.train
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))
+    index = order[:_MEASURED].to(split.labels.device)
+    teacher = worker.teacher_logits[index] if guided else None
+    return Batch(split.normalise(split.images[index]), split.labels[index], teacher)
+
+
+def write_learned(
+    worker: Worker, trial: str, recipe: Recipe, optimizer: torch.optim.Optimizer
+) -> None:
+    """Keeps what the optimiser has learned of a trial's weights, for the network it grows into.
+    Factors of expanded kernels, which are drawn anew, are not kept."""
+    state = {
+        name: learned
+        for name, learned in optimizer_state(optimizer).items()
+        if "parametrizations" not in name
+    }
+    file = _optimizer_file(worker, trial)
+    checkpoint.write_training(file, {"optimizer": recipe.optimizer, "state": state})
+
+
+def _learned(worker: Worker, lineage: Sequence[str], recipe: Recipe) -> dict[str, Any]:
+    """What the same optimiser has learned of the nearest ancestor all of whose weights trained."""
+    for trial in reversed(lineage):
+        kept = checkpoint.read_training(_optimizer_file(worker, trial))
+        if kept is not None and kept["optimizer"] == recipe.optimizer:
+            return dict(kept["state"])
+    return {}
 
 
 def loss_of(settings: Plant) -> Loss:

@@ -73,7 +73,8 @@ class Rounds:
         if _id(row) == START:
             return Job(START, "start")
         if row.params["layer"] in (GROWN, FINAL):
-            return Job(_id(row), "grow", {**facts, "plants": row.user_attrs["plants"]})
+            plants, lineage = row.user_attrs["plants"], self.accepted()
+            return Job(_id(row), "grow", {**facts, "plants": plants, "lineage": lineage})
         plants = [
             {"id": _id(one), "layer": one.params["layer"], "channels": one.params["channels"]}
             for one in share
@@ -175,15 +176,18 @@ class Rounds:
                 self._verdicts.append(self._verdict(number, chosen, idle))
             self._parent = chosen or self._parent
             number += 1
-        if self._settings.final is not None:
-            last = self._row(number, FINAL, 0, plants=[])
-            if read_result(last) is None:
-                return [last]
-            self._decide([last])
+        if self._settings.final is None:
+            self._leave_final(number)
+            return []
+        last = self._row(number, FINAL, 0, plants=[])
+        if read_result(last) is None:
+            return [last]
+        self._decide([last])
         return []
 
     def _leave_final(self, number: int) -> None:
-        """Closes the end's fine-tuning where more rounds were asked for before it was trained."""
+        """Closes the end's fine-tuning where it is no longer asked for, or more rounds are, before it
+        was trained."""
         last = self._rows.get(f"p{number:02d}-{FINAL}")
         if last is None or last.state.is_finished():
             return
@@ -280,7 +284,9 @@ class Rounds:
             what = "macs" if self._settings.accept == "loss_per_mac" else "params"
             added = {n: getattr(points[n], what) - getattr(before, what) for n in losses}
         chosen: list[FrozenTrial] = []
-        for name in accept(losses, bar, added, most=self._settings.per_round):
+        for name in accept(losses, bar, added, most=len(losses)):
+            if len(chosen) == self._settings.per_round:
+                break
             together = {
                 r.params["layer"]: int(r.params["channels"]) for r in [*chosen, by_id[name]]
             }

@@ -15,6 +15,8 @@ from planter.assembly import build
 from planter.backbones import StagedNet, with_data_options
 from planter.blocks import Block
 from planter.driver.jobs import Job, Outcome, seed_of
+from planter.driver.networks import recipes_of
+from planter.driver.plants import measured
 from planter.fast_round import train_round
 from planter.forms import form_names
 from planter.kernels import collapse_kernels_, expand_kernels_
@@ -48,22 +50,22 @@ def sample(worker: Worker, job: Job) -> Outcome:
         )
     for warning in candidate.warnings:
         log.warning(warning)
-    recipe = Recipe.model_validate({**worker.study.recipe.model_dump(), **candidate.recipe})
+    recipes = recipes_of(candidate, worker.study)
     seed = seed_of(worker.study.seed, job.id)
     network = build(start, seed, candidate.norms)
     _check_plants(worker, job, candidate, start, network)
-    network, macs = _trained(worker, job.id, candidate, start, network, recipe)
-    architecture = start
+    network, macs = _trained(worker, job.id, candidate, start, network, recipes.network)
+    architecture, reseeded = start, 0
     for number, (layer, channels) in enumerate(candidate.plants, 1):
         name = f"{job.id}/plant{number}"
-        architecture, network, more = _planted(
+        architecture, network, more, again = _planted(
             worker, name, candidate, architecture, network, layer, channels
         )
         macs += more
-    if candidate.finetune is not None:
-        again = Recipe.model_validate({**recipe.model_dump(), **candidate.finetune})
+        reseeded += again
+    if recipes.again is not None:
         name = f"{job.id}/finetune"
-        network, more = _trained(worker, name, candidate, architecture, network, again)
+        network, more = _trained(worker, name, candidate, architecture, network, recipes.again)
         macs += more
     if not isinstance(network, Pipelines):
         network = Pipelines(network, {})
@@ -72,9 +74,10 @@ def sample(worker: Worker, job: Job) -> Outcome:
     for way in ways.values():
         if norms_move:  # a plant leaves the statistics of older channels as they are
             recalibrate_batchnorm_(way, data.train)
-    return worker.outcome(
+    outcome = worker.outcome(
         job.id, ways, architecture, train_macs=macs, kernels=kernels, norms=candidate.norms
     )
+    return {**outcome, "reseeded": reseeded}
 
 
 def _trained(
@@ -96,8 +99,10 @@ def _trained(
         return candidate.loss(model, batch)
 
     worker.fit(name, ways, loss, recipe, guided=candidate.guided)
-    if any(isinstance(module, Block) for module in ways.modules()):
-        # A block is fused with its own norms' statistics: first let them fit the weights.
+    blocks = any(isinstance(module, Block) for module in ways.modules())
+    if blocks or candidate.plants:
+        # A block is fused with its own norms' statistics, and a plant leaves those of older
+        # channels as they are: first let them fit the weights.
         recalibrate_batchnorm_(ways, worker.data.train)
     collapse_kernels_(ways)
     total = joint_macs(cost(architecture), candidate.trained)
@@ -114,20 +119,37 @@ def _planted(
     parent: nn.Module,
     layer: str,
     channels: int,
-) -> tuple[Architecture, nn.Module, int]:
-    """The network with one more plant, which alone is trained; multiply-adds. One of which no
-    channel answers to any image is planted once more."""
+) -> tuple[Architecture, nn.Module, int, bool]:
+    """The network with one more plant, which alone is trained; multiply-adds; whether it had to be
+    planted once more, because no channel answered to any image."""
     macs = 0
+    batch = measured(worker, guided=candidate.guided)
+
+    def loss(network: nn.Module) -> Tensor:
+        if isinstance(network, Pipelines):
+            return candidate.loss(network, batch)
+        return candidate.loss_of({"base": network(batch.images)}, batch.labels, batch.teacher)
+
     for attempt in (name, f"{name}/again"):
         seed = seed_of(worker.study.seed, attempt)
-        architecture, child = plant(before, parent, layer, channels, seed=seed)
+        architecture, child = plant(
+            before,
+            parent,
+            layer,
+            channels,
+            seed=seed,
+            filters=candidate.plant_filters,
+            outgoing=candidate.plant_outgoing,
+            images=batch.images,
+            loss=loss,
+        )
         macs += _train_plant(worker, attempt, candidate, before, parent, architecture, child)
         base = child.detach("base") if isinstance(child, Pipelines) else child
         live = live_channels(base, layer, before.widths[layer], worker.data.train)
         if live != 0:
             break
         log.warning("%s: no channel planted in %s answers to any image", attempt, layer)
-    return architecture, child, macs
+    return architecture, child, macs, attempt != name
 
 
 def _train_plant(
@@ -141,7 +163,7 @@ def _train_plant(
 ) -> int:
     """Trains what is new in the child; multiply-adds."""
     settings = worker.study.plant or Plant()
-    recipe = Recipe.model_validate({**settings.recipe.model_dump(), **candidate.plant_recipe})
+    recipe = recipes_of(candidate, worker.study).plants
     seed = seed_of(worker.study.seed, name)
     images = worker.images(recipe)
     teacher = worker.guide(recipe) if candidate.guided else None
@@ -176,7 +198,11 @@ def _train_plant(
     )["plant"]
     if course.error is not None:
         raise FloatingPointError(course.error)
-    return course.macs + cost(before).macs * len(images)
+    shared = cost(before).macs * len(images)
+    if recipe.augment.changes():
+        shared += worker.teacher_macs * len(images) if candidate.guided else 0
+        shared *= recipe.epochs
+    return course.macs + shared
 
 
 def _check_plants(

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import torch
 from filelock import FileLock
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -26,14 +27,14 @@ from planter.data import Data, Split
 from planter.driver.jobs import Job, Outcome, seed_of
 from planter.driver.logs import logged_to
 from planter.driver.networks import network_of
-from planter.driver.plants import grow, plant_round
+from planter.driver.plants import grow, plant_round, write_learned
 from planter.driver.sampled import sample
 from planter.forms import Kernels, form_names, form_of
 from planter.kernels import collapse_kernels_, expand_kernels_
 from planter.losses import classification_loss
 from planter.macs import cost, training_cost
 from planter.norms import NormMode
-from planter.recipe import Augment, Recipe
+from planter.recipe import Augment, Recipe, make_optimizer
 from planter.study import Study
 from planter.train import (
     Batch,
@@ -168,6 +169,7 @@ class Worker:
             kd_weight=settings.kd_weight,
             temperature=settings.temperature,
             kernels=form_of(settings.kernels or "plain"),
+            keep_optimizer=settings.finetune is not None,
         )
 
     def _alone(
@@ -179,6 +181,7 @@ class Worker:
         kd_weight: float,
         temperature: float,
         kernels: Kernels | None = None,
+        keep_optimizer: bool = False,
     ) -> Outcome:
         """Trains a plain network under the study's recipe."""
         seed = seed_of(self.study.seed, job.id)
@@ -198,7 +201,10 @@ class Worker:
                 temperature=temperature,
             )
 
-        self.fit(job.id, network, loss, recipe, guided=kd_weight > 0)
+        optimizer = make_optimizer(network, recipe)
+        self.fit(job.id, network, loss, recipe, guided=kd_weight > 0, optimizer=optimizer)
+        if keep_optimizer:
+            write_learned(self, job.id, recipe, optimizer)
         collapse_kernels_(network)
         recalibrate_batchnorm_(network, self.data.train)
         macs = self.train_macs(cost(architecture).macs, recipe, guided=kd_weight > 0)
@@ -215,6 +221,7 @@ class Worker:
         recipe: Recipe,
         *,
         guided: bool,
+        optimizer: torch.optim.Optimizer | None = None,
     ) -> None:
         """Trains all of a network, under the trial's own seed."""
         fit(
@@ -224,6 +231,7 @@ class Worker:
             recipe,
             seed=seed_of(self.study.seed, trial),
             teacher=self.guide(recipe) if guided else None,
+            optimizer=optimizer,
             checkpoint=self.checkpoint_of(trial),
             on_epoch=self.metrics(trial),
         )
@@ -315,7 +323,8 @@ class Worker:
             return self.data.train
         if recipe.augment not in self._pools:
             self._pools.clear()  # one at a time: a pool is several times the data set
-            self._pools[recipe.augment] = view_pool(self.data.train, recipe.augment)
+            seed = seed_of(self.study.seed, "views")
+            self._pools[recipe.augment] = view_pool(self.data.train, recipe.augment, seed)
         return self._pools[recipe.augment]
 
     @cached_property
