@@ -8,8 +8,8 @@ the same plants to the same values:
 
 - literal: for each candidate and step a forward pass of the teacher and all of the child, of which
   only what is new is trained (the frozen part is masked);
-- cached: the same with the teacher's logits kept (`planter.planting.train_plant`), computed once for a
-  study: that pass is in neither of the last two, and told as `teacher_pass_s`;
+- cached: the same with the teacher's logits kept (`planter.planting.train_plant`), computed once
+  for a study: that pass is in neither of the last two, and told as `teacher_pass_s`;
 - planter: cached logits, and all candidates fed by the parent's activations, computed once
   (`planter.fast_round.train_round`). The pass that keeps them is in its time, and told apart.
 

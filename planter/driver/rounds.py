@@ -177,7 +177,6 @@ class Rounds:
             self._parent = chosen or self._parent
             number += 1
         if self._settings.final is None:
-            self._leave_final(number)
             return []
         last = self._row(number, FINAL, 0, plants=[])
         if read_result(last) is None:
@@ -186,8 +185,7 @@ class Rounds:
         return []
 
     def _leave_final(self, number: int) -> None:
-        """Closes the end's fine-tuning where it is no longer asked for, or more rounds are, before it
-        was trained."""
+        """Closes the end's fine-tuning where more rounds were asked for before it was trained."""
         last = self._rows.get(f"p{number:02d}-{FINAL}")
         if last is None or last.state.is_finished():
             return
