@@ -21,7 +21,19 @@ from planter.freeze import freeze_inherited_
 from planter.kernels import KernelFilter, collapse_kernels_, expand_kernels_
 from planter.morph import inherit_weights
 from planter.recipe import Augment, Recipe
-from planter.train import Batch, Epoch, augmented, evaluate, fit, predict, recalibrate_batchnorm_
+from planter.train import (
+    Batch,
+    Epoch,
+    Pool,
+    augmented,
+    batch_order,
+    evaluate,
+    fit,
+    predict,
+    recalibrate_batchnorm_,
+    training_images,
+    view_pool,
+)
 
 DATA = split(50, classes=4)
 RECIPE = Recipe(
@@ -643,3 +655,158 @@ def test_decays_of_an_average_that_are_none_are_refused(decay: float) -> None:
     with pytest.raises(ValueError, match="ema"):
         Recipe(ema=decay)
     assert Recipe().ema is None
+
+
+def windows(image: Tensor, augment: Augment) -> list[Tensor]:
+    """Every view of a raw image `[channels, height, width]`, cut out of a canvas by hand."""
+    channels, height, width = image.shape
+    crop = augment.crop
+    canvas = torch.zeros(channels, height + 2 * crop, width + 2 * crop, dtype=image.dtype)
+    canvas[:, crop : crop + height, crop : crop + width] = image
+    found = []
+    for row in range(2 * crop + 1):
+        for column in range(2 * crop + 1):
+            view = canvas[:, row : row + height, column : column + width]
+            found += [view, torch.stack([view[..., -1 - x] for x in range(width)], dim=-1)]
+    return found if augment.flip else found[::2]
+
+
+@pytest.mark.parametrize(
+    "augment",
+    [Augment(crop=1, views=4), Augment(flip=True, views=3), Augment(crop=2, flip=True, views=5)],
+)
+def test_a_pool_holds_the_images_and_then_legal_views_of_each(augment: Augment) -> None:
+    images = split(600, (2, 4, 3), classes=4)  # more than are cropped at a time
+    pool = view_pool(images, augment)
+    views, n = augment.views or 0, len(images)
+    assert len(pool) == views * n
+    assert torch.equal(pool.images[:n], images.images)
+    assert torch.equal(pool.mean, images.mean)
+    assert torch.equal(pool.std, images.std)
+    drawn = set()
+    for i in range(n):
+        legal = windows(images.images[i], augment)
+        for view in range(views):
+            at = i + view * n
+            assert pool.labels[at] == images.labels[i]
+            fits = [k for k, one in enumerate(legal) if torch.equal(pool.images[at], one)]
+            assert fits, f"view {view} of image {i}"
+            drawn |= set(fits) if view else set()
+    # With so many draws every window and both directions come up.
+    assert drawn == set(range(len(windows(images.images[0], augment))))
+
+
+def test_a_pool_is_the_same_every_time_and_its_views_are_not_each_others() -> None:
+    augment = Augment(crop=2, flip=True, views=3)
+    one, two = view_pool(DATA, augment), view_pool(DATA, augment)
+    assert torch.equal(one.images, two.images)
+    first, second, third = one.images.chunk(3)
+    assert not torch.equal(second, third)
+    assert not torch.equal(first, second)
+    assert not torch.equal(view_pool(DATA, augment, seed=1).images, one.images)
+
+
+@given(st.integers(1, 40), st.integers(2, 5), st.integers(1, 16), st.integers(0, 2**16))
+def test_an_epoch_shows_each_image_of_a_pool_once_in_some_view(
+    count: int, views: int, batch: int, seed: int
+) -> None:
+    recipe = Recipe(epochs=3, batch=batch, augment=Augment(flip=True, views=views))
+    pool = view_pool(split(count, (1, 2, 2)), recipe.augment)
+    shown = []
+    for epoch in range(3):
+        parts, _ = batch_order(pool, recipe, seed, epoch)
+        index = torch.cat(parts).tolist()
+        assert sorted(at % count for at in index) == list(range(count))
+        assert all(0 <= at < count * views for at in index)
+        assert max(map(len, parts)) <= batch
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+        shown.append(index)
+    again = [torch.cat(batch_order(pool, recipe, seed, epoch)[0]).tolist() for epoch in range(3)]
+    assert shown == again
+
+
+def test_all_views_are_drawn_equally_often_and_for_each_image_apart() -> None:
+    recipe = Recipe(epochs=1, augment=Augment(flip=True, views=4))
+    pool = view_pool(split(50, (1, 2, 2)), recipe.augment)
+    epochs = 400
+    drawn = torch.zeros(50, 4)
+    for epoch in range(epochs):
+        index = torch.cat(batch_order(pool, recipe, 3, epoch)[0])
+        drawn[index % 50, index // 50] += 1
+    # 100 expected, a standard deviation of 9; 200 cells.
+    assert drawn.sum() == epochs * 50
+    assert float((drawn - 100).abs().max()) < 5 * math.sqrt(400 * 0.25 * 0.75)
+
+
+def test_the_images_of_a_training_are_a_pool_where_views_are_asked_for() -> None:
+    plain = Recipe(augment=Augment(crop=1))
+    assert training_images(DATA, plain) is DATA
+    viewed = Recipe(augment=Augment(crop=1, views=2))
+    pool = training_images(DATA, viewed)
+    assert isinstance(pool, Pool)
+    assert torch.equal(pool.images, view_pool(DATA, viewed.augment).images)
+    assert training_images(pool, viewed) is pool
+
+
+@pytest.mark.parametrize(("views", "logits"), [(None, 49), (2, 50), (2, 99), (3, 100)])
+def test_teacher_logits_of_other_images_are_refused(views: int | None, logits: int) -> None:
+    augment = Augment() if views is None else Augment(crop=1, views=views)
+    recipe = Recipe(epochs=1, augment=augment)
+    words = f"teacher logits of {logits} images for {50 * (views or 1)} images"
+    with pytest.raises(ValueError, match=words):
+        fit(network("plain", 0), entropy, DATA, recipe, seed=0, teacher=torch.zeros(logits, 4))
+
+
+def test_cached_logits_of_a_pool_teach_what_the_teacher_says_of_its_images() -> None:
+    recipe = RECIPE.model_copy(update={"augment": Augment(crop=1, flip=True, views=3)})
+    teacher = fill_(network("plain", 9))
+    pool = view_pool(DATA, recipe.augment)
+    asked: list[Tensor] = []
+
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        assert batch.teacher is not None
+        with torch.no_grad():
+            told = teacher.eval()(batch.images)
+        torch.testing.assert_close(batch.teacher, told, rtol=1e-4, atol=1e-5)
+        asked.append(batch.images)
+        return functional.mse_loss(model(batch.images), batch.teacher)
+
+    trained = []
+    for images, guide in (
+        (DATA, predict(teacher, pool)),
+        (pool, predict(teacher, pool)),
+        (DATA, teacher),
+    ):
+        net = network("plain", 2)
+        fit(net, loss, images, recipe, seed=5, teacher=guide)
+        trained.append(net)
+    assert same_bits(trained[0], trained[1])
+    # float32: logits of other batch sizes differ in the last bits, and so do 16 steps on them.
+    for a, b in zip(trained[0].parameters(), trained[2].parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+    # What was seen are views of the pool, and not only the images as they are.
+    normal = pool.normalise(pool.images)
+    seen = torch.cat(asked[: len(asked) // 3])
+    places = [int((normal == one).flatten(1).all(dim=1).nonzero()[0]) for one in seen]
+    assert len(places) == recipe.epochs * len(DATA)
+    assert any(at >= len(DATA) for at in places)
+
+
+def test_a_resumed_training_on_views_ends_in_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = RECIPE.model_copy(update={"augment": Augment(crop=1, views=3)})
+    whole = fit(network("plain", 1), entropy, DATA, recipe, seed=3)
+    monkeypatch.setattr(train, "_CHECKPOINT_EVERY_S", -1.0)
+
+    def stop(epoch: Epoch) -> None:
+        if epoch.epoch == 3:
+            raise KeyboardInterrupt
+
+    file = tmp_path / "checkpoint.pt"
+    net = network("plain", 1)
+    with pytest.raises(KeyboardInterrupt):
+        fit(net, entropy, DATA, recipe, seed=3, checkpoint=file, on_epoch=stop)
+    resumed = network("plain", 1)
+    fit(resumed, entropy, DATA, recipe, seed=3, checkpoint=file)
+    assert same_bits(whole, resumed)
