@@ -47,6 +47,8 @@ _ENVIRONMENT = {
     "TUNE_STATE_REFRESH_PERIOD": "1000000000",
     "TUNE_WARN_THRESHOLD_S": "1000",
 }
+_TOKEN = secrets.token_hex(32)
+"""Of this process: Ray keeps the first one it sees, and a second search would not get in."""
 _FOLDER = "planter-ray-"
 _STORE_AT_LEAST = 150 * 2**20
 
@@ -97,7 +99,7 @@ def _ray(folder: Path, worker: Worker, workers: int, address: str | None) -> Ite
         # On Linux only this makes Ray take 127.0.0.1 for the address of its node.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        os.environ["RAY_AUTH_TOKEN"] = _TOKEN
     import ray
 
     if ray.is_initialized():
