@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from measuring import claim, keep_memory, print_claims, surroundings
+from measuring import claim, print_claims, surroundings
 from torch import nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
@@ -28,6 +28,7 @@ from planter import Architecture, build, collapse_kernels_, expand_kernels_, for
 from planter.backbones import with_data_options
 from planter.filters import kernel_decay
 from planter.kernels import is_conv_or_linear
+from planter.memory import keep_memory
 from planter.recipe import Recipe, make_optimizer
 
 BATCH = 128

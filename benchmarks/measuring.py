@@ -1,23 +1,13 @@
-"""What benchmarks share: memory that stays, the machine, claims. Not a benchmark itself."""
+"""What benchmarks share: the machine, claims. Not a benchmark itself."""
 
 from __future__ import annotations
 
-import ctypes
 import os
 import platform
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-
-
-def keep_memory() -> None:
-    """glibc's mallopt: no mapping for large tensors, no trimming of the heap."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(-4, 0)  # M_MMAP_MAX
-        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
-        mallopt(-2, 2**28)  # M_TOP_PAD
 
 
 def surroundings() -> dict[str, Any]:

@@ -22,13 +22,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from measuring import claim, keep_memory, print_claims, surroundings
+from measuring import claim, print_claims, surroundings
 from torch import Tensor, nn
 
 from planter import Architecture, Recipe, build
 from planter.assembly import build_network
 from planter.backbones import with_data_options
 from planter.losses import multi_pipeline_loss
+from planter.memory import keep_memory
 from planter.pipelines import Pipelines
 from planter.recipe import make_optimizer
 

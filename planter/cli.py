@@ -116,12 +116,14 @@ def search(
     with err.status("loading"):
         from planter.driver.jobs import SearchStoppedError
         from planter.driver.run import search as run_search
+        from planter.memory import keep_memory
         from planter.progress import ProgressDisplay
         from planter.study_file import read_study
 
     given = _overrides(overrides, workers, storage)
     name = read_study(study, given).name
     run = (out_folder if out_folder is not None else Path("runs") / name).resolve()
+    keep_memory()  # with workers: 0 it is this process that trains
     try:
         with ProgressDisplay(out) as display:
             front = run_search(

@@ -23,8 +23,9 @@ from planter.activations import Activations, activations, steps_of
 from planter.arch import Architecture
 from planter.assembly import build_network
 from planter.backbones import full_widths
+from planter.candidates import Contribution, Suffix, candidate_of
 from planter.data import Split
-from planter.fast_round import Contribution, Course, Suffix, candidate_of, train_round
+from planter.fast_round import Course, train_round
 from planter.freeze import freeze_inherited_, thaw_
 from planter.planting import accept, plant, train_plant
 from planter.recipe import Augment, Recipe, make_optimizer
@@ -439,14 +440,14 @@ def test_the_deepest_activations_that_fit_are_kept(
     kept: set[int] = set()
     for at in sorted(wanted, reverse=True):
         inner = [every[other].numel() * 8 for other in wanted if other >= at]
-        if at > 0 and sum(inner) <= memory:
+        if sum(inner) <= memory:
             kept.add(at)
     found = Activations(parent, images, wanted, memory)
     assert found.missing == wanted - kept
     assert found.bytes == sum(every[at].numel() * 8 for at in kept)
     index = torch.tensor([4, 0, 6])
     batch = images.normalise(images.images[index]) if found.missing else None
-    of_batch = found.of(index, batch)
+    of_batch = found.of(index, wanted, found.computed(batch) if batch is not None else {})
     assert set(of_batch) == wanted
     for at, x in of_batch.items():
         torch.testing.assert_close(x, every[at][index], rtol=1e-12, atol=1e-12)
@@ -458,7 +459,7 @@ def test_activations_of_more_than_one_pass_stand_in_order(count: int) -> None:
     images = data(count)
     every = steps_by_hand(parent, images.normalise(images.images))
     last = len(every) - 1
-    found = Activations(parent, images, [last]).of(torch.arange(count), None)
+    found = Activations(parent, images, [last]).of(torch.arange(count), [last], {})
     torch.testing.assert_close(found[last], every[last], rtol=1e-12, atol=1e-12)
 
 

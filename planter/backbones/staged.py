@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
+import torch
 from torch import Tensor, nn
 
 
@@ -21,6 +22,24 @@ class StagedNet(nn.Module):
         return logits
 
 
+class FitMap(nn.AdaptiveAvgPool2d):
+    """Means over fields, so many that a map gets the given size; one of that size is handed on."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if tuple(x.shape[-2:]) == self.output_size:
+            if x.requires_grad and x.is_contiguous(memory_format=torch.channels_last):
+                # Behind it is flattened, so its gradient does not lie as it does; the pooling
+                # before it would then take three times as long backward.
+                x.register_hook(_channels_last)  # type: ignore[no-untyped-call]
+            return x
+        pooled: Tensor = super().forward(x)
+        return pooled
+
+
+def _channels_last(gradient: Tensor) -> Tensor:
+    return gradient.contiguous(memory_format=torch.channels_last)
+
+
 def dense_head(shape: tuple[int, int, int], units: int, classes: int) -> nn.Sequential:
     """Two linear layers, `fc1` with ReLU and `fc2`, on a map of shape (channels, height, width)."""
     channels, height, width = shape
@@ -28,7 +47,7 @@ def dense_head(shape: tuple[int, int, int], units: int, classes: int) -> nn.Sequ
         OrderedDict(
             # Does nothing to the map of a whole image; lets a pipeline whose step-down has another
             # stride than the cut part meet fc1 with a map of the right size.
-            fit=nn.AdaptiveAvgPool2d((height, width)),
+            fit=FitMap((height, width)),
             flatten=nn.Flatten(),
             fc1=nn.Linear(channels * height * width, units),
             relu=nn.ReLU(),

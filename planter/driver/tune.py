@@ -14,6 +14,7 @@ from ray.tune.search import Searcher
 
 from planter.driver.cluster import job_from_text, job_to_text, unpack
 from planter.driver.jobs import Job, Outcome
+from planter.memory import keep_memory
 
 
 class TrainingActor(tune.Trainable):
@@ -24,6 +25,7 @@ class TrainingActor(tune.Trainable):
     ) -> None:
         self._worker = unpack(parcel)
         torch.set_num_threads(self._worker.study.resources.cpu)
+        keep_memory()
         self._job = job_from_text(config["job"])
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:

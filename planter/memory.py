@@ -1,0 +1,24 @@
+"""Memory of a process that trains on the CPU."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+# <malloc.h> of glibc
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+
+
+def keep_memory() -> bool:
+    """Lets glibc keep what a tensor has left for the next one, instead of giving it back to the
+    system and getting it again page by page in every step. Whether it does from now on.
+
+    The process stays as large as it was at its largest. It cannot be undone, so it is for
+    processes that are planter's own; where `MALLOC_...` in the environment says how memory is
+    handled, and with another C library, nothing is changed.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt is None or any(name.startswith("MALLOC_") for name in os.environ):
+        return False
+    options = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 2**31 - 1, _M_TOP_PAD: 2**28}
+    return all(mallopt(option, value) == 1 for option, value in options.items())
