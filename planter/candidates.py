@@ -13,7 +13,7 @@ widened part.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -39,15 +39,15 @@ class Contribution(nn.Module):
         super().__init__()
         old, new = steps_of(parent), steps_of(child)
         self.wanted = (first, reader + 1)
-        self._names = [name for name, _ in new[first : reader + 1]]
-        self.planted = nn.Sequential(
-            *(
-                _new_part(new[at][1], old[at][1], reader=at == reader)
-                for at in range(first, reader + 1)
-            )
-        )
+        parts = [
+            (new[at][0], _new_part(new[at][1], old[at][1], reader=at == reader))
+            for at in range(first, reader + 1)
+        ]
+        parts = _pooled_first(parts)
+        self._names = [name for name, _ in parts]
+        self.planted = nn.Sequential(*(part for _, part in parts))
         # The parent's own, frozen: all candidates share it.
-        self.rest = nn.Sequential(*(module for _, module in old[reader + 1 :]))
+        self.rest = nn.Sequential(*(module for _, module in _pooled_first(old[reader + 1 :])))
 
     def train(self, mode: bool = True) -> Contribution:
         super().train(mode)
@@ -56,7 +56,7 @@ class Contribution(nn.Module):
 
     def forward(self, found: Mapping[int, Tensor]) -> Tensor:
         inputs, joint = (found[at] for at in self.wanted)
-        logits: Tensor = self.rest(joint + self.planted(inputs))
+        logits: Tensor = self.rest(self.planted(inputs).add_(joint))
         return logits
 
     def write(self, child: nn.Module) -> None:
@@ -119,6 +119,16 @@ def candidate_of(child: nn.Module, parent: nn.Module) -> Contribution | Suffix:
     ):
         return Contribution(child, parent, first, reader)
     return Suffix(child, parent, first)
+
+
+def _pooled_first(steps: Sequence[tuple[str, nn.Module]]) -> list[tuple[str, nn.Module]]:
+    """The steps with a ReLU behind the max-pooling that follows it: the same values and gradients
+    with fewer places to go through."""
+    steps = list(steps)
+    for at in range(len(steps) - 1):
+        if isinstance(steps[at][1], nn.ReLU) and isinstance(steps[at + 1][1], nn.MaxPool2d):
+            steps[at : at + 2] = steps[at + 1], steps[at]
+    return steps
 
 
 def _is_plain(module: nn.Module) -> bool:

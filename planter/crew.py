@@ -19,7 +19,8 @@ class Crew(Generic[Turn]):
     """Members that take the same turns one after another, each at its own pace.
 
     A thread that is done with one member's turn goes on with the member that has waited longest,
-    so that no core waits while there are turns. What a member raises, `hand_out` or `finish` raises.
+    so that no core waits while there are turns. An error of a member is raised by `hand_out` and
+    `finish`.
     """
 
     def __init__(self, members: Sequence[Callable[[Turn], None]], pool: ThreadPoolExecutor) -> None:

@@ -154,7 +154,7 @@ class Plant(Network):
     ] = "zero"
     recipe: Annotated[
         Recipe, Field(description="training of the planted parameters; needs a rate of its own")
-    ] = Recipe(optimizer="adam", lr=0.01, weight_decay=0.0, schedule="onecycle", epochs=20)
+    ] = Recipe(optimizer="adam", lr=0.005, weight_decay=0.0, schedule="onecycle", epochs=20)
     accept: Annotated[
         Literal["loss", "loss_per_mac", "loss_per_param"],
         Field(description="best plant: least validation loss, or largest fall for what it adds"),
