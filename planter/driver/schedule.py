@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 
 from planter.driver.jobs import Job, Outcome, Proposer, SearchStoppedError
 from planter.driver.plain import Baselines, Teacher
@@ -76,17 +77,24 @@ class Schedule:
         return sum(book.failed() for book in books if book is not None)
 
     def seconds_left(self, workers: int) -> float | None:
-        """Time to the end if trainings go on taking what they took; None before the first."""
-        every = [seconds for kind in self._durations.values() for seconds in kind]
+        """Time to the end if trainings go on taking what they took; None before the first of their
+        like: neither the teacher nor the initial network says what the others take."""
+        kinds = {
+            ("plant", "grow"): self.rounds,
+            ("sample",): self.sampling,
+            ("baseline",): self.baselines,
+        }
+        known = [
+            (proposer, [seconds for kind in names for seconds in self._durations.get(kind, [])])
+            for names, proposer in kinds.items()
+        ]
+        every = [seconds for _, durations in known for seconds in durations]
         if not every:
             return None
-        mean = sum(every) / len(every)
-        kinds = {"plant": self.rounds, "sample": self.sampling, "baseline": self.baselines}
-        total = 0.0
-        for kind, proposer in kinds.items():
-            known = self._durations.get(kind)
-            each = sum(known) / len(known) if known else mean
-            total += each * (proposer.left() if proposer is not None else 0)
+        total = sum(
+            (proposer.left() if proposer is not None else 0) * fmean(durations or every)
+            for proposer, durations in known
+        )
         return total / max(workers, 1)
 
     def _propose(self) -> Job | None:
