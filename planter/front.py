@@ -94,6 +94,11 @@ def best_family(
     return best if covered(best, reference, limits) > 0 else []
 
 
+def trained_macs(points: Sequence[Point]) -> int:
+    """Multiply-adds of the trainings behind points, each counted once."""
+    return sum({point.trial: point.train_macs for point in points}.values())
+
+
 def document(
     study: str,
     points: Sequence[Point],
@@ -140,6 +145,11 @@ def document(
         "points": rows,
         "hypervolume": covered(points, reference, limits),
         "reference_point": list(reference),
+        "cost": {
+            "trials": len({point.trial for point in points}),
+            "train_macs": trained_macs(points),
+            "seconds": round(sum({point.trial: point.seconds for point in points}.values()), 3),
+        },
         **({"family": told} if told else {}),
     }
 

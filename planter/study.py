@@ -217,9 +217,35 @@ class Resources(_Section):
     ] = None
     cpu: Annotated[int, Field(ge=1, description="cores, and threads, of a worker")] = 1
     gpu: Annotated[float, Field(ge=0, description="GPUs of a worker, or a fraction")] = 0.0
+    memory_gb: Annotated[
+        float | None,
+        Field(gt=0, description="GB a worker may hold; a training that needs more fails"),
+    ] = None
+    trial_minutes: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            description="minutes a training may take; then its worker is ended, and it is tried "
+            "once more from its last checkpoint",
+        ),
+    ] = None
     max_failures: Annotated[
         int, Field(ge=0, description="failed trials the study survives; with one more it stops")
     ] = 10
+
+
+class Budget(_Section):
+    """Where a search ends though trials are left. What runs is finished, the front reported; the
+    same command with more goes on."""
+
+    hours: Annotated[
+        float | None,
+        Field(gt=0, description="a command begins no training after so many hours"),
+    ] = None
+    train_macs: Annotated[
+        float | None,
+        Field(gt=0, description="no training begins when those of the run took so many in sum"),
+    ] = None
 
 
 class Study(_Section):
@@ -241,6 +267,7 @@ class Study(_Section):
     plant: Annotated[Plant | None, Field(description="channel planting")] = None
     sample: Annotated[Sample | None, Field(description="sampled trials")] = None
     resources: Annotated[Resources, Field(description="workers, cores, GPUs")] = Resources()
+    budget: Annotated[Budget, Field(description="hours, training multiply-adds")] = Budget()
     keep: Annotated[
         Literal["front", "all"],
         Field(description="models kept: front, teacher, baselines, last planted; or all"),

@@ -14,6 +14,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import numpy as np
 import torch
 
 from planter.data import Data, Split
+from planter.driver.budget import seconds_for
 from planter.driver.jobs import Job, Outcome
 from planter.driver.worker import Worker
 
@@ -80,6 +82,7 @@ def train_on_ray(
                 workers,
                 {"cpu": resources.cpu, **({"gpu": resources.gpu} if resources.gpu else {})},
                 folder,
+                partial(seconds_for, resources),
             )
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -16,6 +16,7 @@ from optuna.storages import RDBStorage
 
 from planter import checkpoint
 from planter.data import Split
+from planter.driver.budget import Account
 from planter.driver.check import Prepared, prepare, worker_count
 from planter.driver.folder import lock_run, write_settings
 from planter.driver.jobs import Job, Outcome
@@ -126,8 +127,14 @@ class _Search:
                 study, storage, prepared.space, prepared.data, self._book, self._reference
             )
         baselines = Baselines(study, self._book, teacher)
+        account = Account(study.budget)
         self._schedule = Schedule(
-            teacher, baselines, self._rounds, self._sampling, study.resources.max_failures
+            teacher,
+            baselines,
+            self._rounds,
+            self._sampling,
+            study.resources.max_failures,
+            lambda: account.spent(self._book.points),
         )
         self._worker = Worker(
             study,
@@ -151,6 +158,8 @@ class _Search:
         else:
             self._train_on_ray(ray_address)
         self._schedule.stop_if_hopeless()
+        if (open_ := self._schedule.left()) and (spent := self._schedule.spent()):
+            self._tell(f"{spent}: {open_} trainings at most were not begun; with more it goes on")
 
     def _train_on_ray(self, ray_address: str | None) -> None:
         from planter.driver.cluster import train_on_ray

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
@@ -28,6 +28,7 @@ class Schedule:
     rounds: Rounds | None
     sampling: Sampling | None
     max_failures: int
+    spent: Callable[[], str | None] = lambda: None
     running: dict[str, Job] = field(default_factory=dict)
     done: int = 0
     _tries: dict[str, int] = field(default_factory=dict)
@@ -40,11 +41,14 @@ class Schedule:
         self._failed_before = self.failed()
 
     def next(self) -> Job | None:
-        """The next job, or None where all that is left waits for a running one.
+        """The next job, or None where all that is left waits for a running one, or where the
+        budget is `spent`.
 
         Raises SearchStoppedError where going on makes no sense.
         """
         self.stop_if_hopeless()
+        if self.spent():
+            return None
         job = self._again.pop() if self._again else self._propose()
         if job is not None:
             self.running[job.id] = job
@@ -65,8 +69,10 @@ class Schedule:
         return False
 
     def complete(self) -> bool:
-        """Whether nothing is left to train."""
-        return not self.running and not self._again and not self.left()
+        """Whether nothing is left to train, or to train it with."""
+        if self.running:
+            return False
+        return self.spent() is not None or (not self._again and not self.left())
 
     def left(self) -> int:
         """Jobs still to be finished, at most; the running ones are among them."""

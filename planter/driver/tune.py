@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import logging
+import os
+import resource
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +18,12 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
+from planter.driver.budget import seconds_for
 from planter.driver.cluster import job_from_text, job_to_text, unpack
 from planter.driver.jobs import Job, Outcome
 from planter.memory import keep_memory
+
+log = logging.getLogger(__name__)
 
 
 class TrainingActor(tune.Trainable):
@@ -26,6 +35,7 @@ class TrainingActor(tune.Trainable):
         self._worker = unpack(parcel)
         torch.set_num_threads(self._worker.study.resources.cpu)
         keep_memory()
+        _hold_at_most(self._worker.study.resources.memory_gb)
         self._job = job_from_text(config["job"])
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -33,8 +43,39 @@ class TrainingActor(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
+        with _ended_after(seconds_for(self._worker.study.resources, self._job)):
+            outcome = self._worker.do(self._job)
         # JSON under one key: Ray flattens nested results and drops empty mappings.
-        return {"done": True, "outcome": json.dumps(self._worker.do(self._job))}
+        return {"done": True, "outcome": json.dumps(outcome)}
+
+
+@contextmanager
+def _ended_after(seconds: float | None) -> Iterator[None]:
+    """Ends this process when what is within has not come back by then: only so can what hangs in
+    somebody's C code be stopped. The driver sees a worker that has died."""
+    if seconds is None:
+        yield
+        return
+    timer = threading.Timer(seconds, _end, [seconds])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _end(seconds: float) -> None:
+    log.error("not done after %.0f s; this worker ends", seconds)
+    os._exit(1)
+
+
+def _hold_at_most(gigabytes: float | None) -> None:
+    """Lets what this process asks for beyond so much memory fail, as an error of the training that
+    asks, before the system kills it."""
+    if gigabytes is not None:
+        most = int(gigabytes * 1e9)
+        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
 
 
 class JobSearcher(Searcher):
@@ -46,8 +87,11 @@ class JobSearcher(Searcher):
         finish: Callable[[Job, Outcome], None],
         complete: Callable[[], bool],
         workers: int,
+        limit: Callable[[Job], float | None] = lambda job: None,
     ) -> None:
         super().__init__()
+        self._limit = limit
+        self._began: dict[str, float] = {}
         self._propose = propose
         self._finish = finish
         self._complete = complete
@@ -71,14 +115,19 @@ class JobSearcher(Searcher):
         if job is None:
             return None
         self._running[trial_id] = job
+        self._began[trial_id] = time.monotonic()
         return {"job": job_to_text(job)}
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         job = self._running.pop(trial_id)
+        taken, most = time.monotonic() - self._began.pop(trial_id), self._limit(job)
         if error or result is None or "outcome" not in result:
-            outcome: Outcome = {"error": "its worker process died", "retry": True}
+            reason = "its worker process died"
+            if most is not None and taken >= most:
+                reason = f"not done after {most:g} s (resources.trial_minutes)"
+            outcome: Outcome = {"error": reason, "retry": True}
         else:
             outcome = json.loads(result["outcome"])
         try:
@@ -132,9 +181,11 @@ def run_tune(
     workers: int,
     resources: Mapping[str, float],
     folder: Path,
+    limit: Callable[[Job], float | None],
 ) -> None:
-    """Runs jobs on `workers` actors until `complete()`; raises what our own side raised."""
-    searcher = JobSearcher(propose, finish, complete, workers)
+    """Runs jobs on `workers` actors until `complete()`; raises what our own side raised. `limit`
+    says how many seconds a job may take, None without a limit."""
+    searcher = JobSearcher(propose, finish, complete, workers, limit)
     trainable = tune.with_parameters(TrainingActor, parcel=parcel)
     tune.run(
         tune.with_resources(trainable, dict(resources)),
