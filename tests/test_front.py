@@ -20,7 +20,7 @@ from planter.front import (
     write_text,
 )
 
-_KEYS = {"study", "objectives", "points", "hypervolume", "reference_point"}
+_KEYS = {"study", "objectives", "points", "hypervolume", "reference_point", "cost"}
 _POINT_KEYS = {
     "id", "trial", "pipeline", "method", "accuracy", "test_accuracy", "macs", "params",
     "on_front", "model", "train_macs",
