@@ -215,7 +215,7 @@ class Resources(_Section):
         int | None,
         Field(ge=0, description="trainings at a time; 0: in the driver's process; default: cores"),
     ] = None
-    cpu: Annotated[int, Field(ge=1, description="cores, and threads, of a worker")] = 1
+    cpu: Annotated[int, Field(ge=1, le=1024, description="cores, and threads, of a worker")] = 1
     gpu: Annotated[float, Field(ge=0, description="GPUs of a worker, or a fraction")] = 0.0
     memory_gb: Annotated[
         float | None,
@@ -298,7 +298,13 @@ class Problem:
     def __str__(self) -> str:
         line = f" (line {self.line})" if self.line is not None else ""
         joint = ": " if self.told else ", expected "
-        return f"{self.place}{line}: got {self.got}{joint}{self.expected}"
+        place = self.place.replace("\n", "\\n")
+        return _printable(f"{place}{line}: got {self.got}{joint}{self.expected}")
+
+
+def _printable(text: str) -> str:
+    """The text with the escapes of what a terminal would obey or cannot show."""
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
 class StudyError(ValueError):

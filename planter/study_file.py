@@ -15,6 +15,8 @@ from pydantic import BaseModel, ValidationError
 
 from planter.study import Problem, Study, StudyError
 
+_MOST_VALUES = 100_000
+
 
 def read_study(source: str | Path, overrides: Sequence[str] = ()) -> Study:
     """The study of a YAML file or the name of a shipped one, with `a.b=value` overrides.
@@ -24,15 +26,23 @@ def read_study(source: str | Path, overrides: Sequence[str] = ()) -> Study:
     tell is checked by `planter.driver`.
     """
     path = find_study(source)
+    line: int | None
     try:
-        text = path.read_text(encoding="utf-8")
-        raw = _unshared(yaml.load(text, Loader=_Loader))
-        lines = _lines(yaml.compose(text, Loader=_Loader))
+        content = path.read_bytes()
+        raw, lines = _parsed(content.decode("utf-8"))
+    except OSError as error:
+        what = error.strerror or str(error)
+        raise StudyError(str(path), [Problem("file", what, "a file that can be read")]) from None
     except RecursionError:
         what = "values nested too deep, or into themselves"
         raise StudyError(str(path), [Problem("file", what, "a YAML mapping")]) from None
     except UnicodeDecodeError as error:
-        raise StudyError(str(path), [Problem("file", str(error), "UTF-8 text")]) from None
+        line = content.count(b"\n", 0, error.start) + 1
+        raise StudyError(str(path), [Problem("file", str(error), "UTF-8 text", line)]) from None
+    except yaml.reader.ReaderError as error:
+        line = content.decode("utf-8").count("\n", 0, error.position) + 1
+        what = f"the character {chr(int(error.character))!r}"
+        raise StudyError(str(path), [Problem("file", what, "YAML text", line)]) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark is not None else None
@@ -76,6 +86,32 @@ def shipped_folder(name: str) -> Path:
     return inside if inside.is_dir() else Path(__file__).parent.parent / name
 
 
+def _parsed(text: str) -> tuple[Any, dict[str, int]]:
+    """What a YAML text says, and the line of each key in it."""
+    node = yaml.compose(text, Loader=_Loader)
+    if node is None:
+        return None, {}
+    # Before anything is built: a few lines of aliases of aliases stand for more than memory holds.
+    if (count := _count(node, {})) > _MOST_VALUES:
+        raise yaml.MarkedYAMLError(
+            problem=f"aliases that stand for {count:.2g} values (at most {_MOST_VALUES:,})"
+        )
+    lines = _lines(node)
+    return _unshared(_Loader("").construct_document(node)), lines
+
+
+def _count(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values a node stands for, each alias counted as the copy that it becomes."""
+    if id(node) not in known:
+        inner: list[yaml.Node] = []
+        if isinstance(node, yaml.MappingNode):
+            inner = [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            inner = node.value
+        known[id(node)] = 1 + sum(_count(part, known) for part in inner)
+    return known[id(node)]
+
+
 class _Loader(yaml.SafeLoader):
     """YAML's safe loader that also reads 1e-3 as a number and refuses a key written twice."""
 
@@ -114,7 +150,7 @@ def _override(raw: dict[str, Any], text: str) -> Problem | None:
     if not equals or not all(parts):
         return Problem("--set", text, "KEY=VALUE, e.g. recipe.epochs=2")
     try:
-        value = _unshared(yaml.load(value_text, Loader=_Loader))
+        value, _ = _parsed(value_text)
     except (yaml.YAMLError, RecursionError):
         return Problem("--set", text, "a YAML value after =")
     inner = raw
@@ -182,11 +218,13 @@ def _problem(error: Any, raw: Any, lines: Mapping[str, int]) -> Problem:
         elif isinstance(value, list) and isinstance(part, int) and part < len(value):
             keys.append(str(part))
             value = value[part]
+    if error["type"] == "invalid_key":  # a key such as 3 or null, which its place may not show
+        keys = [*map(str, error["loc"][:-1]), str(error["input"])]
     place = ".".join(keys) or "study"
     expected = error["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     expected = expected[0].lower() + expected[1:]
     got = repr(error["input"])
-    if error["type"] == "extra_forbidden":
+    if error["type"] in ("extra_forbidden", "invalid_key"):
         got = f"unknown key {keys[-1]!r}"
         expected = f"one of {', '.join(_known_keys(keys[:-1]))}"
         if near := difflib.get_close_matches(keys[-1], _known_keys(keys[:-1]), n=1):

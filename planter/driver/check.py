@@ -9,15 +9,18 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import sqlalchemy
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from planter import checkpoint
 from planter.arch import Architecture
-from planter.assembly import build_network, check_architecture
-from planter.backbones import convolutions, full_widths, is_known
+from planter.assembly import build_network, build_without_data, check_architecture
+from planter.backbones import convolutions, find_builder, full_widths, is_known
 from planter.data import TORCHVISION, Data, load_data
 from planter.driver.networks import (
     baseline_id,
@@ -33,7 +36,7 @@ from planter.kernels import check_kernels
 from planter.macs import Cost, cost
 from planter.places import image_of
 from planter.plant_init import check_learns
-from planter.planting import plant
+from planter.planting import channels_to_plant, plant
 from planter.recipe import Recipe
 from planter.space import Candidate, Space, load_space
 from planter.study import Network, Plant, Problem, Study, StudyError, Teacher, Widths
@@ -76,12 +79,24 @@ class _Findings:
         self.problems.append(Problem(place, str(got), expected))
 
     def attempt(self, place: str, got: Any, what: Callable[[], _Result]) -> _Result | None:
-        """The result of a call; a ValueError it raises becomes a problem of that place."""
+        """The result of a call; what it raises for a mistake becomes a problem of that place."""
         try:
             return what()
-        except ValueError as error:
-            self.problems.append(Problem(place, str(got), str(error), told=True))
-            return None
+        except ValidationError as error:
+            each = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            self.tell(place, got, "; ".join(each))
+        except (ValueError, OSError) as error:
+            self.tell(place, got, str(error))
+        except SystemExit as error:  # the user's code: it would end planter as if all were well
+            self.tell(place, got, f"its code called sys.exit({error.code!r}); raise an error there")
+        return None
+
+    def tell(self, place: str, got: Any, what: str) -> None:
+        self.problems.append(Problem(place, str(got), what, told=True))
+
+    def of_teacher(self) -> bool:
+        """Whether there is a problem with the network that sections without a builder follow."""
+        return any(problem.place in ("teacher", "teacher.model") for problem in self.problems)
 
 
 def prepare(study: Study) -> Prepared:
@@ -91,10 +106,12 @@ def prepare(study: Study) -> Prepared:
     """
     found = _Findings()
     _whole(study, found)
+    _storage(study, found)
     data = _data(study, found)
     if data is None:
         _names(study, found)
         raise StudyError(study.name, found.problems)
+    _crops(study, data, found)
     fingerprint = data.fingerprint()
     networks: dict[str, Planned] = {}
     teacher = _teacher(study, data, fingerprint, found)
@@ -145,7 +162,49 @@ def _data(study: Study, found: _Findings) -> Data | None:
     place, got = "data", settings.name
     if settings.name in (*TORCHVISION, "folder"):
         place, got = "data.root", str(settings.root)
-    return found.attempt(place, got, lambda: load_data(**settings.model_dump(), seed=study.seed))
+
+    def loaded() -> Data:
+        try:
+            return load_data(**settings.model_dump(), seed=study.seed)
+        except RuntimeError as error:  # torch's, for images it has no memory for
+            raise ValueError(f"{error}; a smaller resize or subset") from error
+
+    return found.attempt(place, got, loaded)
+
+
+def _storage(study: Study, found: _Findings) -> None:
+    """A database nobody can open is told before there is a run folder. Connects to none."""
+    if (url := study.storage) is None:
+        return
+
+    def known() -> None:
+        try:
+            address = sqlalchemy.create_engine(url).url
+        except Exception as error:  # drivers of databases raise kinds of their own
+            raise ValueError(
+                f"storage {url!r} cannot be opened ({type(error).__name__}: {error}); "
+                "expected a database URL such as sqlite:///study.db or postgresql://..."
+            ) from error
+        file = address.database if address.get_backend_name() == "sqlite" else None
+        if file and not file.startswith("file:") and not Path(file).absolute().parent.is_dir():
+            raise ValueError(f"{Path(file).absolute().parent} is not a folder")
+
+    found.attempt("storage", url, known)
+
+
+def _crops(study: Study, data: Data, found: _Findings) -> None:
+    """Crops that could miss the whole image."""
+    recipes: dict[str, Recipe | None] = {"recipe": study.recipe}
+    if study.teacher is not None:
+        recipes["teacher.recipe"] = study.teacher.recipe
+    if (plan := study.plant) is not None:
+        recipes |= {"plant.recipe": plan.recipe, "plant.finetune": plan.finetune}
+        recipes["plant.final"] = plan.final
+    _, *sides = data.image
+    for place, recipe in recipes.items():
+        if recipe is not None and recipe.augment.crop >= min(sides):
+            expected = f"fewer pixels than an image of {sides[0]} x {sides[1]} has"
+            found.add(f"{place}.augment.crop", recipe.augment.crop, expected)
 
 
 def _names(study: Study, found: _Findings) -> None:
@@ -158,7 +217,7 @@ def _names(study: Study, found: _Findings) -> None:
     if study.plant is not None:
         sections.append(("plant", study.plant, study.plant.start))
     for place, section, widths in sections:
-        builder = found.attempt(place, "no builder", partial(builder_of, study, section))
+        builder = found.attempt(place, "no builder", partial(_builder, study, section))
         if builder is None:
             continue
         full = found.attempt(
@@ -199,14 +258,57 @@ def _network(
     found: _Findings,
 ) -> Architecture | None:
     def built() -> Architecture:
+        if not callable(find_builder(builder_of(study, section)).function):
+            raise ValueError("it is no function: expected one of widths and options")
         architecture = network_of(study, section, data, widths)
-        check_architecture(architecture)
+        _check_network(architecture)
         return architecture
 
-    got = found.attempt(place, "no builder", lambda: builder_of(study, section))
+    if section.builder is None and found.of_teacher():
+        return None  # a second message of the same mistake
+    got = found.attempt(place, "no builder", lambda: _builder(study, section))
     if got is None:
         return None
     return found.attempt(place, f"{got} {widths or ''}".strip(), built)
+
+
+def _builder(study: Study, section: Network) -> str:
+    if section.builder is None and study.teacher is not None and study.teacher.model is not None:
+        _saved(study.teacher.model)
+    return builder_of(study, section)
+
+
+def _saved(folder: str) -> tuple[Architecture, dict[str, Any]]:
+    """The architecture and the whole spec of a saved network. Raises ValueError where it has
+    none."""
+    try:
+        spec = checkpoint.read_spec(folder)
+        return Architecture.from_dict(spec["architecture"]), {"pipeline": spec["pipeline"], **spec}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{checkpoint.ARCHITECTURE} is no architecture of planter's "
+            f"({type(error).__name__}: {error}); a folder such as runs/NAME/models/TRIAL/PIPELINE"
+        ) from error
+
+
+def _check_network(architecture: Architecture) -> None:
+    """Raises ValueError for a network that cannot be built or whose weights no memory holds."""
+    check_architecture(architecture)
+    weights = sum(weight.numel() for weight in build_without_data(architecture).parameters())
+    size, memory = 4 * weights, _memory()
+    if size > memory:
+        raise ValueError(
+            f"its weights are {size / 2**30:,.0f} GB, this machine has {memory / 2**30:,.0f}; "
+            "smaller widths"
+        )
+
+
+def _memory() -> float:
+    """Bytes of memory of this machine; infinite where the system does not tell."""
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, ValueError, OSError):
+        return math.inf
 
 
 def _teacher(study: Study, data: Data, fingerprint: str, found: _Findings) -> Architecture | None:
@@ -222,10 +324,10 @@ def _teacher(study: Study, data: Data, fingerprint: str, found: _Findings) -> Ar
         found.add("teacher", "model beside other keys", "model alone, or no model")
         return None
     model = settings.model
-    spec = found.attempt("teacher.model", model, lambda: checkpoint.read_spec(model))
-    if spec is None:
+    saved = found.attempt("teacher.model", model, lambda: _saved(model))
+    if saved is None:
         return None
-    architecture = Architecture.from_dict(spec["architecture"])
+    architecture, spec = saved
     if spec["pipeline"] != "base":
         found.add("teacher.model", f"pipeline {spec['pipeline']!r}", "a pipeline 'base'")
         return None
@@ -256,18 +358,26 @@ def _teacher(study: Study, data: Data, fingerprint: str, found: _Findings) -> Ar
 
 def _layers(study: Study, start: Architecture, found: _Findings) -> list[str]:
     assert study.plant is not None
-    layers = study.plant.layers
+    place, layers = "plant.layers", study.plant.layers
+    if layers == []:
+        found.add(place, "none", f"some of {', '.join(start.widths)}; or null, every convolution")
+        return []
     if layers is None:
         layers = convolutions(start.widths)
+    if len(set(layers)) < len(layers):
+        found.add(place, ", ".join(layers), "each of them once")
+        return []
     if not layers:
         found.add("plant", f"{start.builder} without widths to grow", "a builder that names widths")
     parent = build_network(start) if layers else None
     for layer in layers:
-        place = "plant.layers"
         if layer not in start.widths:
             found.add(place, layer, f"widths of {start.builder}: {', '.join(start.widths)}")
             continue
-        if found.attempt(place, layer, partial(_takes_image, start.widen(layer, 1))):
+        channels = channels_to_plant(
+            start.widths[layer], study.plant.channels, study.plant.multiple
+        )
+        if found.attempt(place, layer, partial(_takes_image, start.widen(layer, channels))):
             assert parent is not None
             found.attempt(place, layer, partial(_grows, study.plant, start, parent, layer))
     return list(layers)
@@ -295,7 +405,7 @@ def _grows(settings: Plant, start: Architecture, parent: nn.Module, layer: str) 
 
 
 def _takes_image(architecture: Architecture) -> bool:
-    check_architecture(architecture)
+    _check_network(architecture)
     return True
 
 
@@ -313,9 +423,10 @@ def _space(
     )
     if space is None:
         return None
-    for index, drawn in enumerate(draw(space, _DRAWS, study.seed)):
+    every = found.attempt("sample.space", settings.space, lambda: draw(space, _DRAWS, study.seed))
+    for index, drawn in enumerate(every or []):
         if isinstance(drawn, Exception):
-            found.add("sample.space", settings.space, f"{type(drawn).__name__}: {drawn}")
+            found.tell("sample.space", settings.space, f"raised {type(drawn).__name__}: {drawn}")
             return None
         kept = found.attempt(
             "sample.space",
@@ -330,6 +441,7 @@ def _space(
 
 def _candidate(drawn: object, study: Study, data: Data, found: _Findings) -> Planned:
     architecture = candidate_architecture(drawn, study, data)
+    _check_network(architecture)
     assert isinstance(drawn, Candidate)
     found.warnings += [text for text in drawn.warnings if text not in found.warnings]
     recipe = Recipe.model_validate({**study.recipe.model_dump(), **drawn.recipe})
