@@ -33,7 +33,7 @@ name: small
 data: {name: digits, subset: 240, validation: 0.25}
 teacher: {builder: convnet, widths: 6}
 baselines: [{widths: 4}]
-recipe: {epochs: 1, batch: 30, optimizer: adam, lr: 0.01}
+recipe: {epochs: 2, batch: 30, optimizer: adam, lr: 0.02, schedule: onecycle}
 plant:
   start: 3
   channels: 2
@@ -54,7 +54,6 @@ def space(trial):
         kd_weight=0.0,
     )
 """
-JOBS = 7
 
 
 class Interruption(Exception):
@@ -193,10 +192,9 @@ def test_an_interrupted_search_finds_on_any_storage_what_it_finds_on_sqlite(
     assert len(read_points(tmp_path / "run")) == len(front["points"])
 
 
-@pytest.mark.parametrize(
-    "number", [pytest.param(n, marks=pytest.mark.long) for n in range(1, JOBS + 1)]
-)
-def test_an_interruption_at_any_job_loses_and_doubles_nothing(
+@pytest.mark.long
+@pytest.mark.parametrize("number", [2, 4, 7])
+def test_an_interruption_at_another_job_loses_and_doubles_nothing(
     url, whole, tmp_path, monkeypatch, number
 ):
     file = write_study(tmp_path)
