@@ -108,6 +108,10 @@ def search(
     accept_changes: Annotated[
         bool, typer.Option("--accept-changes", help="Go on with a run whose study has changed.")
     ] = False,
+    take_over: Annotated[
+        bool,
+        typer.Option("--take-over", help="Take the run from a driver that is gone or shall stop."),
+    ] = False,
 ) -> None:
     """Run a study: teacher, baselines, planting rounds and sampled trials, to one Pareto front.
 
@@ -131,6 +135,7 @@ def search(
                 out=run,
                 overrides=given,
                 accept_changes=accept_changes,
+                take_over=take_over,
                 ray_address=ray_address,
                 observe=display.show,
             )

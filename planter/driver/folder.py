@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import secrets
 import shutil
 import subprocess
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 import yaml
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 from planter.driver.jobs import seed_of
 from planter.front import write_text
@@ -26,18 +27,38 @@ _MAY_CHANGE = ("resources", "budget", "keep")
 _FIXED = ("seed", "data", "teacher")
 
 
-def lock_run(run: Path) -> FileLock:
-    """Takes the run for this process until it ends. Raises StudyError where another has it."""
+def lock_run(run: Path, *, take_over: bool = False) -> BaseFileLock:
+    """Takes the run for this process until it ends, `take_over` from whoever has it. Raises
+    StudyError where another has it."""
     run.mkdir(parents=True, exist_ok=True)
     lock = FileLock(run / ".lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
+        if take_over:
+            # The other keeps the lock of a file that is gone: its machine may have died without
+            # letting go. If it lives, it stops at its next job: see Claim.
+            (run / ".lock").unlink(missing_ok=True)
+            return lock_run(run)
         raise StudyError(
             str(run),
-            [Problem("run folder", "another search at work in it", "one search a run folder")],
+            [
+                Problem(
+                    "run folder",
+                    "another search at work in it",
+                    "one search a run folder, or --take-over where the other is gone or shall stop",
+                )
+            ],
         ) from None
     return lock
+
+
+def run_id(run: Path) -> str:
+    """What tells a run folder from another of the same path on another machine."""
+    file = run / ".id"
+    if not file.is_file():
+        write_text(file, secrets.token_hex(8) + "\n")
+    return file.read_text().strip()
 
 
 def write_settings(

@@ -28,7 +28,7 @@ def read_points(run: Path) -> list[Point]:
     try:
         return PointBook(storage, study.name).points
     finally:
-        storage.engine.dispose()
+        storage.close()
 
 
 def serve_dashboard(run: Path, host: str, port: int, ready: Callable[[str], None]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import optuna
 from optuna.distributions import CategoricalDistribution, IntDistribution
-from optuna.storages import RDBStorage
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from planter.arch import Architecture
@@ -34,7 +34,7 @@ class Rounds:
     def __init__(
         self,
         study: Study,
-        storage: RDBStorage,
+        storage: BaseStorage,
         layers: Sequence[str],
         book: PointBook,
         workers: int = 1,

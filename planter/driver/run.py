@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from optuna.storages import RDBStorage
+from optuna.storages import BaseStorage
 
 from planter import checkpoint
 from planter.data import Split
 from planter.driver.budget import Account
 from planter.driver.check import Prepared, prepare, worker_count
-from planter.driver.folder import lock_run, write_settings
+from planter.driver.claim import Claim
+from planter.driver.folder import lock_run, run_id, write_settings
 from planter.driver.jobs import Job, Outcome
 from planter.driver.plain import Baselines, Teacher
 from planter.driver.rounds import Rounds
@@ -68,15 +69,18 @@ def search(
     out: str | Path | None = None,
     overrides: Sequence[str] = (),
     accept_changes: bool = False,
+    take_over: bool = False,
     ray_address: str | None = None,
     observe: Observer = lambda progress: None,
 ) -> dict[str, Any]:
     """Runs a study, or what is left of it, and returns what `pareto.json` says.
 
     `study` is a file, the name of a shipped study or a `Study`; the run folder is `out` or
-    `runs/NAME`. Raises StudyError for a study that cannot be run (nothing was trained then),
-    SearchStoppedError where the teacher or too many trials failed, KeyboardInterrupt on Ctrl-C;
-    after the last two the same call goes on from what is finished.
+    `runs/NAME`. Raises StudyError for a study that cannot be run, also where another driver is at
+    work on it (`take_over` takes it from that one); nothing was trained then. Raises
+    SearchStoppedError where the teacher or too many trials failed, the storage stayed away or
+    another driver took over, KeyboardInterrupt on Ctrl-C; after the last two the same call goes on
+    from what is finished.
     """
     source = None
     if not isinstance(study, Study):
@@ -86,15 +90,19 @@ def search(
     for warning in prepared.warnings:
         log.warning("%s", warning)
     run = Path(out if out is not None else Path("runs") / study.name).resolve()
-    with lock_run(run):
+    with lock_run(run, take_over=take_over):
         write_settings(run, study, source, prepared.fingerprint, accept_changes=accept_changes)
         storage = open_storage(database_url(run, study.storage))
         try:
-            going = _Search(study, run, prepared, storage, observe)
-            going.train(ray_address)
-            return going.report()
+            claim = Claim(storage, study.name, run, run_id(run))
+            try:
+                going = _Search(study, run, prepared, storage, claim, observe)
+                going.train(ray_address)
+                return going.report()
+            finally:
+                claim.release()
         finally:
-            storage.engine.dispose()
+            storage.close()
 
 
 class _Search:
@@ -105,10 +113,12 @@ class _Search:
         study: Study,
         run: Path,
         prepared: Prepared,
-        storage: RDBStorage,
+        storage: BaseStorage,
+        claim: Claim,
         observe: Observer,
     ) -> None:
         self._study = study
+        self._claim = claim
         self._run = run
         self._data = prepared.data
         self._observe = observe
@@ -182,6 +192,7 @@ class _Search:
                 self.finish(job, worker.do(job))
 
     def next(self) -> Job | None:
+        self._claim.check()
         job = self._schedule.next()
         while self._sampling is not None and self._sampling.notices:
             self._tell(self._sampling.notices.pop(0))
@@ -190,6 +201,7 @@ class _Search:
         return job
 
     def finish(self, job: Job, outcome: Outcome) -> None:
+        self._claim.check()
         again = self._schedule.finish(job, outcome)
         self._write()
         for name, one in job.outcomes(outcome).items():
@@ -211,6 +223,7 @@ class _Search:
 
     def report(self) -> dict[str, Any]:
         """Reads the test data for what is reported and writes the run's documents."""
+        self._claim.check()
         known = self._test_accuracies()
         if (test := self._data.test) is not None:
             for point in self._reported():

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import optuna
-from optuna.storages import RDBStorage
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from planter.data import Data
@@ -57,7 +57,7 @@ class Sampling:
     def __init__(
         self,
         study: Study,
-        storage: RDBStorage,
+        storage: BaseStorage,
         space: Space,
         data: Data,
         book: PointBook,

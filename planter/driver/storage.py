@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.storages import RDBStorage
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage, get_storage
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.storages.journal._file import get_lock_file
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
 
+from planter.driver.patience import PatientStorage, tell_when_away
 from planter.front import Point
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -37,26 +43,91 @@ def database_url(run: Path, storage: str | None) -> str:
     return storage or f"sqlite:///{run / 'study.db'}"
 
 
-def open_storage(url: str) -> RDBStorage:
-    """The storage at an Optuna URL. SQLite writes ahead, so that readers (the dashboard) and the
-    driver never lock each other out; both wait rather than fail. Raises ValueError where it cannot
-    be opened."""
-    arguments = {"connect_args": {"timeout": _BUSY_S}} if url.startswith("sqlite") else {}
+def open_storage(url: str) -> PatientStorage:
+    """The storage at an Optuna URL, or the journal file at `journal:///relative.log` or
+    `journal:////absolute.log` (slashes as SQLite has them). Raises ValueError where it cannot be
+    opened; once open, it is waited for.
+
+    SQLite writes ahead, so that readers (the dashboard) and the driver never lock each other out;
+    both wait rather than fail.
+    """
     try:
-        storage = RDBStorage(url, engine_kwargs=arguments)
+        if url.startswith("journal:"):
+            return PatientStorage(_open_journal(url), lambda: None)
+        return _open_database(url)
+    except ImportError as error:
+        raise ValueError(
+            f"storage {_shown(url)!r} needs a driver module that is not installed ({error}); "
+            "for PostgreSQL: pip install 'planter[postgres]' and postgresql+psycopg://...; "
+            "for MySQL: pip install pymysql and mysql+pymysql://..."
+        ) from error
     except Exception as error:  # drivers of databases raise kinds of their own
         raise ValueError(
-            f"storage {url!r} cannot be opened ({type(error).__name__}: {error}); "
-            "expected a database URL such as sqlite:///study.db or postgresql://..."
+            f"storage {_shown(url)!r} cannot be opened ({type(error).__name__}: {error}); "
+            "expected a database URL such as sqlite:///study.db or postgresql+psycopg://..., "
+            "or a file as journal:///study.log"
         ) from error
-    if not url.startswith("sqlite"):
-        return storage
-    with storage.engine.connect() as connection:
-        connection.exec_driver_sql("PRAGMA journal_mode=WAL")
-    return storage
 
 
-def open_study(storage: RDBStorage, name: str, metrics: Mapping[str, Direction]) -> optuna.Study:
+def _open_database(url: str) -> PatientStorage:
+    sqlite = url.startswith("sqlite")
+    storage = RDBStorage(
+        url,
+        engine_kwargs={"connect_args": {"timeout": _BUSY_S}} if sqlite else {"pool_pre_ping": True},
+    )
+    if sqlite:
+        with storage.engine.connect() as connection:
+            connection.exec_driver_sql("PRAGMA journal_mode=WAL")
+    tell_when_away(storage.engine)
+    return PatientStorage(get_storage(storage), storage.engine.dispose)
+
+
+def _open_journal(url: str) -> BaseStorage:
+    file = url.removeprefix("journal:///")
+    if file in ("", url):
+        raise ValueError("expected three slashes and a file, or four and an absolute one")
+    return JournalStorage(_Journal(file))
+
+
+class _Journal(JournalFileBackend):
+    """A journal file that a driver killed, or a disk filled, in the middle of a line goes on."""
+
+    def __init__(self, file: str) -> None:
+        # Made by O_EXCL, which NFS knows since version 3; that of a killed driver goes in 30 s.
+        self._whole = JournalFileOpenLock(file)
+        super().__init__(file, lock_obj=self._whole)
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        self._drop_torn_line()
+        super().append_logs(logs)
+
+    def _drop_torn_line(self) -> None:
+        """Cuts off half a line at the end: with another behind it, nobody could read the file."""
+        with open(self._file_path, "rb+") as file:
+            end = file.seek(0, os.SEEK_END)
+            if end == 0 or _last_byte(file, end) == b"\n":
+                return
+            with get_lock_file(self._whole):
+                end = file.seek(0, os.SEEK_END)
+                while end and _last_byte(file, end) != b"\n":
+                    end -= 1
+                file.truncate(end)
+
+
+def _last_byte(file: BinaryIO, end: int) -> bytes:
+    file.seek(end - 1)
+    return file.read(1)
+
+
+def _shown(url: str) -> str:
+    """A URL without its password."""
+    try:
+        return make_url(url).render_as_string(hide_password=True)
+    except ArgumentError:
+        return url
+
+
+def open_study(storage: BaseStorage, name: str, metrics: Mapping[str, Direction]) -> optuna.Study:
     """An Optuna study of that name, made if need be; `metrics` maps names to directions."""
     study = optuna.create_study(
         study_name=name,
@@ -74,7 +145,7 @@ class PointBook:
     """The Optuna study people look at: one row a point, written once, read by no sampler."""
 
     def __init__(
-        self, storage: RDBStorage, name: str, limits: Mapping[str, int] | None = None
+        self, storage: BaseStorage, name: str, limits: Mapping[str, int] | None = None
     ) -> None:
         self._limits = dict(limits or {})
         self._study = open_study(storage, name, METRICS)

@@ -1,0 +1,153 @@
+"""A storage that may be away for a while: what failed is repeated until it is back, bounded."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import Engine, event
+from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.exc import InterfaceError, OperationalError
+
+from planter.driver.jobs import SearchStoppedError
+
+_PATIENCE_S = 600.0
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
+
+log = logging.getLogger(__name__)
+Answer = TypeVar("Answer")
+
+
+class StorageAwayError(ConnectionError):
+    """The storage could not be reached, or said that it cannot work now."""
+
+
+def tell_when_away(engine: Engine) -> None:
+    """Makes a database raise StorageAwayError where it is away.
+
+    Optuna would take the error for a deadlock and add a trial once more, though the first may
+    have been written before the connection broke.
+    """
+
+    @event.listens_for(engine, "handle_error")
+    def raise_away(context: ExceptionContext) -> None:
+        away = isinstance(context.sqlalchemy_exception, OperationalError | InterfaceError)
+        if (away or context.is_disconnect) and not context.is_pre_ping:
+            raise StorageAwayError(str(context.original_exception).strip())
+
+
+def _patient(method: Callable[..., Any]) -> Any:
+    """The method of a patient storage that may be repeated as it is."""
+
+    def repeated(self: PatientStorage, *args: Any, **kwargs: Any) -> Any:
+        call = getattr(self._storage, method.__name__)
+        return self._patiently(lambda: call(*args, **kwargs))
+
+    return repeated
+
+
+class PatientStorage(BaseStorage):
+    """A storage whose calls wait while it is away, ever longer, for ten minutes at most.
+
+    Then, and at every call after that, SearchStoppedError is raised: a driver whose write may or
+    may not have happened must begin from what is written. Expects to be the only one to add trials.
+    """
+
+    def __init__(self, storage: BaseStorage, close: Callable[[], None]) -> None:
+        self._storage = storage
+        self._close = close
+        self._stopped: str | None = None
+
+    create_new_study = _patient(BaseStorage.create_new_study)
+    delete_study = _patient(BaseStorage.delete_study)
+    set_study_user_attr = _patient(BaseStorage.set_study_user_attr)
+    set_study_system_attr = _patient(BaseStorage.set_study_system_attr)
+    get_study_id_from_name = _patient(BaseStorage.get_study_id_from_name)
+    get_study_name_from_id = _patient(BaseStorage.get_study_name_from_id)
+    get_study_directions = _patient(BaseStorage.get_study_directions)
+    get_study_user_attrs = _patient(BaseStorage.get_study_user_attrs)
+    get_study_system_attrs = _patient(BaseStorage.get_study_system_attrs)
+    get_all_studies = _patient(BaseStorage.get_all_studies)
+    set_trial_param = _patient(BaseStorage.set_trial_param)
+    set_trial_intermediate_value = _patient(BaseStorage.set_trial_intermediate_value)
+    set_trial_user_attr = _patient(BaseStorage.set_trial_user_attr)
+    set_trial_system_attr = _patient(BaseStorage.set_trial_system_attr)
+    get_trial_id_from_study_id_trial_number = _patient(
+        BaseStorage.get_trial_id_from_study_id_trial_number
+    )
+    get_trial = _patient(BaseStorage.get_trial)
+    get_all_trials = _patient(BaseStorage.get_all_trials)
+    get_best_trial = _patient(BaseStorage.get_best_trial)
+
+    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
+        """Adds a trial once, also where the answer to the first try was lost."""
+        before = len(self.get_all_trials(study_id, deepcopy=False))
+
+        def again() -> int:
+            rows = self._storage.get_all_trials(study_id, deepcopy=False)
+            if len(rows) > before:
+                return rows[before]._trial_id
+            return self._storage.create_new_trial(study_id, template_trial)
+
+        return self._patiently(
+            lambda: self._storage.create_new_trial(study_id, template_trial), again
+        )
+
+    def set_trial_state_values(
+        self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
+    ) -> bool:
+        """Closes a trial; a try whose answer was lost may have done so."""
+
+        def again() -> bool:
+            try:
+                return self._storage.set_trial_state_values(trial_id, state, values)
+            except UpdateFinishedTrialError:
+                row = self._storage.get_trial(trial_id)
+                if row.state != state or row.values != (None if values is None else list(values)):
+                    raise
+                return True
+
+        return self._patiently(
+            lambda: self._storage.set_trial_state_values(trial_id, state, values), again
+        )
+
+    def remove_session(self) -> None:
+        self._storage.remove_session()
+
+    def close(self) -> None:
+        """Closes its connections."""
+        self._close()
+
+    def _patiently(
+        self, call: Callable[[], Answer], again: Callable[[], Answer] | None = None
+    ) -> Answer:
+        if self._stopped is not None:
+            raise SearchStoppedError(self._stopped)
+        end, pause = time.monotonic() + _PATIENCE_S, _FIRST_PAUSE_S
+        while True:
+            try:
+                answer = call()
+            except OSError as error:  # a journal's disk, or StorageAwayError
+                reason = " ".join(str(error).split())
+            except Exception:
+                self._stopped = None
+                raise
+            else:
+                self._stopped = None
+                return answer
+            # Stands, too, where Ctrl-C ends the wait.
+            self._stopped = (
+                f"the storage was away for longer than a search waits ({_PATIENCE_S:g} s): "
+                f"{reason}; expected it back: see to it, then go on"
+            )
+            call = again or call
+            if time.monotonic() + pause > end:
+                raise SearchStoppedError(self._stopped)
+            log.warning("the storage is away (%s); next try in %g s", reason, pause)
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_S)
