@@ -9,10 +9,8 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import sqlalchemy
 import torch
 from pydantic import ValidationError
 from torch import nn
@@ -30,6 +28,7 @@ from planter.driver.networks import (
 )
 from planter.driver.rounds import limits_of
 from planter.driver.sampling import draw, excess
+from planter.driver.storage import check_url
 from planter.forms import DOConv, KernelFilter, Kernels, form_of
 from planter.freeze import check_norms
 from planter.kernels import check_kernels
@@ -173,23 +172,9 @@ def _data(study: Study, found: _Findings) -> Data | None:
 
 
 def _storage(study: Study, found: _Findings) -> None:
-    """A database nobody can open is told before there is a run folder. Connects to none."""
-    if (url := study.storage) is None:
-        return
-
-    def known() -> None:
-        try:
-            address = sqlalchemy.create_engine(url).url
-        except Exception as error:  # drivers of databases raise kinds of their own
-            raise ValueError(
-                f"storage {url!r} cannot be opened ({type(error).__name__}: {error}); "
-                "expected a database URL such as sqlite:///study.db or postgresql://..."
-            ) from error
-        file = address.database if address.get_backend_name() == "sqlite" else None
-        if file and not file.startswith("file:") and not Path(file).absolute().parent.is_dir():
-            raise ValueError(f"{Path(file).absolute().parent} is not a folder")
-
-    found.attempt("storage", url, known)
+    """A database nobody can open is told before there is a run folder."""
+    if (url := study.storage) is not None:
+        found.attempt("storage", url, partial(check_url, url))
 
 
 def _crops(study: Study, data: Data, found: _Findings) -> None:

@@ -16,6 +16,7 @@ from optuna.distributions import BaseDistribution
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, get_storage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.storages.journal._file import get_lock_file
+from sqlalchemy import create_engine
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
@@ -51,10 +52,28 @@ def open_storage(url: str) -> PatientStorage:
     SQLite writes ahead, so that readers (the dashboard) and the driver never lock each other out;
     both wait rather than fail.
     """
-    try:
+    with _readable_errors(url):
         if url.startswith("journal:"):
-            return PatientStorage(_open_journal(url), lambda: None)
+            return PatientStorage(JournalStorage(_Journal(_journal_file(url))), lambda: None)
         return _open_database(url)
+
+
+def check_url(url: str) -> None:
+    """Raises ValueError where nothing can ever be opened at a storage URL; opens nothing itself."""
+    with _readable_errors(url):
+        if url.startswith("journal:"):
+            file: str | None = _journal_file(url)
+        else:
+            address = create_engine(url).url
+            file = address.database if address.get_backend_name() == "sqlite" else None
+        if file and not file.startswith("file:") and not Path(file).absolute().parent.is_dir():
+            raise FileNotFoundError(f"{Path(file).absolute().parent} is not a folder")
+
+
+@contextmanager
+def _readable_errors(url: str) -> Iterator[None]:
+    try:
+        yield
     except ImportError as error:
         raise ValueError(
             f"storage {_shown(url)!r} needs a driver module that is not installed ({error}); "
@@ -82,11 +101,11 @@ def _open_database(url: str) -> PatientStorage:
     return PatientStorage(get_storage(storage), storage.engine.dispose)
 
 
-def _open_journal(url: str) -> BaseStorage:
+def _journal_file(url: str) -> str:
     file = url.removeprefix("journal:///")
     if file in ("", url):
         raise ValueError("expected three slashes and a file, or four and an absolute one")
-    return JournalStorage(_Journal(file))
+    return file
 
 
 class _Journal(JournalFileBackend):
