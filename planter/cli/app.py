@@ -1,0 +1,39 @@
+"""The program's parts that every command shares: its name, its two consoles, common arguments."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(
+    name="planter",
+    help="Grows CNNs and selects sub-networks: a Pareto front of accuracy against MACs.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+out = Console(highlight=False, emoji=False)
+err = Console(stderr=True, highlight=False, emoji=False)
+
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the study. Repeatable."),
+]
+StudyArgument = Annotated[
+    str, typer.Argument(metavar="STUDY", help="A study file, or the name of a shipped study.")
+]
+RunArgument = Annotated[
+    str, typer.Argument(metavar="RUN", help="A run folder, or a name in runs/.")
+]
+
+
+def shown_path(path: Path) -> str:
+    """A path relative to the working folder where it lies below it."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

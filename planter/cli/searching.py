@@ -1,0 +1,179 @@
+"""`planter search` and `planter check`: a study, run or looked over."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from planter.cli.app import Set, StudyArgument, app, err, out, shown_path
+from planter.tables import print_front
+
+
+@app.command(epilog="Example: planter search quickstart --set recipe.epochs=10 --workers 2")
+def search(
+    study: StudyArgument,
+    out_folder: Annotated[
+        Path | None, typer.Option("--out", help="Run folder. Default: runs/NAME.")
+    ] = None,
+    overrides: Set = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Trainings at a time; 0 trains in this process.")
+    ] = None,
+    storage: Annotated[
+        str | None, typer.Option(help="Optuna storage URL. Default: study.db in the run folder.")
+    ] = None,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(help="A running Ray cluster, host:port. Default: Ray started here."),
+    ] = None,
+    accept_changes: Annotated[
+        bool, typer.Option("--accept-changes", help="Go on with a run whose study has changed.")
+    ] = False,
+    take_over: Annotated[
+        bool,
+        typer.Option("--take-over", help="Take the run from a driver that is gone or shall stop."),
+    ] = False,
+) -> None:
+    """Run a study: teacher, baselines, planting rounds and sampled trials, to one Pareto front.
+
+    The same command continues a run that was interrupted, to exactly the trials asked for.
+    """
+    with err.status("loading"):
+        from planter.driver.jobs import SearchStoppedError
+        from planter.driver.run import search as run_search
+        from planter.memory import keep_memory
+        from planter.progress import ProgressDisplay
+        from planter.study_file import read_study
+
+    given = _overrides(overrides, workers, storage)
+    name = read_study(study, given).name
+    run = (out_folder if out_folder is not None else Path("runs") / name).resolve()
+    keep_memory()  # with workers: 0 it is this process that trains
+    try:
+        with ProgressDisplay(out) as display:
+            front = run_search(
+                study,
+                out=run,
+                overrides=given,
+                accept_changes=accept_changes,
+                take_over=take_over,
+                ray_address=ray_address,
+                observe=display.show,
+            )
+    except KeyboardInterrupt:
+        err.print(
+            f"\ninterrupted; what is finished stays in {shown_path(run)}; "
+            "the same command goes on from there",
+            soft_wrap=True,
+        )
+        raise typer.Exit(130) from None
+    except SearchStoppedError as error:
+        err.print(
+            f"[red]stopped:[/red] {escape(str(error))}\n"
+            f"logs: {shown_path(run)}/trials/ID/log.txt; the same command goes on",
+            soft_wrap=True,
+        )
+        raise typer.Exit(4) from None
+    print_front(out, front)
+    shown = shown_path(run)
+    written = [
+        "pareto.html",
+        "pareto.csv",
+        "pareto.json",
+        "planting.html",
+        "planting.csv",
+        "models",
+    ]
+    out.print(
+        f"\nwritten to {shown}: {', '.join(f for f in written if (run / f).exists())}\n"
+        f"next: planter show {shown} · planter dashboard {shown} · planter pareto {shown}",
+        soft_wrap=True,
+    )
+    checked = read_study(study, given)
+    searched = [p for p in front["points"] if p["method"] in ("plant", "sample")]
+    if (checked.plant is None and checked.sample is None) or any(p["on_front"] for p in searched):
+        return
+    if checked.objectives.bounds.limits():
+        err.print("nothing within the bounds")
+        raise typer.Exit(3)
+    err.print(f"every searched trial failed; logs: {shown}/trials/ID/log.txt")
+    raise typer.Exit(4)
+
+
+@app.command(epilog="Example: planter check studies/quickstart.yaml --json")
+def check(
+    study: Annotated[
+        str | None,
+        typer.Argument(metavar="STUDY", help="A study file, or the name of a shipped study."),
+    ] = None,
+    overrides: Set = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON schema of study files and stop.")
+    ] = False,
+) -> None:
+    """Find every mistake in a study, and say what it would cost, without training anything."""
+    from planter.study import Study, StudyError
+    from planter.study_file import read_study
+
+    if schema:
+        typer.echo(json.dumps(Study.model_json_schema(), indent=2))
+        return
+    if study is None:
+        raise ValueError("check needs a STUDY (or --schema)")
+    from planter.driver.check import prepare, worker_count
+    from planter.driver.estimate import estimate_seconds
+    from planter.progress import duration
+
+    try:
+        checked = read_study(study, overrides or [])
+        prepared = prepare(checked)
+    except StudyError as error:
+        if not as_json:
+            raise
+        problems = [
+            {"place": p.place, "got": p.got, "expected": p.expected} for p in error.problems
+        ]
+        empty: dict[str, Any] = {"estimate_s": None, "macs": {}, "params": {}}
+        typer.echo(json.dumps({"ok": False, "problems": problems, **empty}, indent=2))
+        raise typer.Exit(2) from None
+    costs = prepared.costs()
+    seconds = estimate_seconds(checked, prepared)
+    for warning in prepared.warnings:
+        err.print(f"[yellow]warning:[/yellow] {escape(warning)}", soft_wrap=True)
+    if as_json:
+        found = {
+            "ok": True,
+            "problems": [],
+            "estimate_s": round(seconds, 1),
+            "macs": {name: cost.macs for name, cost in costs.items()},
+            "params": {name: cost.params for name, cost in costs.items()},
+        }
+        typer.echo(json.dumps(found, indent=2))
+        return
+    table = Table("network", "macs", "parameters", "pipelines", box=None, pad_edge=False)
+    for name, cost in costs.items():
+        shown = f"random draw {name.removeprefix('sample')}" if name.startswith("sample") else name
+        ways = ", ".join(f"{way} {c.macs:,}" for way, c in cost.pipelines.items() if way != "base")
+        table.add_row(shown, f"{cost.macs:,}", f"{cost.params:,}", ways)
+    out.print(table)
+    out.print(
+        f"\n{study} is sound. About {duration(seconds)} of training on this machine "
+        f"with {worker_count(checked)} workers.\nnext: planter search {study}",
+        soft_wrap=True,
+    )
+
+
+def _overrides(given: Sequence[str] | None, workers: int | None, storage: str | None) -> list[str]:
+    every = list(given or [])
+    if workers is not None:
+        every.append(f"resources.workers={workers}")
+    if storage is not None:
+        every.append(f"storage={json.dumps(storage)}")
+    return every
