@@ -108,8 +108,10 @@ def document(
     run: Path,
     *,
     family: bool = False,
+    unfinished: Mapping[str, tuple[int, float]] | None = None,
 ) -> dict[str, Any]:
-    """What pareto.json says of a run; of a study that asks for a family, the best one as well."""
+    """What pareto.json says of a run; of a study that asks for a family, the best one as well.
+    `unfinished` is what trainings without a point took, multiply-adds and seconds by trial."""
     on_front = {point.id for point in front_of(points, limits)}
     rows = []
     for point in sorted(points, key=lambda p: (p.macs, p.id)):
@@ -139,6 +141,11 @@ def document(
         if best
         else None
     )
+    others = unfinished or {}
+    seconds = {
+        **{point.trial: point.seconds for point in points},
+        **{trial: took for trial, (_, took) in others.items()},
+    }
     return {
         "study": study,
         "objectives": ["accuracy", "macs"],
@@ -146,9 +153,10 @@ def document(
         "hypervolume": covered(points, reference, limits),
         "reference_point": list(reference),
         "cost": {
-            "trials": len({point.trial for point in points}),
-            "train_macs": trained_macs(points),
-            "seconds": round(sum({point.trial: point.seconds for point in points}.values()), 3),
+            "trials": len(seconds),
+            "unfinished": len(others),
+            "train_macs": trained_macs(points) + sum(macs for macs, _ in others.values()),
+            "seconds": round(sum(seconds.values()), 3),
         },
         **({"family": told} if told else {}),
     }

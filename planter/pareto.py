@@ -23,6 +23,18 @@ def pareto_front(values: ArrayLike, maximise: Sequence[bool] = (True, False)) ->
     return np.asarray(mask, dtype=bool)
 
 
+def pareto_rank(values: ArrayLike, maximise: Sequence[bool] = (True, False)) -> NDArray[np.int_]:
+    """The rank of each row of `values` `[points, objectives]` in a non-dominated sorting: 0 on the
+    front, 1 on the front of the others, and so on; equal rows have equal ranks. Raises ValueError
+    for values that are not numbers.
+    """
+    table = _table(values, len(maximise))
+    if not len(table):
+        return np.zeros(0, dtype=int)
+    ranks = moocore.pareto_rank(table, maximise=list(maximise))
+    return np.asarray(ranks, dtype=int)
+
+
 def hypervolume(points: ArrayLike, reference_point: Sequence[float]) -> float:
     """Area between the points `[points, (accuracy, macs)]` and the reference (accuracy, macs).
 

@@ -198,6 +198,28 @@ class Plant(Network):
         return self
 
 
+class EarlyStopping(_Section):
+    """Successive halving by non-dominated rank: which sampled trials train to their end."""
+
+    rungs: Annotated[
+        list[float],
+        Field(min_length=1, description="shares of a training after which trials are compared"),
+    ] = [0.25, 0.5]
+    keep: Annotated[
+        float, Field(gt=0, lt=1, description="share of the trials on a rung that goes on")
+    ] = 0.5
+    wait: Annotated[
+        int, Field(ge=1, description="trials that reach a rung before the first of them goes on")
+    ] = 8
+
+    @field_validator("rungs")
+    @classmethod
+    def _climbs(cls, rungs: list[float]) -> list[float]:
+        if not all(0 < rung < 1 for rung in rungs) or sorted(set(rungs)) != rungs:
+            raise ValueError(f"rungs {rungs}: expected rising shares between 0 and 1")
+        return rungs
+
+
 class Sample(_Section):
     """Trials whose architecture and settings a sampler draws from a search space."""
 
@@ -206,6 +228,10 @@ class Sample(_Section):
     sampler: Annotated[
         Literal["tpe", "nsgaii", "random"], Field(description="Optuna's sampler of that name")
     ] = "tpe"
+    early_stopping: Annotated[
+        EarlyStopping | None,
+        Field(description="end trainings that promise little; {} for the defaults; default: none"),
+    ] = None
 
 
 class Resources(_Section):

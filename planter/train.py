@@ -62,6 +62,7 @@ def fit(
     optimizer: torch.optim.Optimizer | None = None,
     checkpoint: Path | None = None,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+    until: int | None = None,
 ) -> nn.Module:
     """Trains the model's trainable parameters in place and returns it.
 
@@ -71,7 +72,8 @@ def fit(
     every few seconds) goes on as if it had not stopped. `optimizer`, by default the recipe's, may
     bring the state of an earlier training along. With `recipe.ema` the weights and norm statistics
     that are left in the model are their moving average over the steps; the training itself is the
-    one without it. Raises FloatingPointError when the loss is no longer a number.
+    one without it. A training that is to end after `until` epochs leaves its checkpoint there, and
+    another call goes on. Raises FloatingPointError when the loss is no longer a number.
     """
     split = training_images(split, recipe, teacher)
     model.to(memory_format=layout_of(model))
@@ -98,7 +100,8 @@ def fit(
             # An older planter may have called the parts otherwise.
             log.warning("%s is of another network; the training starts afresh", checkpoint)
     saved_at = time.monotonic()
-    for epoch in range(start, recipe.epochs):
+    end = recipe.epochs if until is None else min(until, recipe.epochs)
+    for epoch in range(start, end):
         began = time.monotonic()
         with torch.random.fork_rng(devices=_cuda_devices(split)):
             mean = _epoch(model, loss, split, recipe, optimizer, epoch, seed, teacher, average)
@@ -108,7 +111,7 @@ def fit(
                 f"a lower lr than {recipe.lr} may help"
             )
         on_epoch(Epoch(epoch + 1, mean, recipe.lr_at(epoch), time.monotonic() - began))
-        due = time.monotonic() - saved_at > _CHECKPOINT_EVERY_S
+        due = epoch + 1 == end or time.monotonic() - saved_at > _CHECKPOINT_EVERY_S
         if checkpoint is not None and due and epoch + 1 < recipe.epochs:
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
             if average is not None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from planter.driver.jobs import Job
-from planter.front import Point, trained_macs
 from planter.study import Budget, Resources
 
 
@@ -25,11 +24,12 @@ class Account:
     budget: Budget
     began: float = field(default_factory=time.monotonic)
 
-    def spent(self, points: Sequence[Point]) -> str | None:
-        """What is used up, in words; None while there is some of everything."""
+    def spent(self, trained: Callable[[], int]) -> str | None:
+        """What is used up, in words; None while there is some of everything. `trained` says how
+        many multiply-adds the run's trainings took."""
         hours, macs = self.budget.hours, self.budget.train_macs
         if hours is not None and time.monotonic() - self.began >= 3600 * hours:
             return f"budget.hours {hours:g} are over"
-        if macs is not None and (taken := trained_macs(points)) >= macs:
+        if macs is not None and (taken := trained()) >= macs:
             return f"budget.train_macs {macs:g} are spent ({taken:.3g})"
         return None

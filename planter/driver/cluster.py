@@ -58,6 +58,7 @@ _STORE_AT_LEAST = 150 * 2**20
 def train_on_ray(
     worker: Worker,
     propose: Callable[[], Job | None],
+    compare: Callable[[Job, Outcome], Job | None],
     finish: Callable[[Job, Outcome], None],
     complete: Callable[[], bool],
     workers: int,
@@ -77,6 +78,7 @@ def train_on_ray(
             run_tune(
                 _parcel(worker),
                 propose,
+                compare,
                 finish,
                 complete,
                 workers,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 from planter.front import Point
@@ -12,7 +12,8 @@ from planter.front import Point
 Outcome = dict[str, Any]
 """What a worker returns, fit for JSON: `points` (fields of Point without the trial), `seconds`,
 `train_macs` and what its kind adds; or `error`, and `retry` where another try may help; of several
-trainings, `trials`: each one's outcome by its id."""
+trainings, `trials`: each one's outcome by its id. Of a training that is to be compared before it
+goes on, `partial`: its `epochs`, `points` and `train_macs` so far."""
 
 
 class SearchStoppedError(RuntimeError):
@@ -52,6 +53,11 @@ class Proposer(Protocol):
 
     def left(self) -> int:
         """How many jobs, at most, are still to be finished; 0 ends this proposer."""
+
+
+def beyond(job: Job) -> Job:
+    """A sampled trial's job past the rung it has come to."""
+    return replace(job, params={**job.params, "rungs": job.params["rungs"][1:]})
 
 
 def seed_of(study_seed: int, job_id: str) -> int:

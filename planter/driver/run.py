@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +26,7 @@ from planter.driver.rounds import Rounds
 from planter.driver.sampling import Sampling
 from planter.driver.schedule import Schedule
 from planter.driver.storage import PointBook, database_url, open_storage
-from planter.driver.worker import Worker
+from planter.driver.worker import CHECKPOINT, Worker
 from planter.front import (
     COLUMNS,
     PLANTING_COLUMNS,
@@ -36,6 +36,7 @@ from planter.front import (
     document,
     front_of,
     to_csv,
+    trained_macs,
     write_text,
 )
 from planter.plots import front_figure, growth_figure, write_html
@@ -144,7 +145,7 @@ class _Search:
             self._rounds,
             self._sampling,
             study.resources.max_failures,
-            lambda: account.spent(self._book.points),
+            lambda: account.spent(self._trained_macs),
         )
         self._worker = Worker(
             study,
@@ -161,6 +162,7 @@ class _Search:
         for left in (self._run / "models").glob("*/.*"):
             shutil.rmtree(left, ignore_errors=True)  # half written when a worker was killed
         self._write()
+        self._tell_notices()
         if self._schedule.complete():
             return
         if self._workers == 0:
@@ -179,6 +181,7 @@ class _Search:
         train_on_ray(
             self._worker,
             self.next,
+            self.compare,
             self.finish,
             self._schedule.complete,
             self._workers,
@@ -189,23 +192,37 @@ class _Search:
         worker = replace(self._worker, data=self._worker.data.to(self._worker.device))
         with _threads(self._study.resources.cpu):
             while (job := self.next()) is not None:
-                self.finish(job, worker.do(job))
+                outcome = worker.do(job)
+                while "partial" in outcome and (onward := self.compare(job, outcome)) is not None:
+                    job = onward
+                    outcome = worker.do(job)
+                self.finish(job, outcome)
 
     def next(self) -> Job | None:
         self._claim.check()
         job = self._schedule.next()
-        while self._sampling is not None and self._sampling.notices:
-            self._tell(self._sampling.notices.pop(0))
+        self._tell_notices()
         if job is not None:
             self._tell(f"{', '.join(job.trials)} starts")
         return job
+
+    def compare(self, job: Job, outcome: Outcome) -> Job | None:
+        """Books the partial outcome of a sampled trial; what its worker goes on with at once."""
+        self._claim.check()
+        onward = self._schedule.compare(job, outcome)
+        then = "waits to be compared" if onward is None else "goes on"
+        partial = outcome["partial"]
+        shown = _points_in_words(partial["points"])
+        self._tell(f"{job.id} after {partial['epochs']} epochs: {shown}; it {then}")
+        return onward
 
     def finish(self, job: Job, outcome: Outcome) -> None:
         self._claim.check()
         again = self._schedule.finish(job, outcome)
         self._write()
-        for name, one in job.outcomes(outcome).items():
+        for name, one in job.outcomes(outcome).items() if "partial" not in outcome else []:
             self._tell(self._told(name, one, again=again))
+        self._tell_notices()
         if self._rounds is not None and job.kind in ("plant", "grow") and not again:
             for verdict in self._rounds.verdicts():
                 self._tell(verdict)
@@ -215,11 +232,17 @@ class _Search:
         if "error" in outcome:
             then = "it is tried again" if again else f"see trials/{name}/log.txt"
             return f"{name} failed: {outcome['error']}; {then}"
-        shown = ", ".join(
-            f"{fields['pipeline']} {100 * fields['accuracy']:.2f} % at {fields['macs']:,} macs"
-            for fields in outcome["points"]
-        )
+        shown = _points_in_words(outcome["points"])
         return f"{name} done: {shown}" + (" (re-seeded)" if outcome.get("reseeded") else "")
+
+    def _tell_notices(self) -> None:
+        if self._sampling is None:
+            return
+        for trial in self._sampling.take_stopped():
+            self._schedule.done += 1
+            (self._run / "trials" / trial / CHECKPOINT).unlink(missing_ok=True)
+        while self._sampling.notices:
+            self._tell(self._sampling.notices.pop(0))
 
     def report(self) -> dict[str, Any]:
         """Reads the test data for what is reported and writes the run's documents."""
@@ -282,7 +305,16 @@ class _Search:
             test_accuracies,
             self._run,
             family=self._family,
+            unfinished=self._unfinished(),
         )
+
+    def _unfinished(self) -> dict[str, tuple[int, float]]:
+        return {} if self._sampling is None else self._sampling.unfinished()
+
+    def _trained_macs(self) -> int:
+        """Multiply-adds of all trainings, also of those that were stopped."""
+        others = sum(macs for macs, _ in self._unfinished().values())
+        return trained_macs(self._book.points) + others
 
     def _drop_models(self, points: Sequence[Point]) -> None:
         """Removes saved networks that are neither reported nor needed for planting to go on."""
@@ -311,6 +343,13 @@ class _Search:
                 self._schedule.seconds_left(self._workers),
             )
         )
+
+
+def _points_in_words(points: Sequence[Mapping[str, Any]]) -> str:
+    return ", ".join(
+        f"{fields['pipeline']} {100 * fields['accuracy']:.2f} % at {fields['macs']:,} macs"
+        for fields in points
+    )
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,7 @@ from planter.planting import live_channels, plant, train_plant
 from planter.recipe import Recipe
 from planter.space import Candidate, load_space
 from planter.study import Plant
-from planter.train import Batch, recalibrate_batchnorm_
+from planter.train import Batch, evaluate, recalibrate_batchnorm_
 
 if TYPE_CHECKING:
     from planter.driver.worker import Worker
@@ -53,6 +54,9 @@ def sample(worker: Worker, job: Job) -> Outcome:
     recipes = recipes_of(candidate, worker.study)
     seed = seed_of(worker.study.seed, job.id)
     network = build(start, seed, candidate.norms)
+    until = next(iter(job.params.get("rungs", [])), recipes.network.epochs)
+    if until < recipes.network.epochs:
+        return _partial(worker, job, candidate, start, network, recipes.network, until)
     _check_plants(worker, job, candidate, start, network)
     network, macs = _trained(worker, job.id, candidate, start, network, recipes.network)
     architecture, reseeded = start, 0
@@ -80,6 +84,41 @@ def sample(worker: Worker, job: Job) -> Outcome:
     return {**outcome, "reseeded": reseeded}
 
 
+def _partial(
+    worker: Worker,
+    job: Job,
+    candidate: Candidate,
+    architecture: Architecture,
+    network: nn.Module,
+    recipe: Recipe,
+    until: int,
+) -> Outcome:
+    """What the trial's pipelines score after `until` epochs. The checkpoint of that moment is what
+    the training goes on from; the network is given up."""
+    _check_plants(worker, job, candidate, architecture, network)
+    network, macs = _trained(worker, job.id, candidate, architecture, network, recipe, until)
+    if not isinstance(network, Pipelines):
+        network = Pipelines(network, {})
+    costs = cost(architecture).pipelines
+    points = []
+    for name in candidate.trained:
+        way = recalibrate_batchnorm_(network.detach(name), worker.data.train)
+        score = evaluate(way, worker.data.validation)
+        if not math.isfinite(score.loss):
+            raise FloatingPointError(f"validation loss of {name} is {score.loss}")
+        points.append(
+            {
+                "pipeline": name,
+                "accuracy": score.accuracy,
+                "loss": score.loss,
+                "macs": costs[name].macs,
+                "params": costs[name].params,
+                "architecture": architecture.to_dict(),
+            }
+        )
+    return {"partial": {"epochs": until, "points": points, "train_macs": macs}}
+
+
 def _trained(
     worker: Worker,
     name: str,
@@ -87,8 +126,10 @@ def _trained(
     architecture: Architecture,
     network: nn.Module,
     recipe: Recipe,
+    until: int | None = None,
 ) -> tuple[nn.Module, int]:
-    """The network with all of its weights trained, in the candidate's kernels; multiply-adds."""
+    """The network with all of its weights trained, in the candidate's kernels, to the end or
+    `until` an epoch; multiply-adds."""
     ways = network if isinstance(network, Pipelines) else Pipelines(_staged(network), {})
     if candidate.kernels is not None:
         expand_kernels_(ways, candidate.kernels, seed=seed_of(worker.study.seed, name))
@@ -98,7 +139,7 @@ def _trained(
         assert isinstance(model, Pipelines)
         return candidate.loss(model, batch)
 
-    worker.fit(name, ways, loss, recipe, guided=candidate.guided)
+    worker.fit(name, ways, loss, recipe, guided=candidate.guided, until=until)
     blocks = any(isinstance(module, Block) for module in ways.modules())
     if blocks or candidate.plants:
         # A block is fused with its own norms' statistics, and a plant leaves those of older
@@ -106,8 +147,9 @@ def _trained(
         recalibrate_batchnorm_(ways, worker.data.train)
     collapse_kernels_(ways)
     total = joint_macs(cost(architecture), candidate.trained)
-    macs = worker.train_macs(total, recipe, guided=candidate.guided)
-    macs += worker.kernel_macs(architecture, candidate.kernels, recipe)
+    done = recipe.model_copy(update={"epochs": until or recipe.epochs})
+    macs = worker.train_macs(total, done, guided=candidate.guided)
+    macs += worker.kernel_macs(architecture, candidate.kernels, done)
     return _plain(ways), macs
 
 

@@ -10,8 +10,9 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from planter.data import Data
-from planter.driver.jobs import Job, Outcome, SearchStoppedError, points_of, seed_of
-from planter.driver.networks import candidate_architecture
+from planter.driver.jobs import Job, Outcome, SearchStoppedError, beyond, points_of, seed_of
+from planter.driver.networks import candidate_architecture, recipes_of
+from planter.driver.stopping import Stopping, partial_results
 from planter.driver.storage import (
     METRICS,
     Direction,
@@ -23,7 +24,9 @@ from planter.driver.storage import (
 )
 from planter.forms import form_names
 from planter.front import covered, within
+from planter.halving import Points, by_rank
 from planter.macs import Cost, cost
+from planter.pareto import hypervolume
 from planter.space import Candidate, Space
 from planter.study import Study
 
@@ -78,15 +81,20 @@ class Sampling:
         self._handed: dict[str, FrozenTrial] = {}
         self._space_failures = 0
         self.notices: list[str] = []
+        self._stopped: list[str] = []
         self._interrupted: list[FrozenTrial] = []
+        stopping = study.sample.early_stopping
+        self._stopping = None if stopping is None else Stopping(stopping, self._study, self._best)
         for row in self._study.get_trials():
             outcome = read_result(row)
-            if row.state == TrialState.RUNNING and outcome is None:
+            waits = self._read_rungs(row)
+            if row.state == TrialState.RUNNING and outcome is None and not waits:
                 self._interrupted.append(row)
             elif outcome is not None:
                 if row.state == TrialState.RUNNING:
                     self._tell(row, outcome)
                 self._publish(row, outcome)
+        self._stop_the_rest()
 
     def next(self) -> Job | None:
         while (trial := self._trial()) is not None:
@@ -98,14 +106,33 @@ class Sampling:
                 )
         return None
 
+    def compare(self, job: Job, outcome: Outcome, *, go_on: bool) -> Job | None:
+        """Writes a partial outcome into the books. What its worker goes on with at once; None where
+        the trial waits for others, or in vain, or nothing is to `go_on`."""
+        assert self._stopping is not None
+        row, partial = self._handed[job.id], {**outcome["partial"], "seconds": outcome["seconds"]}
+        self._stopping.reach(job.id, row, partial, self._figures(job.id, partial))
+        ready = self._stopping.ready(last=self._nobody_else(job.id)) if go_on else []
+        if job.id not in ready:
+            return None
+        self._stopping.let_on(job.id)
+        return beyond(job)
+
     def finish(self, job: Job, outcome: Outcome) -> None:
+        """See `Proposer`. A partial outcome is in the books already."""
         row = self._handed.pop(job.id)
         if "error" in outcome:
             self._fail(row.number, row._trial_id, outcome["error"])
-            return
-        write_result(self._study, row, outcome)
-        self._tell(row, outcome)
-        self._publish(row, outcome)
+        elif "partial" not in outcome:
+            if self._stopping is not None:
+                outcome = {
+                    **outcome,
+                    "seconds": outcome["seconds"] + self._stopping.seconds(job.id),
+                }
+            write_result(self._study, row, outcome)
+            self._tell(row, outcome)
+            self._publish(row, outcome)
+        self._stop_the_rest()
 
     def left(self) -> int:
         rows = self._study.get_trials(deepcopy=False)
@@ -117,9 +144,64 @@ class Sampling:
         rows = self._study.get_trials(deepcopy=False)
         return sum(row.state == TrialState.FAIL for row in rows)
 
+    def unfinished(self) -> dict[str, tuple[int, float]]:
+        """Multiply-adds and seconds of the trainings that were stopped early, wait or go on: what
+        they took up to their last comparison."""
+        costs = {} if self._stopping is None else self._stopping.costs()
+        done = {point.trial for point in self._book.points}
+        return {trial: cost for trial, cost in costs.items() if trial not in done}
+
+    def _read_rungs(self, row: FrozenTrial) -> bool:
+        """Takes the partial results of a row over; whether it waits to be compared."""
+        if self._stopping is None:
+            return False
+        name = _id(row.number)
+        reached = [self._figures(name, partial) for partial in partial_results(row)]
+        return self._stopping.read(name, row, reached)
+
+    def _figures(self, trial: str, partial: Outcome) -> Points:
+        """What the networks of a trial that keep to the bounds are compared by."""
+        points = points_of(trial, "sample", partial)
+        return [(p.accuracy, p.macs) for p in points if within(p, self._limits)]
+
+    def _best(self, trials: Mapping[str, Points], most: int) -> list[str]:
+        """The trials of a rung that are to go on, the best first."""
+        if self._family:
+            reach = {name: hypervolume(points, self._reference) for name, points in trials.items()}
+            return sorted(trials, key=reach.__getitem__, reverse=True)[:most]
+        return by_rank(trials, most, self._reference)
+
+    def _nobody_else(self, trial: str | None = None) -> bool:
+        """Whether no other trial than this one is on its way to a rung."""
+        asked = len(self._study.get_trials(deepcopy=False))
+        others = set(self._handed) - {trial}
+        return asked >= self._trials and not others and not self._interrupted
+
+    def _stop_the_rest(self) -> None:
+        """Ends the trainings that wait when nobody is left whom they could be compared with."""
+        stopping = self._stopping
+        if stopping is None or not self._nobody_else() or stopping.ready(last=True):
+            return
+        if stopped := stopping.stop():
+            self._stopped += stopped
+            self.notices.append(f"stopped early: {', '.join(stopped)}")
+
+    def take_stopped(self) -> list[str]:
+        """The trials whose trainings were ended since the last call."""
+        stopped, self._stopped = self._stopped, []
+        return stopped
+
+    def _waiting_row(self) -> FrozenTrial | None:
+        """The trial that waits and may go on."""
+        if self._stopping is None:
+            return None
+        ready = self._stopping.ready(last=self._nobody_else())
+        return self._stopping.let_on(ready[0]) if ready else None
+
     def _trial(self) -> Trial | None:
-        """The next trial to prepare: an interrupted one, or a new one, or None."""
-        row = self._interrupted.pop(0) if self._interrupted else None
+        """The next trial to prepare: an interrupted one, one that waited and goes on, a new one, or
+        None."""
+        row = self._interrupted.pop(0) if self._interrupted else self._waiting_row()
         number = len(self._study.get_trials(deepcopy=False)) if row is None else row.number
         if row is None and number >= self._trials:
             return None
@@ -153,7 +235,13 @@ class Sampling:
             self.notices.append(f"{_id(trial.number)} refused before training: beyond {misses}")
             return None
         row = self._study._storage.get_trial(trial._trial_id)
-        chosen = {"network": architecture.key(), "kernels": form_names(candidate.kernels)}
+        chosen: dict[str, Any] = {
+            "network": architecture.key(),
+            "kernels": form_names(candidate.kernels),
+        }
+        if self._stopping is not None:
+            epochs = recipes_of(candidate, self._settings).network.epochs
+            chosen["rungs"] = self._stopping.ahead(_id(trial.number), epochs)
         job = Job(_id(trial.number), "sample", {"trial": row.params, **chosen})
         self._handed[job.id] = row
         return job

@@ -56,12 +56,26 @@ class Schedule:
             self._began[job.id] = time.monotonic()
         return job
 
+    def compare(self, job: Job, outcome: Outcome) -> Job | None:
+        """Books a partial outcome; what the worker goes on with at once, or None where the job is
+        to `finish`."""
+        assert self.sampling is not None
+        onward = self.sampling.compare(job, outcome, go_on=not self.spent())
+        if onward is not None:
+            self.running[job.id] = onward
+            self._tries[job.id] = 1
+        return onward
+
     def finish(self, job: Job, outcome: Outcome) -> bool:
         """Books an outcome, or says that the job, whose worker died, is tried once more."""
         del self.running[job.id]
         if outcome.get("retry") and self._tries[job.id] < _TRIES:
             self._again.append(job)
             return True
+        if "partial" in outcome:
+            del self._tries[job.id]
+            self._proposer(job).finish(job, outcome)
+            return False
         self.done += len(job.trials)
         each = (time.monotonic() - self._began[job.id]) / len(job.trials)
         self._durations.setdefault(job.kind, []).append(each)

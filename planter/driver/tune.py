@@ -20,14 +20,15 @@ from ray.tune.search import Searcher
 
 from planter.driver.budget import seconds_for
 from planter.driver.cluster import job_from_text, job_to_text, unpack
-from planter.driver.jobs import Job, Outcome
+from planter.driver.jobs import Job, Outcome, beyond
 from planter.memory import keep_memory
 
 log = logging.getLogger(__name__)
 
 
 class TrainingActor(tune.Trainable):
-    """A warm process; one Ray trial is one job is one `step`."""
+    """A warm process; one Ray trial is one job, and one `step`, or several where the job is
+    compared with others on its way."""
 
     def setup(  # type: ignore[override]
         self, config: dict[str, Any], parcel: dict[str, Any]
@@ -45,8 +46,10 @@ class TrainingActor(tune.Trainable):
     def step(self) -> dict[str, Any]:
         with _ended_after(seconds_for(self._worker.study.resources, self._job)):
             outcome = self._worker.do(self._job)
+        if partial := "partial" in outcome:
+            self._job = beyond(self._job)  # where the scheduler lets it go on, with another step
         # JSON under one key: Ray flattens nested results and drops empty mappings.
-        return {"done": True, "outcome": json.dumps(outcome)}
+        return {"done": not partial, "outcome": json.dumps(outcome)}
 
 
 @contextmanager
@@ -84,12 +87,14 @@ class JobSearcher(Searcher):
     def __init__(
         self,
         propose: Callable[[], Job | None],
+        compare: Callable[[Job, Outcome], Job | None],
         finish: Callable[[Job, Outcome], None],
         complete: Callable[[], bool],
         workers: int,
         limit: Callable[[Job], float | None] = lambda job: None,
     ) -> None:
         super().__init__()
+        self._compare = compare
         self._limit = limit
         self._began: dict[str, float] = {}
         self._propose = propose
@@ -117,6 +122,19 @@ class JobSearcher(Searcher):
         self._running[trial_id] = job
         self._began[trial_id] = time.monotonic()
         return {"job": job_to_text(job)}
+
+    def goes_on(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Whether a job with a partial outcome goes on at once, with its next step."""
+        try:
+            onward = self._compare(self._running[trial_id], json.loads(result["outcome"]))
+        except Exception as error:
+            self.error = self.error or error
+            return False
+        if onward is None:
+            return False
+        self._running[trial_id] = onward
+        self._began[trial_id] = time.monotonic()
+        return True
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -150,16 +168,22 @@ class JobSearcher(Searcher):
         """Nothing: see `save`."""
 
 
-class WarmActors(FIFOScheduler):
-    """Keeps idle actors for the next job.
+class ParetoHalving(FIFOScheduler):
+    """Ends a job that has come to a rung and is not among those that go on (`planter.halving`, in
+    the driver's books: `Sampling.compare`); keeps idle actors for the next job.
+
+    A job that waits for others to reach its rung ends as well: its checkpoint is on disk, so that
+    no actor is held, and it comes back as another job of the same trial. Without early stopping no
+    job has partial outcomes.
 
     Ray Tune keeps one idle actor at most and, given the choice, throws away an actor that is still
     starting as soon as another is free; jobs shorter than a start would then never get their
     second worker (measured).
     """
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, searcher: JobSearcher) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._searcher = searcher
         self._workers = workers
         self._raised = False
 
@@ -169,6 +193,10 @@ class WarmActors(FIFOScheduler):
             cache = tune_controller._tune_controller._actor_cache
             cache.increase_max(trial.placement_group_factory, self._workers)
 
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        on = self._searcher.goes_on(trial.trial_id, result)
+        return str(FIFOScheduler.CONTINUE if on else FIFOScheduler.STOP)
+
     def choose_trial_to_run(self, tune_controller: Any) -> None:
         return None
 
@@ -176,6 +204,7 @@ class WarmActors(FIFOScheduler):
 def run_tune(
     parcel: dict[str, Any],
     propose: Callable[[], Job | None],
+    compare: Callable[[Job, Outcome], Job | None],
     finish: Callable[[Job, Outcome], None],
     complete: Callable[[], bool],
     workers: int,
@@ -185,13 +214,13 @@ def run_tune(
 ) -> None:
     """Runs jobs on `workers` actors until `complete()`; raises what our own side raised. `limit`
     says how many seconds a job may take, None without a limit."""
-    searcher = JobSearcher(propose, finish, complete, workers, limit)
+    searcher = JobSearcher(propose, compare, finish, complete, workers, limit)
     trainable = tune.with_parameters(TrainingActor, parcel=parcel)
     tune.run(
         tune.with_resources(trainable, dict(resources)),
         name="jobs",
         search_alg=searcher,
-        scheduler=WarmActors(workers),
+        scheduler=ParetoHalving(workers, searcher),
         num_samples=-1,
         reuse_actors=True,
         verbose=0,

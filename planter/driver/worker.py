@@ -49,7 +49,7 @@ from planter.train import (
 log = logging.getLogger(__name__)
 _PACKAGES = ("planter", "torch", "optuna", "ray", "numpy")
 _LOGITS = "logits.safetensors"
-_CHECKPOINT = "checkpoint.pt"
+CHECKPOINT = "checkpoint.pt"
 
 
 @dataclass
@@ -83,8 +83,8 @@ class Worker:
             except Exception as error:  # whatever the user's code or torch raises fails this trial
                 log.error("%s failed\n%s", ", ".join(job.trials), traceback.format_exc())
                 return {"error": f"{type(error).__name__}: {error}"}
-            for folder in folders:
-                for left in folder.rglob(_CHECKPOINT):  # a trial may train several times
+            for folder in folders if "partial" not in outcome else []:
+                for left in folder.rglob(CHECKPOINT):  # a trial may train several times
                     left.unlink(missing_ok=True)
             outcome["seconds"] = round(time.monotonic() - began, 3)
             log.info("%s ends after %.1f s", ", ".join(job.trials), outcome["seconds"])
@@ -222,6 +222,7 @@ class Worker:
         *,
         guided: bool,
         optimizer: torch.optim.Optimizer | None = None,
+        until: int | None = None,
     ) -> None:
         """Trains all of a network, under the trial's own seed."""
         fit(
@@ -234,6 +235,7 @@ class Worker:
             optimizer=optimizer,
             checkpoint=self.checkpoint_of(trial),
             on_epoch=self.metrics(trial),
+            until=until,
         )
 
     def outcome(
@@ -347,7 +349,7 @@ class Worker:
         return load_file(file)["logits"].to(self.device)
 
     def checkpoint_of(self, trial: str) -> Path:
-        return self.run / "trials" / trial / _CHECKPOINT
+        return self.run / "trials" / trial / CHECKPOINT
 
     def metrics(self, trial: str) -> Callable[[Epoch], None]:
         """Writes a line an epoch; lines of epochs that are trained again are replaced."""

@@ -1,0 +1,93 @@
+"""Early stopping of sampled trials: partial results in the books, and who goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from planter.driver.jobs import Outcome
+from planter.halving import Order, Points, Rungs
+from planter.study import EarlyStopping
+
+PARTIAL, CLIMBED = "partial", "climbed"
+"""Attributes of a row: what the trial scored on each rung, and how many rungs it was let past.
+`climbed` is written before the training goes on, so that a kill takes nobody's place away."""
+
+
+class Stopping:
+    """The rungs of a study's sampled trials; each trial by its id."""
+
+    def __init__(self, settings: EarlyStopping, study: optuna.Study, order: Order) -> None:
+        self._shares = settings.rungs
+        self._study = study
+        self._rungs = Rungs(len(self._shares), settings.keep, settings.wait, order)
+        self._rows: dict[str, FrozenTrial] = {}
+        self._partial: dict[str, list[Outcome]] = {}
+        self._climbed: dict[str, int] = {}
+
+    def read(self, trial: str, row: FrozenTrial, points: Sequence[Points]) -> bool:
+        """Takes over what the books say of a trial, `points` by rung; whether it waits."""
+        self._rows[trial] = row
+        self._partial[trial] = partial_results(row)
+        self._climbed[trial] = int(row.user_attrs.get(CLIMBED, 0))
+        for rung, reached in enumerate(points[: len(self._shares)]):
+            self._rungs.record(trial, rung, reached)
+        waits = row.state == TrialState.RUNNING and len(points) > self._climbed[trial]
+        if not waits:
+            self._rungs.leave(trial)
+        return waits
+
+    def ahead(self, trial: str, epochs: int) -> list[int]:
+        """After which of its epochs a training is still to be compared."""
+        rungs = [max(round(share * epochs), 1) for share in self._shares]
+        return rungs[self._climbed.get(trial, 0) :]
+
+    def reach(self, trial: str, row: FrozenTrial, partial: Outcome, points: Points) -> None:
+        """Writes what a trial scored on its next rung; it waits there."""
+        self._rows[trial] = row
+        self._partial.setdefault(trial, []).append(partial)
+        self._write(trial, PARTIAL, json.dumps(self._partial[trial]))
+        self._rungs.record(trial, len(self._partial[trial]) - 1, points)
+
+    def ready(self, *, last: bool) -> list[str]:
+        """See `Rungs.ready`."""
+        return self._rungs.ready(last=last)
+
+    def let_on(self, trial: str) -> FrozenTrial:
+        """Writes that a trial goes on; its row."""
+        self._climbed[trial] = self._climbed.get(trial, 0) + 1
+        self._write(trial, CLIMBED, self._climbed[trial])
+        self._rungs.leave(trial)
+        return self._rows[trial]
+
+    def stop(self) -> list[str]:
+        """Closes the rows of all that wait; their ids."""
+        stopped = self._rungs.waiting
+        for trial in stopped:
+            self._study.tell(self._rows[trial].number, state=TrialState.PRUNED)
+            self._rungs.leave(trial)
+        return stopped
+
+    def seconds(self, trial: str) -> float:
+        """What a trial's training took up to its last rung."""
+        return float(sum(partial["seconds"] for partial in self._partial.get(trial, [])))
+
+    def costs(self) -> dict[str, tuple[int, float]]:
+        """Multiply-adds and seconds up to the last rung of every trial that has reached one."""
+        return {
+            trial: (int(partial[-1]["train_macs"]), self.seconds(trial))
+            for trial, partial in self._partial.items()
+            if partial
+        }
+
+    def _write(self, trial: str, key: str, value: Any) -> None:
+        self._study._storage.set_trial_user_attr(self._rows[trial]._trial_id, key, value)
+
+
+def partial_results(row: FrozenTrial) -> list[Outcome]:
+    """What a trial scored on each rung it has reached, the lowest first."""
+    return list(json.loads(row.user_attrs.get(PARTIAL, "[]")))

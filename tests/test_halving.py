@@ -1,0 +1,172 @@
+"""Successive halving: ranks against their definition, and what a ladder of rungs lets on."""
+
+import math
+import random
+from itertools import pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from planter.halving import Rungs, by_rank
+from planter.pareto import pareto_rank
+
+# Small integer grids make ties and duplicates common.
+_point = st.tuples(st.integers(0, 4), st.integers(1, 5))
+_trials = st.lists(st.lists(_point, min_size=1, max_size=3), min_size=1, max_size=9)
+_REFERENCE = (0.05, 1e7)
+
+
+def _points(grid):
+    return [(a / 5, 10.0**m) for a, m in grid]
+
+
+def _dominates(a, b):
+    return a[0] >= b[0] and a[1] <= b[1] and a != b
+
+
+def _brute_ranks(points):
+    """Fronts peeled off one by one, by comparing all pairs."""
+    ranks = [None] * len(points)
+    rank = 0
+    while None in ranks:
+        left = [i for i, r in enumerate(ranks) if r is None]
+        front = [i for i in left if not any(_dominates(points[j], points[i]) for j in left)]
+        for i in front:
+            ranks[i] = rank
+        rank += 1
+    return ranks
+
+
+def _area(points):
+    """Area of a union of rectangles, strip by strip between the multiply-adds that occur."""
+    edges = sorted({math.log10(m) for _, m in points} | {math.log10(_REFERENCE[1])})
+    total = 0.0
+    for low, high in pairwise(edges):
+        heights = [a - _REFERENCE[0] for a, m in points if math.log10(m) <= low]
+        total += max([0.0, *heights]) * max(0.0, min(high, math.log10(_REFERENCE[1])) - low)
+    return total
+
+
+@given(st.lists(_point, max_size=12))
+def test_ranks_are_those_of_fronts_peeled_off(grid):
+    points = _points(grid)
+    assert list(pareto_rank(points)) == _brute_ranks(points)
+
+
+@given(_trials)
+def test_no_trial_comes_before_one_of_a_better_rank(grids):
+    trials = {f"s{i}": _points(grid) for i, grid in enumerate(grids)}
+    every = [point for points in trials.values() for point in points]
+    ranks = iter(_brute_ranks(every))
+    best = {name: min(next(ranks) for _ in points) for name, points in trials.items()}
+    order = by_rank(trials, len(trials), _REFERENCE)
+    assert sorted(order) == sorted(trials)
+    assert [best[name] for name in order] == sorted(best.values())
+
+
+@given(_trials, st.integers(1, 9))
+def test_within_a_rank_each_choice_adds_the_largest_area(grids, most):
+    trials = {f"s{i}": _points(grid) for i, grid in enumerate(grids)}
+    every = [point for points in trials.values() for point in points]
+    ranks = iter(_brute_ranks(every))
+    rank = {name: min(next(ranks) for _ in points) for name, points in trials.items()}
+    order = by_rank(trials, most, _REFERENCE)
+    assert len(order) == min(most, len(trials))
+    chosen = []
+    for at, name in enumerate(order):
+        rivals = [
+            other for other in trials if other not in order[:at] and rank[other] == rank[name]
+        ]
+        best = max(_area([*chosen, *trials[other]]) for other in rivals)
+        assert math.isclose(_area([*chosen, *trials[name]]), best, abs_tol=1e-9)
+        chosen += trials[name]
+
+
+def test_networks_of_every_size_go_on_before_a_second_one_of_a_size():
+    trials = {
+        "large": [(0.90, 1e6)],
+        "as large": [(0.901, 1.01e6)],
+        "middle": [(0.7, 1e5)],
+        "small": [(0.5, 1e4)],
+    }
+    assert set(by_rank(trials, 3, (0.1, 1e7))) == {"large", "middle", "small"}
+
+
+def test_a_trial_without_a_network_within_the_bounds_goes_nowhere():
+    assert by_rank({"none": [], "one": [(0.2, 1e3)]}, 2, _REFERENCE) == ["one"]
+    assert by_rank({"none": []}, 2, _REFERENCE) == []
+
+
+def _by_accuracy(trials, most):
+    return sorted(trials, key=lambda name: -trials[name][0][0])[:most]
+
+
+def _ladder(**settings):
+    return Rungs(**{"count": 2, "keep": 0.5, "wait": 4, "order": _by_accuracy, **settings})
+
+
+def test_a_rung_waits_for_enough_to_compare_and_lets_the_better_half_on():
+    rungs = _ladder()
+    for name, accuracy in (("a", 0.3), ("b", 0.5), ("c", 0.4)):
+        rungs.record(name, 0, [(accuracy, 1e4)])
+        assert rungs.ready() == []
+    rungs.record("d", 0, [(0.2, 1e4)])
+    assert rungs.ready() == ["b", "c"]
+    rungs.leave("b")
+    assert rungs.ready() == ["c"]
+    # b counts though it has left: of five it is one of the best two.
+    rungs.record("e", 0, [(0.6, 1e4)])
+    assert rungs.ready() == ["e"]
+
+
+def test_the_higher_rung_comes_first():
+    rungs = _ladder(wait=2)
+    for name, accuracy in (("a", 0.1), ("b", 0.2), ("c", 0.3), ("d", 0.4)):
+        rungs.record(name, 0, [(accuracy, 1e4)])
+    rungs.record("c", 1, [(0.5, 1e4)])
+    rungs.record("x", 1, [(0.4, 1e4)])
+    assert rungs.ready() == ["c", "d"]
+
+
+def test_when_nobody_else_comes_even_a_thin_rung_lets_one_on_but_after_those_below_it():
+    rungs = _ladder(wait=9)
+    rungs.record("a", 0, [(0.3, 1e4)])
+    rungs.record("b", 0, [(0.1, 1e4)])
+    rungs.record("c", 1, [(0.5, 1e4)])
+    assert rungs.ready() == []
+    assert rungs.ready(last=True) == ["a"]  # on its way to c's rung: c waits for it
+    rungs.leave("a")
+    assert rungs.ready(last=True) == ["c"]
+    rungs.leave("c")
+    assert rungs.ready(last=True) == []
+    assert rungs.waiting == ["b"]
+
+
+def test_a_search_trains_about_the_share_that_halving_promises():
+    """100 trials whose scores never change, one after another: on each rung half go on, and those
+    let on too early are few."""
+    generator = random.Random(0)
+    scores = {f"s{i}": generator.random() for i in range(100)}
+    rungs = _ladder(wait=8)
+    starts = list(scores)
+    reached = [0, 0, 0]
+    at = {}
+    while True:
+        ready = rungs.ready() or ([] if starts else rungs.ready(last=True))
+        if ready:
+            name = ready[0]
+            rungs.leave(name)
+        elif starts:
+            name = starts.pop(0)
+            at[name] = -1
+        else:
+            break
+        at[name] += 1
+        reached[at[name]] += 1
+        if at[name] < 2:
+            rungs.record(name, at[name], [(scores[name], 1e4)])
+    assert reached[0] == 100
+    assert 50 <= reached[1] <= 58
+    assert 25 <= reached[2] <= 33
+    best = sorted(scores, key=scores.__getitem__)[-20:]
+    assert sum(at[name] == 2 for name in best) == 20
