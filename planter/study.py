@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -218,6 +219,11 @@ class EarlyStopping(_Section):
         if not all(0 < rung < 1 for rung in rungs) or sorted(set(rungs)) != rungs:
             raise ValueError(f"rungs {rungs}: expected rising shares between 0 and 1")
         return rungs
+
+    def share(self) -> float:
+        """What of all trainings is done where each rung lets exactly `keep` of its trials on."""
+        edges = [0.0, *self.rungs, 1.0]
+        return sum(self.keep**i * (b - a) for i, (a, b) in enumerate(pairwise(edges)))
 
 
 class Sample(_Section):

@@ -40,7 +40,8 @@ def estimate_seconds(study: Study, prepared: Prepared) -> float:
         total += epoch * (plan.final.epochs if plan.final else 0)
     drawn = [s for name, s in seconds.items() if name.startswith("sample")]
     if study.sample is not None and drawn:
-        total += study.sample.trials * sum(drawn) / len(drawn)
+        share = 1.0 if study.sample.early_stopping is None else study.sample.early_stopping.share()
+        total += share * study.sample.trials * sum(drawn) / len(drawn)
     return total / max(worker_count(study), 1)
 
 
