@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-from planter.pareto import hypervolume, pareto_rank
+import numpy as np
+
+from planter.pareto import pareto_rank
 
 Points = Sequence[tuple[float, float]]
 """(accuracy, macs) of each network of a trial."""
@@ -13,34 +15,26 @@ Order = Callable[[Mapping[str, Points], int], list[str]]
 """The best so many of some trials, best first."""
 
 
-def by_rank(trials: Mapping[str, Points], most: int, reference: Sequence[float]) -> list[str]:
+def by_rank(trials: Mapping[str, Points], most: int) -> list[str]:
     """The best `most` trials by non-dominated rank, best first; a trial has that of its best point.
 
-    Within a rank the trial comes first that adds most hypervolume, from `reference` (accuracy,
-    macs), to what is chosen already: so networks of every size go on, not several of one. Of equal
-    ones the more accurate, then the earlier.
+    Within a rank that trial comes first whose nearest network is nearest to the front: lacks least
+    accuracy to the best one of no more macs. (The hypervolume a trial adds is no help there: behind
+    the front it is nothing.) Of equal ones the earlier.
     """
     owners = [trial for trial, points in trials.items() for _ in points]
-    ranks: dict[str, int] = {}
-    every = [point for points in trials.values() for point in points]
-    for trial, rank in zip(owners, pareto_rank(every), strict=True):
-        ranks[trial] = min(int(rank), ranks.get(trial, int(rank)))
-    chosen: list[str] = []
-    covered: list[tuple[float, float]] = []
-    for rank in sorted(set(ranks.values())):
-        left = [trial for trial in trials if ranks.get(trial) == rank]
-        while left and len(chosen) < most:
-            best = max(
-                left,
-                key=lambda trial: (
-                    hypervolume([*covered, *trials[trial]], reference),
-                    max(accuracy for accuracy, _ in trials[trial]),
-                ),
-            )
-            left.remove(best)
-            chosen.append(best)
-            covered += trials[best]
-    return chosen
+    if not owners:
+        return []
+    accuracy, macs = np.array([point for points in trials.values() for point in points]).T
+    by_macs = np.argsort(macs, kind="stable")
+    best = np.maximum.accumulate(accuracy[by_macs])
+    lacks = best[np.searchsorted(macs[by_macs], macs, side="right") - 1] - accuracy
+    ranks = pareto_rank(np.column_stack([accuracy, macs]))
+    places: dict[str, tuple[int, float]] = {}
+    for trial, rank, gap in zip(owners, ranks, lacks, strict=True):
+        least, nearest = places.get(trial, (int(rank), float(gap)))
+        places[trial] = min(least, int(rank)), min(nearest, float(gap))
+    return sorted(places, key=places.__getitem__)[:most]
 
 
 class Rungs:

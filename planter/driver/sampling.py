@@ -169,7 +169,7 @@ class Sampling:
         if self._family:
             reach = {name: hypervolume(points, self._reference) for name, points in trials.items()}
             return sorted(trials, key=reach.__getitem__, reverse=True)[:most]
-        return by_rank(trials, most, self._reference)
+        return by_rank(trials, most)
 
     def _nobody_else(self, trial: str | None = None) -> bool:
         """Whether no other trial than this one is on its way to a rung."""
