@@ -205,13 +205,13 @@ class EarlyStopping(_Section):
     rungs: Annotated[
         list[float],
         Field(min_length=1, description="shares of a training after which trials are compared"),
-    ] = [0.25, 0.5]
+    ] = [0.0625, 0.1875, 0.3125, 0.5625]
     keep: Annotated[
         float, Field(gt=0, lt=1, description="share of the trials on a rung that goes on")
-    ] = 0.5
+    ] = 0.7
     wait: Annotated[
         int, Field(ge=1, description="trials that reach a rung before the first of them goes on")
-    ] = 8
+    ] = 12
 
     @field_validator("rungs")
     @classmethod
