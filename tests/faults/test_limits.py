@@ -103,7 +103,7 @@ def test_a_front_says_what_all_its_trainings_cost(tmp_path: Path) -> None:
     assert front["cost"]["seconds"] > 0
     assert json.loads((tmp_path / "run" / "pareto.json").read_text())["cost"] == front["cost"]
     assert document("x", [], [0, 1], {}, {}, tmp_path)["cost"] == {
-        "trials": 0, "train_macs": 0, "seconds": 0,
+        "trials": 0, "unfinished": 0, "train_macs": 0, "seconds": 0,
     }  # fmt: skip
 
 
