@@ -11,8 +11,9 @@ from planter.front import Point
 
 Outcome = dict[str, Any]
 """What a worker returns, fit for JSON: `points` (fields of Point without the trial), `seconds`,
-`train_macs` and what its kind adds; or `error`, and `retry` where another try may help; of several
-trainings, `trials`: each one's outcome by its id."""
+`train_macs` and what its kind adds; or `error`, with `retry` where another try may help, and `stop`
+where it is none of the trial's and the search cannot go on; of several trainings, `trials`: each
+one's outcome by its id."""
 
 
 class SearchStoppedError(RuntimeError):

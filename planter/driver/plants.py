@@ -7,6 +7,7 @@ import logging
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from planter import checkpoint
 from planter.arch import Architecture
+from planter.disk import NoSpaceError, when_there_is_space
 from planter.driver.jobs import Job, Outcome, seed_of
 from planter.fast_round import Loss, train_round
 from planter.forms import form_names, form_of
@@ -105,8 +107,9 @@ class _Round:
             self._own_macs[name] = self._own_macs.get(name, 0) + course.macs
             if course.error is not None:
                 self._errors[name] = course.error
-            lines = [json.dumps(epoch._asdict()) + "\n" for epoch in course.epochs]
-            (worker.run / "trials" / name / "metrics.jsonl").write_text("".join(lines))
+            lines = "".join(json.dumps(epoch._asdict()) + "\n" for epoch in course.epochs)
+            file = worker.run / "trials" / name / "metrics.jsonl"
+            when_there_is_space(partial(file.write_text, lines), file.parent)
 
     def is_dead(self, name: str, one: Mapping[str, Any], parent_loss: float) -> bool:
         """Whether no planted channel answers to any image, or nothing came of them."""
@@ -135,6 +138,8 @@ class _Round:
             found = self._worker.outcome(
                 name, {"base": child}, architecture, train_macs=self._train_macs(name)
             )
+        except NoSpaceError:
+            raise
         except Exception as error:  # the others of the share go on
             log.error("%s failed\n%s", name, traceback.format_exc())
             return {"error": f"{type(error).__name__}: {error}"}
@@ -246,8 +251,8 @@ def write_learned(
         for name, learned in optimizer_state(optimizer).items()
         if "parametrizations" not in name
     }
-    file = _optimizer_file(worker, trial)
-    checkpoint.write_training(file, {"optimizer": recipe.optimizer, "state": state})
+    file, kept = _optimizer_file(worker, trial), {"optimizer": recipe.optimizer, "state": state}
+    when_there_is_space(partial(checkpoint.write_training, file, kept), file.parent)
 
 
 def _learned(worker: Worker, lineage: Sequence[str], recipe: Recipe) -> dict[str, Any]:

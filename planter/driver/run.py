@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ from optuna.storages import BaseStorage
 
 from planter import checkpoint
 from planter.data import Split
+from planter.disk import is_full, when_there_is_space
 from planter.driver.budget import Account
 from planter.driver.check import Prepared, prepare, worker_count
 from planter.driver.claim import Claim
 from planter.driver.folder import lock_run, run_id, write_settings
-from planter.driver.jobs import Job, Outcome
+from planter.driver.jobs import Job, Outcome, SearchStoppedError
 from planter.driver.plain import Baselines, Teacher
 from planter.driver.rounds import Rounds
 from planter.driver.sampling import Sampling
@@ -78,8 +80,8 @@ def search(
     `study` is a file, the name of a shipped study or a `Study`; the run folder is `out` or
     `runs/NAME`. Raises StudyError for a study that cannot be run, also where another driver is at
     work on it (`take_over` takes it from that one); nothing was trained then. Raises
-    SearchStoppedError where the teacher or too many trials failed, the storage stayed away or
-    another driver took over, KeyboardInterrupt on Ctrl-C; after the last two the same call goes on
+    SearchStoppedError where the teacher or too many trials failed, the storage stayed away, the
+    disk stayed full or another driver took over, KeyboardInterrupt on Ctrl-C; the same call goes on
     from what is finished.
     """
     source = None
@@ -90,7 +92,7 @@ def search(
     for warning in prepared.warnings:
         log.warning("%s", warning)
     run = Path(out if out is not None else Path("runs") / study.name).resolve()
-    with lock_run(run, take_over=take_over):
+    with _full_disk_told(run), lock_run(run, take_over=take_over):
         write_settings(run, study, source, prepared.fingerprint, accept_changes=accept_changes)
         storage = open_storage(database_url(run, study.storage))
         try:
@@ -100,9 +102,20 @@ def search(
                 going.train(ray_address)
                 return going.report()
             finally:
+                storage.wait_no_longer()  # it may be on the full disk that ends the search
                 claim.release()
         finally:
             storage.close()
+
+
+@contextmanager
+def _full_disk_told(run: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if not is_full(error):
+            raise
+        raise SearchStoppedError(f"no space left in {run}: free some, then go on") from error
 
 
 class _Search:
@@ -160,7 +173,7 @@ class _Search:
         """Runs every job that is left."""
         for left in (self._run / "models").glob("*/.*"):
             shutil.rmtree(left, ignore_errors=True)  # half written when a worker was killed
-        self._write()
+        self._refresh()
         if self._schedule.complete():
             return
         if self._workers == 0:
@@ -203,7 +216,7 @@ class _Search:
     def finish(self, job: Job, outcome: Outcome) -> None:
         self._claim.check()
         again = self._schedule.finish(job, outcome)
-        self._write()
+        self._refresh()
         for name, one in job.outcomes(outcome).items():
             self._tell(self._told(name, one, again=again))
         if self._rounds is not None and job.kind in ("plant", "grow") and not again:
@@ -230,11 +243,13 @@ class _Search:
                 there = (self._run / "models" / point.id).is_dir()
                 if point.id not in known and there:
                     known[point.id] = self._test_accuracy(point, test)
-        self._write(known)
+        when_there_is_space(lambda: self._write(known), self._run)
         found = self._document(known)
-        write_html(front_figure([found]), self._run / "pareto.html")
+        pages = {"pareto.html": front_figure([found])}
         if self._rounds is not None and (rows := self._rounds.table()):
-            write_html(growth_figure(self._study.name, rows), self._run / "planting.html")
+            pages["planting.html"] = growth_figure(self._study.name, rows)
+        for name, figure in pages.items():
+            when_there_is_space(partial(write_html, figure, self._run / name), self._run)
         return found
 
     def _reported(self) -> list[Point]:
@@ -258,6 +273,16 @@ class _Search:
             return {}
         rows = json.loads(file.read_text())["points"]
         return {r["id"]: r["test_accuracy"] for r in rows if r["test_accuracy"] is not None}
+
+    def _refresh(self) -> None:
+        """Writes what can be read before the end; not on a full disk, as it will be written anew
+        after the next job."""
+        try:
+            self._write()
+        except OSError as error:
+            if not is_full(error):
+                raise
+            log.warning("no space left in %s: pareto.json and others are not up to date", self._run)
 
     def _write(self, test_accuracies: dict[str, float] | None = None) -> None:
         """Brings the folder's documents and models up to the books."""
