@@ -1,12 +1,16 @@
-"""A trial's own log."""
+"""A trial's own log, and a line for each of its epochs."""
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from planter.disk import when_there_is_space
+from planter.train import Epoch
 
 
 class _TrialLog(logging.FileHandler):
@@ -46,3 +50,17 @@ def logged_to(file: Path) -> Iterator[None]:
             logger.setLevel(level)
         with suppress(OSError):  # of what is still unwritten
             handler.close()
+
+
+def epochs_to(file: Path) -> Callable[[Epoch], None]:
+    """Writes a line an epoch; lines of epochs that are trained again are replaced."""
+
+    def note(epoch: Epoch) -> None:
+        file.parent.mkdir(exist_ok=True)
+        with file.open("ab+") as out:
+            out.seek(0)
+            before = b"".join(out.readlines()[: epoch.epoch - 1])
+            out.truncate(len(before))
+            out.write(json.dumps(epoch._asdict()).encode() + b"\n")
+
+    return lambda epoch: when_there_is_space(lambda: note(epoch), file.parent)

@@ -8,6 +8,7 @@ import time
 import traceback
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 _MEASURED = 256
 _EQUAL = 1e-7
+_OPTIMIZER = "optimizer.pt"
 
 
 def plant_round(worker: Worker, job: Job) -> Outcome:
@@ -208,7 +210,7 @@ def grow(worker: Worker, job: Job) -> Outcome:
     if kernels is not None:
         expand_kernels_(network, kernels, seed=seed)
     optimizer = make_optimizer(network, recipe)
-    inherit_optimizer_state_(optimizer, _learned(worker, job.params["lineage"], recipe))
+    inherit_optimizer_state_(optimizer, _learned(worker, job, recipe))
     loss = loss_of(settings)
     fit(
         network,
@@ -255,13 +257,27 @@ def write_learned(
     when_there_is_space(partial(checkpoint.write_training, file, kept), file.parent)
 
 
-def _learned(worker: Worker, lineage: Sequence[str], recipe: Recipe) -> dict[str, Any]:
-    """What the same optimiser has learned of the nearest ancestor all of whose weights trained."""
+def _learned(worker: Worker, job: Job, recipe: Recipe) -> dict[str, Any]:
+    """What the same optimiser has learned of the nearest ancestor all of whose weights trained.
+
+    Drops what no later network can ask for: of rejected networks, and of ancestors behind a nearer
+    one with the same optimiser.
+    """
+    lineage: Sequence[str] = job.params["lineage"]
+    for file in (worker.run / "trials").glob(f"*/{_OPTIMIZER}"):
+        if file.parent.name not in (job.id, *lineage):
+            file.unlink()
+    nearest: dict[str, dict[str, Any]] = {}
     for trial in reversed(lineage):
-        kept = checkpoint.read_training(_optimizer_file(worker, trial))
-        if kept is not None and kept["optimizer"] == recipe.optimizer:
-            return dict(kept["state"])
-    return {}
+        file = _optimizer_file(worker, trial)
+        kept = checkpoint.read_training(file)
+        if kept is None:
+            continue
+        if kept["optimizer"] in nearest:
+            file.unlink()
+        else:
+            nearest[kept["optimizer"]] = dict(kept["state"])
+    return nearest.get(recipe.optimizer, {})
 
 
 def loss_of(settings: Plant) -> Loss:
@@ -281,11 +297,10 @@ def loss_of(settings: Plant) -> Loss:
 
 
 def _load(worker: Worker, trial: str) -> tuple[nn.Module, Architecture, dict[str, Any]]:
-    place = worker.run / "models" / trial / "base"
-    spec = checkpoint.read_spec(place)
-    network = checkpoint.load(place, own_code=True).to(worker.device)
+    network = worker.saved(trial)
+    spec = checkpoint.read_spec(worker.run / "models" / trial / "base")
     return network, Architecture.from_dict(spec["architecture"]), spec
 
 
-def _optimizer_file(worker: Worker, trial: str) -> Any:
-    return worker.run / "trials" / trial / "optimizer.pt"
+def _optimizer_file(worker: Worker, trial: str) -> Path:
+    return worker.run / "trials" / trial / _OPTIMIZER

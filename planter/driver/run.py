@@ -21,7 +21,14 @@ from planter.disk import is_full, when_there_is_space
 from planter.driver.budget import Account
 from planter.driver.check import Prepared, prepare, worker_count
 from planter.driver.claim import Claim
-from planter.driver.folder import lock_run, run_id, write_settings
+from planter.driver.folder import (
+    drop_checkpoints,
+    drop_half_written,
+    drop_locks,
+    lock_run,
+    run_id,
+    write_settings,
+)
 from planter.driver.jobs import Job, Outcome, SearchStoppedError
 from planter.driver.plain import Baselines, Teacher
 from planter.driver.rounds import Rounds
@@ -171,8 +178,8 @@ class _Search:
 
     def train(self, ray_address: str | None) -> None:
         """Runs every job that is left."""
-        for left in (self._run / "models").glob("*/.*"):
-            shutil.rmtree(left, ignore_errors=True)  # half written when a worker was killed
+        for part in ("models", "trials"):
+            drop_half_written(self._run / part)
         self._refresh()
         if self._schedule.complete():
             return
@@ -216,6 +223,9 @@ class _Search:
     def finish(self, job: Job, outcome: Outcome) -> None:
         self._claim.check()
         again = self._schedule.finish(job, outcome)
+        if "error" in outcome and not again and job.kind in ("plant", "grow", "sample"):
+            for trial in job.trials:  # the others are tried again when the study goes on
+                drop_checkpoints(self._run / "trials" / trial)
         self._refresh()
         for name, one in job.outcomes(outcome).items():
             self._tell(self._told(name, one, again=again))
@@ -250,6 +260,8 @@ class _Search:
             pages["planting.html"] = growth_figure(self._study.name, rows)
         for name, figure in pages.items():
             when_there_is_space(partial(write_html, figure, self._run / name), self._run)
+        if not self._schedule.left():
+            drop_locks(self._run)
         return found
 
     def _reported(self) -> list[Point]:

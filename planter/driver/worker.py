@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import logging
 import math
 import time
@@ -27,8 +26,9 @@ from planter.assembly import build_network
 from planter.backbones import source_key
 from planter.data import Data, Split
 from planter.disk import NoSpaceError, when_there_is_space
-from planter.driver.jobs import Job, Outcome, seed_of
-from planter.driver.logs import logged_to
+from planter.driver.folder import drop_checkpoints, drop_half_written
+from planter.driver.jobs import Job, Outcome, SearchStoppedError, seed_of
+from planter.driver.logs import epochs_to, logged_to
 from planter.driver.networks import network_of
 from planter.driver.plants import grow, plant_round, write_learned
 from planter.driver.sampled import sample
@@ -82,15 +82,15 @@ class Worker:
                     stack.enter_context(logged_to(folder / "log.txt"))
                 log.info("%s %s starts", job.kind, ", ".join(job.trials))
                 outcome: Outcome = getattr(self, f"_{job.kind}")(job)
-            except NoSpaceError as error:
-                log.error("%s cannot be saved: %s", ", ".join(job.trials), error.strerror)
-                return {"error": error.strerror, "stop": True}
+            except (NoSpaceError, SearchStoppedError) as error:
+                reason = error.strerror if isinstance(error, NoSpaceError) else str(error)
+                log.error("%s cannot go on: %s", ", ".join(job.trials), reason)
+                return {"error": reason, "stop": True}
             except Exception as error:  # whatever the user's code or torch raises fails this trial
                 log.error("%s failed\n%s", ", ".join(job.trials), traceback.format_exc())
                 return {"error": f"{type(error).__name__}: {error}"}
             for folder in folders:
-                for left in folder.rglob(_CHECKPOINT):  # a trial may train several times
-                    left.unlink(missing_ok=True)
+                drop_checkpoints(folder)
             outcome["seconds"] = round(time.monotonic() - began, 3)
             log.info("%s ends after %.1f s", ", ".join(job.trials), outcome["seconds"])
         return outcome
@@ -128,6 +128,7 @@ class Worker:
         key = checkpoint.content_key(settings)
         folder = self.teachers / key
         with _locked(self.teachers / f"{key}.lock"):
+            drop_half_written(self.teachers, key)
             if folder.is_dir():
                 try:
                     network = checkpoint.load(folder, own_code=True).to(self.device)
@@ -336,8 +337,18 @@ class Worker:
 
     @cached_property
     def _teacher_network(self) -> nn.Module:
-        place = self.run / "models" / "teacher" / "base"
-        return checkpoint.load(place, own_code=True).to(self.device).requires_grad_(False)
+        return self.saved("teacher").requires_grad_(False)
+
+    def saved(self, trial: str) -> nn.Module:
+        """A network of this run that others learn from. Raises SearchStoppedError where its folder
+        is damaged: without it they would fail one after the other."""
+        try:
+            place = self.run / "models" / trial / "base"
+            return checkpoint.load(place, own_code=True).to(self.device)
+        except ValueError as error:
+            raise SearchStoppedError(
+                f"{error}; others are trained with it: put a copy of it there, then go on"
+            ) from error
 
     @cached_property
     def teacher_macs(self) -> int:
@@ -370,18 +381,7 @@ class Worker:
         return self.run / "trials" / trial / _CHECKPOINT
 
     def metrics(self, trial: str) -> Callable[[Epoch], None]:
-        """Writes a line an epoch; lines of epochs that are trained again are replaced."""
-        file = self.run / "trials" / trial / "metrics.jsonl"
-
-        def note(epoch: Epoch) -> None:
-            file.parent.mkdir(exist_ok=True)
-            with file.open("ab+") as out:
-                out.seek(0)
-                before = b"".join(out.readlines()[: epoch.epoch - 1])
-                out.truncate(len(before))
-                out.write(json.dumps(epoch._asdict()).encode() + b"\n")
-
-        return lambda epoch: when_there_is_space(lambda: note(epoch), file.parent)
+        return epochs_to(self.run / "trials" / trial / "metrics.jsonl")
 
 
 def _locked(file: Path) -> AbstractContextManager[Any]:

@@ -10,7 +10,7 @@ import optuna
 
 STUDY = """
 name: small
-data: {name: digits, subset: 240, validation: 0.25}
+data: {name: digits, subset: 160, validation: 0.25}
 teacher: {builder: convnet, widths: 6}
 baselines: [{widths: 4, kd: {weight: 1.0}}]
 recipe: {epochs: 2, batch: 30, optimizer: adam, lr: 0.02, schedule: onecycle}
