@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
 import os
 import shutil
 import uuid
@@ -16,15 +17,19 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 from torch import nn
 
 from planter.arch import Architecture
 from planter.assembly import build_network, code_called
 from planter.blocks import expanded_layers
+from planter.disk import is_full
 
 FORMAT = 1
 ARCHITECTURE, WEIGHTS = "arch.json", "weights.safetensors"
+
+log = logging.getLogger(__name__)
 
 
 def save(
@@ -53,8 +58,7 @@ def save(
         state = {
             name: tensor.cpu().contiguous().clone() for name, tensor in network.state_dict().items()
         }
-        save_file(state, fresh / WEIGHTS)
-        (fresh / WEIGHTS).chmod((fresh / ARCHITECTURE).stat().st_mode)  # safetensors writes 0600
+        (fresh / WEIGHTS).write_bytes(to_bytes(state))
 
 
 def load(folder: str | Path, *, own_code: bool = False) -> nn.Module:
@@ -111,25 +115,25 @@ def content_key(settings: Any) -> str:
 
 def write_training(path: Path, state: Mapping[str, Any]) -> None:
     """Writes a training checkpoint (tensors and plain values) so that a kill leaves the old one."""
-    fresh = path.with_suffix(f".{uuid.uuid4().hex[:8]}.new")
+    content = io.BytesIO()
+    torch.save(dict(state), content)
     path.parent.mkdir(parents=True, exist_ok=True)
+    _replace(path, content.getbuffer())
+
+
+def keep_training(path: Path, state: Mapping[str, Any]) -> None:
+    """Writes a checkpoint that the training can do without: with a full disk it goes on."""
     try:
-        torch.save(dict(state), fresh)
-        _sync(fresh)
-        fresh.replace(path)
-    finally:
-        fresh.unlink(missing_ok=True)
+        write_training(path, state)
+    except OSError as error:
+        if not is_full(error):
+            raise
+        log.warning("no space left for %s; the training goes on without", path)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """Writes a safetensors file that appears whole or not at all."""
-    fresh = path.with_suffix(f".{uuid.uuid4().hex[:8]}.new")
-    try:
-        save_file(dict(tensors), fresh)
-        _sync(fresh)
-        fresh.replace(path)
-    finally:
-        fresh.unlink(missing_ok=True)
+    _replace(path, to_bytes(dict(tensors)))
 
 
 def read_training(path: Path) -> dict[str, Any] | None:
@@ -144,6 +148,7 @@ def read_training(path: Path) -> dict[str, Any] | None:
             io.BytesIO(content), weights_only=True, map_location="cpu"
         )
     except Exception:  # torch raises several kinds for a file cut short; training starts afresh
+        log.warning("%s is cut short or damaged, and left out", path)
         path.unlink()
         return None
     return state
@@ -173,6 +178,21 @@ def _appearing(folder: Path) -> Iterator[Path]:
         _sync(folder.parent)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _replace(path: Path, content: bytes | memoryview) -> None:
+    """Writes a file so that a kill or a full disk leaves the old one.
+
+    From memory: torch and safetensors do not tell a full disk from other errors of their writing.
+    """
+    fresh = path.with_suffix(f".{uuid.uuid4().hex[:8]}.new")
+    try:
+        fresh.write_bytes(content)
+        _sync(fresh)
+        fresh.replace(path)
+        _sync(path.parent)
+    finally:
+        fresh.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:

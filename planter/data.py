@@ -26,6 +26,7 @@ TORCHVISION = {
     "svhn": "SVHN",
 }
 NAMES = ("digits", *TORCHVISION, "folder")
+_NAMED = 10
 _IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".tif", ".tiff"}
 
 
@@ -236,18 +237,23 @@ def _folder(root: Path, resize: int | None) -> _Raw:
     )
     if len(names) < 2:
         raise ValueError(f"{train_root} must hold a folder for each of two or more classes")
-    train = _class_folders(train_root, names, resize)
+    unreadable: list[str] = []
+    train = _class_folders(train_root, names, resize, unreadable)
     test = None
     if train_root != root and (root / "test").is_dir():
-        test = _class_folders(root / "test", names, resize)
-        if test[0].shape[1:] != train[0].shape[1:]:
-            raise ValueError(
-                f"images under {root} have several sizes; set resize to bring them to one"
-            )
+        test = _class_folders(root / "test", names, resize, unreadable)
+    if unreadable:
+        more = [f"and {len(unreadable) - _NAMED} more"] if len(unreadable) > _NAMED else []
+        raise ValueError("\n  ".join(["replace or remove:", *unreadable[:_NAMED], *more]))
+    if test is not None and test[0].shape[1:] != train[0].shape[1:]:
+        raise ValueError(f"images under {root} have several sizes; set resize to bring them to one")
     return _Raw(train, test, tuple(names))
 
 
-def _class_folders(root: Path, names: Sequence[str], resize: int | None) -> tuple[Tensor, Tensor]:
+def _class_folders(
+    root: Path, names: Sequence[str], resize: int | None, unreadable: list[str]
+) -> tuple[Tensor, Tensor]:
+    """Images and labels; files that cannot be read are added to `unreadable`, with the reason."""
     from PIL import Image
 
     there = {path.name for path in root.iterdir() if path.is_dir()}
@@ -264,7 +270,8 @@ def _class_folders(root: Path, names: Sequence[str], resize: int | None) -> tupl
                 with Image.open(file) as image:
                     rgb = np.array(image.convert("RGB"))
             except (SyntaxError, ValueError, OSError, Image.DecompressionBombError) as error:
-                raise ValueError(f"{file} cannot be read as an image: {error}") from error
+                unreadable.append(f"{file} cannot be read as an image: {error}")
+                continue
             pixels = torch.from_numpy(rgb).permute(2, 0, 1)
             # Each image is resized as it is read: a folder's originals may not fit into memory.
             images.append(_resized(pixels[None], resize)[0] if resize else pixels)
@@ -274,9 +281,9 @@ def _class_folders(root: Path, names: Sequence[str], resize: int | None) -> tupl
                     f"{file} has {tuple(images[-1].shape[1:])} pixels, the first image of {root} "
                     f"{tuple(images[0].shape[1:])}; set resize to bring all to one size"
                 )
-    if not images:
+    if not images and not unreadable:
         raise ValueError(f"{root} holds no images ({', '.join(sorted(_IMAGE_ENDINGS))})")
-    return torch.stack(images), torch.tensor(labels)
+    return torch.stack(images) if images else torch.empty(0), torch.tensor(labels)
 
 
 def _own(name: str) -> _Raw:

@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from planter.activations import MEMORY_BYTES, Activations
 from planter.candidates import candidate_of, draws
-from planter.checkpoint import read_training, write_training
+from planter.checkpoint import keep_training, read_training
 from planter.crew import crew
 from planter.data import Split
 from planter.recipe import Recipe, make_optimizer
@@ -119,7 +119,7 @@ def train_round(
             due = time.monotonic() - saved_at > _CHECKPOINT_EVERY_S
             if checkpoint is not None and due and epoch + 1 < recipe.epochs:
                 state = {name: student.state() for name, student in students.items()}
-                write_training(checkpoint, {"epoch": epoch + 1, "students": state})
+                keep_training(checkpoint, {"epoch": epoch + 1, "students": state})
                 saved_at = time.monotonic()
     for name, student in students.items():
         student.candidate.write(children[name])

@@ -15,7 +15,7 @@ from torch.nn import functional
 from torch.nn.utils import parametrize
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from planter.checkpoint import read_training, write_training
+from planter.checkpoint import keep_training, read_training
 from planter.data import Split
 from planter.filters import kernel_decay
 from planter.modes import evaluating
@@ -116,7 +116,7 @@ def fit(
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
             if average is not None:
                 state["average"] = average.state_dict()
-            write_training(checkpoint, {"epoch": epoch + 1, **state})
+            keep_training(checkpoint, {"epoch": epoch + 1, **state})
             saved_at = time.monotonic()
     if average is not None:
         # Whole numbers (indices, counts) are no averages: those of the model stay.

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from planter import assembly, checkpoint
+from planter import assembly
 from planter.arch import Architecture
 from planter.backbones import StagedNet
 from planter.checkpoint import content_key, load, read_spec, read_training, save, write_training
@@ -139,21 +139,21 @@ def test_saving_again_replaces_the_folder_and_leaves_nothing_else(tmp_path):
 def test_the_folder_does_not_show_before_it_is_complete(tmp_path, monkeypatch):
     folder = tmp_path / "net"
     seen = []
-    write = checkpoint.save_file
+    write = Path.write_bytes
 
-    def watched(state, path):
+    def watched(self, content):
         seen.append(folder.exists())
-        write(state, path)
+        write(self, content)
         seen.append(folder.exists())
 
-    monkeypatch.setattr(checkpoint, "save_file", watched)
+    monkeypatch.setattr(Path, "write_bytes", watched)
     _save(folder)
     assert seen == [False, False]
     assert folder.is_dir()
 
 
-def _full(state, path):
-    Path(path).write_bytes(b"half of the weights")
+def _full(self, content):
+    self.write_text("half of the weights")
     raise OSError(28, "No space left on device")
 
 
@@ -164,7 +164,7 @@ def test_a_save_that_fails_leaves_what_was_there_and_no_debris(tmp_path, monkeyp
         network = _save(folder, accuracy=0.1)
     before = _everything_under(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_file", _full)
+        patch.setattr(Path, "write_bytes", _full)
         with pytest.raises(OSError, match="No space"):
             _save(folder, accuracy=0.9, seed=3)
     assert _everything_under(tmp_path) == before
@@ -293,13 +293,8 @@ def test_a_training_that_a_disk_error_hides_is_not_deleted(tmp_path, monkeypatch
 def test_a_training_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
     file = tmp_path / "training.pt"
     write_training(file, {"epoch": 1})
-
-    def full(state, path):
-        Path(path).write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.torch, "save", full)
+        patch.setattr(Path, "write_bytes", _full)
         with pytest.raises(OSError, match="No space"):
             write_training(file, {"epoch": 2})
     assert read_training(file) == {"epoch": 1}

@@ -613,7 +613,7 @@ def test_a_candidate_that_fails_fails_alone(
     failed = books(run)["p01-conv2"]
     assert failed.state.name == "FAIL"
     words = {"refused": "conv2 is not to my taste", "no number": "training loss became nan"}[how]
-    assert words in result(run, "p01-conv2")["error"]
+    assert words in failed.user_attrs["error"]
     assert words in (run / "trials/p01-conv2/log.txt").read_text()
     whole = run.with_name(f"{run.name}-whole")
     planter.search(study_file, out=whole, overrides=overrides)

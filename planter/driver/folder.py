@@ -77,8 +77,7 @@ def write_settings(
         before = Study.model_validate(yaml.safe_load(file.read_text()))
         _refuse_changes(run, before, study, fingerprint, accept_changes=accept_changes)
         if accept_changes and before != study:
-            for part in (run / "trials").rglob("checkpoint.pt"):
-                part.unlink()  # half of a training under the old settings
+            drop_checkpoints(run / "trials")  # halves of trainings under the old settings
     if source is not None:
         shutil.copyfile(source, run / "study.yaml")
     else:
@@ -86,6 +85,28 @@ def write_settings(
     write_text(file, resolved)
     environment = {**_environment(study), "data": fingerprint}
     write_text(run / "environment.json", json.dumps(environment, indent=2) + "\n")
+
+
+def drop_checkpoints(trial: Path) -> None:
+    """Removes what a training would be taken up from; a trial may train several times."""
+    for part in trial.rglob("checkpoint.pt"):
+        part.unlink(missing_ok=True)
+
+
+def drop_half_written(folder: Path, name: str = "*") -> None:
+    """Removes what of that name was half written below a folder when its writer was killed."""
+    for pattern in (f"{name}.????????.new", f".{name}.????????.new", f".{name}.????????.old"):
+        for left in list(folder.rglob(pattern)):
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
+
+
+def drop_locks(run: Path) -> None:
+    """Removes the locks of trials that are all finished."""
+    for file in (run / "trials").rglob("*.lock"):
+        file.unlink(missing_ok=True)
 
 
 def _refuse_changes(

@@ -11,9 +11,10 @@ from planter.front import Point
 
 Outcome = dict[str, Any]
 """What a worker returns, fit for JSON: `points` (fields of Point without the trial), `seconds`,
-`train_macs` and what its kind adds; or `error`, and `retry` where another try may help; of several
-trainings, `trials`: each one's outcome by its id. Of a training that is to be compared before it
-goes on, `partial`: its `epochs`, `points` and `train_macs` so far."""
+`train_macs` and what its kind adds; or `error`, with `retry` where another try may help, and `stop`
+where it is none of the trial's and the search cannot go on; of several trainings, `trials`: each
+one's outcome by its id. Of a training that is to be compared before it goes on, `partial`: its
+`epochs`, `points` and `train_macs` so far."""
 
 
 class SearchStoppedError(RuntimeError):

@@ -62,6 +62,7 @@ class PatientStorage(BaseStorage):
         self._storage = storage
         self._close = close
         self._stopped: str | None = None
+        self._waits = True
 
     create_new_study = _patient(BaseStorage.create_new_study)
     delete_study = _patient(BaseStorage.delete_study)
@@ -119,6 +120,10 @@ class PatientStorage(BaseStorage):
     def remove_session(self) -> None:
         self._storage.remove_session()
 
+    def wait_no_longer(self) -> None:
+        """Lets calls fail at once from now on: the search ends, whatever it still has to write."""
+        self._waits = False
+
     def close(self) -> None:
         """Closes its connections."""
         self._close()
@@ -146,7 +151,7 @@ class PatientStorage(BaseStorage):
                 f"{reason}; expected it back: see to it, then go on"
             )
             call = again or call
-            if time.monotonic() + pause > end:
+            if not self._waits or time.monotonic() + pause > end:
                 raise SearchStoppedError(self._stopped)
             log.warning("the storage is away (%s); next try in %g s", reason, pause)
             time.sleep(pause)

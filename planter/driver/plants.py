@@ -7,6 +7,8 @@ import logging
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 
 from planter import checkpoint
 from planter.arch import Architecture
+from planter.disk import NoSpaceError, when_there_is_space
 from planter.driver.jobs import Job, Outcome, seed_of
 from planter.fast_round import Loss, train_round
 from planter.forms import form_names, form_of
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 _MEASURED = 256
 _EQUAL = 1e-7
+_OPTIMIZER = "optimizer.pt"
 
 
 def plant_round(worker: Worker, job: Job) -> Outcome:
@@ -105,8 +109,9 @@ class _Round:
             self._own_macs[name] = self._own_macs.get(name, 0) + course.macs
             if course.error is not None:
                 self._errors[name] = course.error
-            lines = [json.dumps(epoch._asdict()) + "\n" for epoch in course.epochs]
-            (worker.run / "trials" / name / "metrics.jsonl").write_text("".join(lines))
+            lines = "".join(json.dumps(epoch._asdict()) + "\n" for epoch in course.epochs)
+            file = worker.run / "trials" / name / "metrics.jsonl"
+            when_there_is_space(partial(file.write_text, lines), file.parent)
 
     def is_dead(self, name: str, one: Mapping[str, Any], parent_loss: float) -> bool:
         """Whether no planted channel answers to any image, or nothing came of them."""
@@ -135,6 +140,8 @@ class _Round:
             found = self._worker.outcome(
                 name, {"base": child}, architecture, train_macs=self._train_macs(name)
             )
+        except NoSpaceError:
+            raise
         except Exception as error:  # the others of the share go on
             log.error("%s failed\n%s", name, traceback.format_exc())
             return {"error": f"{type(error).__name__}: {error}"}
@@ -203,7 +210,7 @@ def grow(worker: Worker, job: Job) -> Outcome:
     if kernels is not None:
         expand_kernels_(network, kernels, seed=seed)
     optimizer = make_optimizer(network, recipe)
-    inherit_optimizer_state_(optimizer, _learned(worker, job.params["lineage"], recipe))
+    inherit_optimizer_state_(optimizer, _learned(worker, job, recipe))
     loss = loss_of(settings)
     fit(
         network,
@@ -246,17 +253,31 @@ def write_learned(
         for name, learned in optimizer_state(optimizer).items()
         if "parametrizations" not in name
     }
-    file = _optimizer_file(worker, trial)
-    checkpoint.write_training(file, {"optimizer": recipe.optimizer, "state": state})
+    file, kept = _optimizer_file(worker, trial), {"optimizer": recipe.optimizer, "state": state}
+    when_there_is_space(partial(checkpoint.write_training, file, kept), file.parent)
 
 
-def _learned(worker: Worker, lineage: Sequence[str], recipe: Recipe) -> dict[str, Any]:
-    """What the same optimiser has learned of the nearest ancestor all of whose weights trained."""
+def _learned(worker: Worker, job: Job, recipe: Recipe) -> dict[str, Any]:
+    """What the same optimiser has learned of the nearest ancestor all of whose weights trained.
+
+    Drops what no later network can ask for: of rejected networks, and of ancestors behind a nearer
+    one with the same optimiser.
+    """
+    lineage: Sequence[str] = job.params["lineage"]
+    for file in (worker.run / "trials").glob(f"*/{_OPTIMIZER}"):
+        if file.parent.name not in (job.id, *lineage):
+            file.unlink()
+    nearest: dict[str, dict[str, Any]] = {}
     for trial in reversed(lineage):
-        kept = checkpoint.read_training(_optimizer_file(worker, trial))
-        if kept is not None and kept["optimizer"] == recipe.optimizer:
-            return dict(kept["state"])
-    return {}
+        file = _optimizer_file(worker, trial)
+        kept = checkpoint.read_training(file)
+        if kept is None:
+            continue
+        if kept["optimizer"] in nearest:
+            file.unlink()
+        else:
+            nearest[kept["optimizer"]] = dict(kept["state"])
+    return nearest.get(recipe.optimizer, {})
 
 
 def loss_of(settings: Plant) -> Loss:
@@ -276,11 +297,10 @@ def loss_of(settings: Plant) -> Loss:
 
 
 def _load(worker: Worker, trial: str) -> tuple[nn.Module, Architecture, dict[str, Any]]:
-    place = worker.run / "models" / trial / "base"
-    spec = checkpoint.read_spec(place)
-    network = checkpoint.load(place, own_code=True).to(worker.device)
+    network = worker.saved(trial)
+    spec = checkpoint.read_spec(worker.run / "models" / trial / "base")
     return network, Architecture.from_dict(spec["architecture"]), spec
 
 
-def _optimizer_file(worker: Worker, trial: str) -> Any:
-    return worker.run / "trials" / trial / "optimizer.pt"
+def _optimizer_file(worker: Worker, trial: str) -> Path:
+    return worker.run / "trials" / trial / _OPTIMIZER

@@ -306,6 +306,8 @@ class Rounds:
             if (point := self._point(row)) is not None:
                 for key in ("accuracy", "macs", "params"):
                     storage.set_trial_user_attr(row._trial_id, key, getattr(point, key))
+            elif (reason := (read_result(row) or {}).get("error")) is not None:
+                storage.set_trial_user_attr(row._trial_id, "error", reason)
             storage.set_trial_user_attr(row._trial_id, "accepted", row is chosen)
         for row in rows:
             point = self._point(row)

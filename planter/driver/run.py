@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,25 @@ from optuna.storages import BaseStorage
 
 from planter import checkpoint
 from planter.data import Split
+from planter.disk import is_full, when_there_is_space
 from planter.driver.budget import Account
 from planter.driver.check import Prepared, prepare, worker_count
 from planter.driver.claim import Claim
-from planter.driver.folder import lock_run, run_id, write_settings
-from planter.driver.jobs import Job, Outcome
+from planter.driver.folder import (
+    drop_checkpoints,
+    drop_half_written,
+    drop_locks,
+    lock_run,
+    run_id,
+    write_settings,
+)
+from planter.driver.jobs import Job, Outcome, SearchStoppedError
 from planter.driver.plain import Baselines, Teacher
 from planter.driver.rounds import Rounds
 from planter.driver.sampling import Sampling
 from planter.driver.schedule import Schedule
 from planter.driver.storage import PointBook, database_url, open_storage
-from planter.driver.worker import CHECKPOINT, Worker
+from planter.driver.worker import Worker
 from planter.front import (
     COLUMNS,
     PLANTING_COLUMNS,
@@ -79,8 +88,8 @@ def search(
     `study` is a file, the name of a shipped study or a `Study`; the run folder is `out` or
     `runs/NAME`. Raises StudyError for a study that cannot be run, also where another driver is at
     work on it (`take_over` takes it from that one); nothing was trained then. Raises
-    SearchStoppedError where the teacher or too many trials failed, the storage stayed away or
-    another driver took over, KeyboardInterrupt on Ctrl-C; after the last two the same call goes on
+    SearchStoppedError where the teacher or too many trials failed, the storage stayed away, the
+    disk stayed full or another driver took over, KeyboardInterrupt on Ctrl-C; the same call goes on
     from what is finished.
     """
     source = None
@@ -91,7 +100,7 @@ def search(
     for warning in prepared.warnings:
         log.warning("%s", warning)
     run = Path(out if out is not None else Path("runs") / study.name).resolve()
-    with lock_run(run, take_over=take_over):
+    with _full_disk_told(run), lock_run(run, take_over=take_over):
         write_settings(run, study, source, prepared.fingerprint, accept_changes=accept_changes)
         storage = open_storage(database_url(run, study.storage))
         try:
@@ -101,9 +110,20 @@ def search(
                 going.train(ray_address)
                 return going.report()
             finally:
+                storage.wait_no_longer()  # it may be on the full disk that ends the search
                 claim.release()
         finally:
             storage.close()
+
+
+@contextmanager
+def _full_disk_told(run: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if not is_full(error):
+            raise
+        raise SearchStoppedError(f"no space left in {run}: free some, then go on") from error
 
 
 class _Search:
@@ -159,9 +179,9 @@ class _Search:
 
     def train(self, ray_address: str | None) -> None:
         """Runs every job that is left."""
-        for left in (self._run / "models").glob("*/.*"):
-            shutil.rmtree(left, ignore_errors=True)  # half written when a worker was killed
-        self._write()
+        for part in ("models", "trials"):
+            drop_half_written(self._run / part)
+        self._refresh()
         self._tell_notices()
         if self._schedule.complete():
             return
@@ -211,15 +231,17 @@ class _Search:
         self._claim.check()
         onward = self._schedule.compare(job, outcome)
         then = "waits to be compared" if onward is None else "goes on"
-        partial = outcome["partial"]
-        shown = _points_in_words(partial["points"])
-        self._tell(f"{job.id} after {partial['epochs']} epochs: {shown}; it {then}")
+        shown = _points_in_words(outcome["partial"]["points"])
+        self._tell(f"{job.id} after {outcome['partial']['epochs']} epochs: {shown}; it {then}")
         return onward
 
     def finish(self, job: Job, outcome: Outcome) -> None:
         self._claim.check()
         again = self._schedule.finish(job, outcome)
-        self._write()
+        if "error" in outcome and not again and job.kind in ("plant", "grow", "sample"):
+            for trial in job.trials:  # the others are tried again when the study goes on
+                drop_checkpoints(self._run / "trials" / trial)
+        self._refresh()
         for name, one in job.outcomes(outcome).items() if "partial" not in outcome else []:
             self._tell(self._told(name, one, again=again))
         self._tell_notices()
@@ -240,7 +262,7 @@ class _Search:
             return
         for trial in self._sampling.take_stopped():
             self._schedule.done += 1
-            (self._run / "trials" / trial / CHECKPOINT).unlink(missing_ok=True)
+            drop_checkpoints(self._run / "trials" / trial)
         while self._sampling.notices:
             self._tell(self._sampling.notices.pop(0))
 
@@ -253,11 +275,16 @@ class _Search:
                 there = (self._run / "models" / point.id).is_dir()
                 if point.id not in known and there:
                     known[point.id] = self._test_accuracy(point, test)
-        self._write(known)
+        when_there_is_space(lambda: self._write(known), self._run)
         found = self._document(known)
-        write_html(front_figure([found]), self._run / "pareto.html")
+        pages = {"pareto.html": front_figure([found])}
         if self._rounds is not None and (rows := self._rounds.table()):
-            write_html(growth_figure(self._study.name, rows), self._run / "planting.html")
+            pages["planting.html"] = growth_figure(self._study.name, rows)
+        for name, figure in pages.items():
+            when_there_is_space(partial(write_html, figure, self._run / name), self._run)
+        if not self._schedule.left():
+            drop_locks(self._run)
+            drop_checkpoints(self._run / "trials")
         return found
 
     def _reported(self) -> list[Point]:
@@ -281,6 +308,16 @@ class _Search:
             return {}
         rows = json.loads(file.read_text())["points"]
         return {r["id"]: r["test_accuracy"] for r in rows if r["test_accuracy"] is not None}
+
+    def _refresh(self) -> None:
+        """Writes what can be read before the end; not on a full disk, as it will be written anew
+        after the next job."""
+        try:
+            self._write()
+        except OSError as error:
+            if not is_full(error):
+                raise
+            log.warning("no space left in %s: pareto.json and others are not up to date", self._run)
 
     def _write(self, test_accuracies: dict[str, float] | None = None) -> None:
         """Brings the folder's documents and models up to the books."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -219,7 +220,8 @@ class Sampling:
             candidate: Candidate = self._space(trial)
             architecture = candidate_architecture(candidate, self._settings, self._data)
         except Exception as error:  # a space is the user's code: what it raises fails its trial
-            reason = f"{type(error).__name__}: {error}"
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            reason = f"{type(error).__name__}: {error} ({place.filename}, line {place.lineno})"
             self.notices.append(f"{_id(trial.number)} failed: {reason}")
             self._space_failures += 1
             self._fail(trial.number, trial._trial_id, reason)

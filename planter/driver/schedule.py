@@ -69,6 +69,8 @@ class Schedule:
     def finish(self, job: Job, outcome: Outcome) -> bool:
         """Books an outcome, or says that the job, whose worker died, is tried once more."""
         del self.running[job.id]
+        if outcome.get("stop"):
+            raise SearchStoppedError(outcome["error"])  # the trial stays open, to be taken up again
         if outcome.get("retry") and self._tries[job.id] < _TRIES:
             self._again.append(job)
             return True

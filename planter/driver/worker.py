@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import logging
 import math
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -24,8 +25,10 @@ from planter.arch import Architecture
 from planter.assembly import build_network
 from planter.backbones import source_key
 from planter.data import Data, Split
-from planter.driver.jobs import Job, Outcome, seed_of
-from planter.driver.logs import logged_to
+from planter.disk import NoSpaceError, when_there_is_space
+from planter.driver.folder import drop_checkpoints, drop_half_written
+from planter.driver.jobs import Job, Outcome, SearchStoppedError, seed_of
+from planter.driver.logs import epochs_to, logged_to
 from planter.driver.networks import network_of
 from planter.driver.plants import grow, plant_round, write_learned
 from planter.driver.sampled import sample
@@ -49,7 +52,7 @@ from planter.train import (
 log = logging.getLogger(__name__)
 _PACKAGES = ("planter", "torch", "optuna", "ray", "numpy")
 _LOGITS = "logits.safetensors"
-CHECKPOINT = "checkpoint.pt"
+_CHECKPOINT = "checkpoint.pt"
 
 
 @dataclass
@@ -72,20 +75,22 @@ class Worker:
         folders = [self.run / "trials" / trial for trial in job.trials]
         began = time.monotonic()
         with ExitStack() as stack:
-            for folder in sorted(folders):
-                folder.mkdir(parents=True, exist_ok=True)
-                # A worker whose driver was killed may still be at this trial: it goes on alone.
-                stack.enter_context(FileLock(folder / ".lock"))
-                stack.enter_context(logged_to(folder / "log.txt"))
-            log.info("%s %s starts", job.kind, ", ".join(job.trials))
             try:
+                for folder in sorted(folders):
+                    # A worker whose driver was killed may still be at this trial: it goes on alone.
+                    stack.enter_context(_locked(folder / ".lock"))
+                    stack.enter_context(logged_to(folder / "log.txt"))
+                log.info("%s %s starts", job.kind, ", ".join(job.trials))
                 outcome: Outcome = getattr(self, f"_{job.kind}")(job)
+            except (NoSpaceError, SearchStoppedError) as error:
+                reason = error.strerror if isinstance(error, NoSpaceError) else str(error)
+                log.error("%s cannot go on: %s", ", ".join(job.trials), reason)
+                return {"error": reason, "stop": True}
             except Exception as error:  # whatever the user's code or torch raises fails this trial
                 log.error("%s failed\n%s", ", ".join(job.trials), traceback.format_exc())
                 return {"error": f"{type(error).__name__}: {error}"}
             for folder in folders if "partial" not in outcome else []:
-                for left in folder.rglob(CHECKPOINT):  # a trial may train several times
-                    left.unlink(missing_ok=True)
+                drop_checkpoints(folder)
             outcome["seconds"] = round(time.monotonic() - began, 3)
             log.info("%s ends after %.1f s", ", ".join(job.trials), outcome["seconds"])
         return outcome
@@ -106,9 +111,7 @@ class Worker:
             network = self._cached_teacher(job, architecture, recipe)
             macs = 3 * cost(architecture).macs * len(self.data.train) * recipe.epochs
             outcome = self.outcome(job.id, {"base": network}, architecture, train_macs=macs)
-        if not (file := self.run / "trials" / "teacher" / _LOGITS).is_file():
-            logits = predict(network.to(self.device), self.data.train).cpu()
-            checkpoint.write_tensors(file, {"logits": logits})
+        self._kept_logits(_LOGITS, network.to(self.device), self.data.train)
         return outcome
 
     def _cached_teacher(self, job: Job, architecture: Architecture, recipe: Recipe) -> nn.Module:
@@ -124,11 +127,16 @@ class Worker:
         ]
         key = checkpoint.content_key(settings)
         folder = self.teachers / key
-        self.teachers.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.teachers / f"{key}.lock"):
-            if (folder / checkpoint.WEIGHTS).is_file():
-                log.info("teacher %s was trained before: %s", key, folder)
-                return checkpoint.load(folder, own_code=True).to(self.device)
+        with _locked(self.teachers / f"{key}.lock"):
+            drop_half_written(self.teachers, key)
+            if folder.is_dir():
+                try:
+                    network = checkpoint.load(folder, own_code=True).to(self.device)
+                except ValueError as error:
+                    log.warning("%s; the teacher is trained again", error)
+                else:
+                    log.info("teacher %s was trained before: %s", key, folder)
+                    return network
             network = build_network(architecture, seed=seed).to(self.device)
             part = self.teachers / f"{key}.part"
             fit(
@@ -141,7 +149,7 @@ class Worker:
                 on_epoch=self.metrics(job.id),
             )
             recalibrate_batchnorm_(network, self.data.train)
-            checkpoint.save(folder, network, architecture, "base", {"settings": settings})
+            self._save(folder, network, architecture, "base", {"settings": settings})
             part.unlink(missing_ok=True)
         return network
 
@@ -283,7 +291,7 @@ class Worker:
                 "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
             }
             folder = self.run / "models" / trial / name
-            checkpoint.save(folder, network, architecture, name, info)
+            self._save(folder, network, architecture, name, info)
             points.append(fields)
         return {"points": points, "train_macs": train_macs}
 
@@ -312,12 +320,8 @@ class Worker:
         if recipe.augment.views is None:
             return self.teacher_logits
         key = checkpoint.content_key([recipe.augment.model_dump()])
-        file = self.run / "trials" / "teacher" / f"logits-{key}.safetensors"
-        with FileLock(file.with_suffix(".lock")):
-            if not file.is_file():
-                logits = predict(self._teacher_network, self.images(recipe)).cpu()
-                checkpoint.write_tensors(file, {"logits": logits})
-        return load_file(file)["logits"].to(self.device)
+        name = f"logits-{key}.safetensors"
+        return self._kept_logits(name, self._teacher_network, self.images(recipe))
 
     def images(self, recipe: Recipe) -> Split:
         """The training images, or the pool of their views that a recipe asks for."""
@@ -335,8 +339,18 @@ class Worker:
 
     @cached_property
     def _teacher_network(self) -> nn.Module:
-        place = self.run / "models" / "teacher" / "base"
-        return checkpoint.load(place, own_code=True).to(self.device).requires_grad_(False)
+        return self.saved("teacher").requires_grad_(False)
+
+    def saved(self, trial: str) -> nn.Module:
+        """A network of this run that others learn from. Raises SearchStoppedError where its folder
+        is damaged: without it they would fail one after the other."""
+        try:
+            place = self.run / "models" / trial / "base"
+            return checkpoint.load(place, own_code=True).to(self.device)
+        except ValueError as error:
+            raise SearchStoppedError(
+                f"{error}; others are trained with it: put a copy of it there, then go on"
+            ) from error
 
     @cached_property
     def teacher_macs(self) -> int:
@@ -345,25 +359,38 @@ class Worker:
 
     @cached_property
     def teacher_logits(self) -> Tensor:
-        file = self.run / "trials" / "teacher" / _LOGITS
-        return load_file(file)["logits"].to(self.device)
+        return self._kept_logits(_LOGITS, self._teacher_network, self.data.train)
+
+    def _kept_logits(self, name: str, teacher: nn.Module, images: Split) -> Tensor:
+        """The teacher's logits of images, from a file that is written where it is missing."""
+        file = self.run / "trials" / "teacher" / name
+        with _locked(file.with_suffix(".lock")):
+            try:
+                return load_file(file)["logits"].to(self.device)
+            except FileNotFoundError:
+                log.info("%s is written", file)
+            except SafetensorError as error:
+                log.warning("%s is cut short or damaged, and written again: %s", file, error)
+            logits = predict(teacher, images)
+            kept = {"logits": logits.cpu()}
+            when_there_is_space(lambda: checkpoint.write_tensors(file, kept), file.parent)
+        return logits
+
+    def _save(self, folder: Path, *network: Any) -> None:
+        when_there_is_space(lambda: checkpoint.save(folder, *network), folder)
 
     def checkpoint_of(self, trial: str) -> Path:
-        return self.run / "trials" / trial / CHECKPOINT
+        return self.run / "trials" / trial / _CHECKPOINT
 
     def metrics(self, trial: str) -> Callable[[Epoch], None]:
-        """Writes a line an epoch; lines of epochs that are trained again are replaced."""
-        file = self.run / "trials" / trial / "metrics.jsonl"
-        file.parent.mkdir(exist_ok=True)
-        first = True
+        return epochs_to(self.run / "trials" / trial / "metrics.jsonl")
 
-        def note(epoch: Epoch) -> None:
-            nonlocal first
-            if first and file.is_file():
-                lines = file.read_text().splitlines(keepends=True)
-                file.write_text("".join(lines[: epoch.epoch - 1]))
-            first = False
-            with file.open("a") as out:
-                out.write(json.dumps(epoch._asdict()) + "\n")
 
-        return note
+def _locked(file: Path) -> AbstractContextManager[Any]:
+    """A lock on a file, taken now and held until the context is left."""
+
+    def acquired() -> AbstractContextManager[Any]:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        return FileLock(file).acquire()
+
+    return when_there_is_space(acquired, file.parent)
