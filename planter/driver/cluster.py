@@ -24,6 +24,7 @@ import torch
 from planter.data import Data, Split
 from planter.driver.budget import seconds_for
 from planter.driver.jobs import Job, Outcome
+from planter.driver.joining import join, room_for, watched
 from planter.driver.worker import Worker
 
 # Read by Ray when it is imported or started. Ray's own books, loggers and reports are switched
@@ -39,6 +40,7 @@ _ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
     "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_NUM_REDIS_GET_RETRIES": "3",
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_AUTO_INIT": "1",
@@ -70,19 +72,22 @@ def train_on_ray(
     _remove_left_folders()
     folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-"))
     resources = worker.study.resources
+    asked = {"cpu": resources.cpu, **({"gpu": resources.gpu} if resources.gpu else {})}
     try:
-        with _ray(folder, worker, workers, address):
+        with _ray(folder, worker, workers, address), watched(address):
             from planter.driver.tune import run_tune
 
+            room = room_for(asked, address) if address is not None else lambda: workers
             run_tune(
                 _parcel(worker),
                 propose,
                 finish,
                 complete,
                 workers,
-                {"cpu": resources.cpu, **({"gpu": resources.gpu} if resources.gpu else {})},
+                asked,
                 folder,
                 partial(seconds_for, resources),
+                room,
             )
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -123,10 +128,7 @@ def _ray(folder: Path, worker: Worker, workers: int, address: str | None) -> Ite
             **quiet,
         )
     else:
-        try:
-            ray.init(address=address, **quiet)
-        except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
-            raise ValueError(f"cannot join the Ray cluster at {address}: {error}") from error
+        join(address, **quiet)
     before = None
     if threading.current_thread() is threading.main_thread():
         before = signal.signal(signal.SIGTERM, _interrupt)  # Ray has put its own there
