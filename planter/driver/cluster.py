@@ -23,7 +23,7 @@ import torch
 
 from planter.data import Data, Split
 from planter.driver.budget import seconds_for
-from planter.driver.jobs import Job, Outcome
+from planter.driver.jobs import Job, Outcome, SearchStoppedError
 from planter.driver.joining import join, room_for, watched
 from planter.driver.worker import Worker
 
@@ -55,6 +55,9 @@ _TOKEN = secrets.token_hex(32)
 """Of this process: Ray keeps the first one it sees, and a second search would not get in."""
 _FOLDER = "planter-ray-"
 _STORE_AT_LEAST = 150 * 2**20
+_TRIES = 3
+
+log = logging.getLogger(__name__)
 
 
 def train_on_ray(
@@ -117,7 +120,7 @@ def _ray(folder: Path, worker: Worker, workers: int, address: str | None) -> Ite
     quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
     if address is None:
         size = sum(array.nbytes for array in _parcel(worker)["data"].values())
-        ray.init(
+        _start(
             address="local",
             num_cpus=workers * resources.cpu,
             num_gpus=None if resources.gpu else 0,
@@ -140,6 +143,24 @@ def _ray(folder: Path, worker: Worker, workers: int, address: str | None) -> Ite
             signal.signal(signal.SIGTERM, before)
         os.environ.clear()
         os.environ.update(environment)
+
+
+def _start(**options: Any) -> None:
+    """Starts Ray, once more where a busy machine does not let it come up within its 30 seconds.
+    Raises SearchStoppedError where it never does."""
+    import ray
+
+    for tries_left in reversed(range(_TRIES)):
+        try:
+            ray.init(**options)
+            return
+        except Exception as error:
+            if type(error) is not Exception:  # Ray has no kind of its own for this one
+                raise
+            ray.shutdown()
+            if not tries_left:
+                raise SearchStoppedError(f"Ray could not be started: {error}") from error
+            log.warning("Ray has not started (%s); it is tried again", error)
 
 
 def _remove_left_folders() -> None:

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import planter
 from planter.driver.read import read_points
 
 TRIALS = 6
-DEADLINE_S = 240
+DEADLINE_S = 900  # many times what a search takes, for busy machines
 # Long enough to be hit in the middle of a training.
 SETTINGS = [
     "resources.workers=2",
@@ -30,14 +30,19 @@ SETTINGS = [
 ]
 
 
-def start(folder: Path, *overrides: str, options: Sequence[str] = ()) -> subprocess.Popen[bytes]:
+def start(
+    folder: Path,
+    *overrides: str,
+    options: Sequence[str] = (),
+    env: Mapping[str, str] | None = None,
+) -> subprocess.Popen[bytes]:
     """A search of `folder/small.yaml` in a session of its own, into `folder/run`."""
     command = [sys.executable, "-c", "from planter.cli import main; main()"]
     command += ["search", str(folder / "small.yaml"), "--out", str(folder / "run"), *options]
     for override in [*SETTINGS, *overrides]:
         command += ["--set", override]
     with (folder / "log.txt").open("a") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=env)
 
 
 def log_of(folder: Path) -> str:

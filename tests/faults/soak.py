@@ -46,7 +46,7 @@ from kills import (
 )
 from test_driver import assert_complete, write_study
 
-KILLS_A_SEARCH = 5
+KILLS_A_TURN = 5
 DIED = "its worker process died"
 TIMING_FREE = ("teacher", "baseline", "plant")
 
@@ -86,6 +86,17 @@ class Soak:
         self.judge(folder, "random")
         print(f"undisturbed: {self.seconds:.1f} s, {len(self.reference)} points", flush=True)
 
+    def run(self) -> None:
+        """Kills as many drivers and as many workers as asked, some of each in turn."""
+        self.undisturbed()
+        drivers = workers_left = self.kills
+        while drivers or workers_left:
+            if drivers:
+                self.kill_drivers(now := min(drivers, KILLS_A_TURN))
+                drivers -= now
+            if workers_left:
+                workers_left -= self.kill_workers(min(workers_left, KILLS_A_TURN))
+
     def judge(self, folder: Path, sampler: str) -> None:
         """Notes all that does not hold of a search that has ended."""
         methods = (*TIMING_FREE, "sample") if sampler == "random" else TIMING_FREE
@@ -121,43 +132,50 @@ class Soak:
             f"{kind} {self.counts[kind]}: {after:.1f} s after its start, at {at_work}", flush=True
         )
 
-    def kill_drivers(self) -> None:
-        """Kills drivers, half of them alone, and continues each search until it is complete."""
+    def kill_drivers(self, kills: int) -> None:
+        """Kills drivers, every other one alone, and continues each search until it is complete."""
         folder, sampler = self.fresh()
-        for number in range(self.kills):
-            while True:
-                delay = self.generator.uniform(0, self.seconds)
-                process = self.begin(folder, sampler)
-                if not _ends_within(process, delay):
-                    break
+        process, delay = self._running(folder, sampler)
+        for number in range(kills):
+            while process.poll() is not None:
                 self.ended(folder, sampler, process)
                 folder, sampler = self.fresh()
+                process, delay = self._running(folder, sampler)
             below = descendants(process.pid)
-            names = [name for pid in below for name in held(pid, folder / "run")]
+            names = {name for pid in below for name in held(pid, folder / "run")}
             alone = number % 2 == 0
             kill(process.pid, *([] if alone else below))
             process.wait()
             if alone:
                 self.orphans |= {pid: born(pid) for pid in below}
-            self.note("driver alone" if alone else "driver and all", delay, names)
+            self.note("driver alone" if alone else "driver and all", delay, sorted(names))
+            if number + 1 < kills:
+                process, delay = self._running(folder, sampler)
         self.ended(folder, sampler, self.begin(folder, sampler))
 
-    def kill_workers(self) -> None:
-        """Kills workers of searches whose driver lives, a few a search, no trial's twice: a trial
-        hit twice is given up."""
-        left = self.kills
-        while left:
-            folder, sampler = self.fresh()
-            moments = sorted(
-                self.generator.uniform(0, self.seconds) for _ in range(min(left, KILLS_A_SEARCH))
-            )
-            began = time.monotonic()
-            process = self.begin(folder, sampler)
-            for moment in moments:
-                if _ends_within(process, began + moment - time.monotonic()):
-                    break
-                left -= self._kill_worker(folder, process, began)
-            self.ended(folder, sampler, process)
+    def _running(self, folder: Path, sampler: str) -> tuple[subprocess.Popen[bytes], float]:
+        """A search, begun or continued, after a delay over the whole course of one; it may have
+        ended, and then says how long one takes now."""
+        fresh = not (folder / "run").exists()
+        began, delay = time.monotonic(), self.generator.uniform(0, self.seconds)
+        process = self.begin(folder, sampler)
+        if _ends_within(process, delay) and fresh:
+            self.seconds = time.monotonic() - began
+        return process, delay
+
+    def kill_workers(self, kills: int) -> int:
+        """Kills workers of a search whose driver lives, no trial's twice: a trial hit twice is
+        given up. How many it did: the search may end before."""
+        folder, sampler = self.fresh()
+        moments = sorted(self.generator.uniform(0, self.seconds) for _ in range(kills))
+        began, done = time.monotonic(), 0
+        process = self.begin(folder, sampler)
+        for moment in moments:
+            if _ends_within(process, began + moment - time.monotonic()):
+                break
+            done += self._kill_worker(folder, process, began)
+        self.ended(folder, sampler, process)
+        return done
 
     def _kill_worker(self, folder: Path, process: subprocess.Popen[bytes], began: float) -> int:
         """Kills one worker as soon as there is one to kill; how many that were."""
@@ -229,9 +247,10 @@ def main() -> None:
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="planter-soak-") as folder:
         soak = Soak(Path(folder), random.Random(given.seed), given.kills)
-        soak.undisturbed()
-        soak.kill_drivers()
-        soak.kill_workers()
+        try:
+            soak.run()
+        except KeyboardInterrupt:
+            soak.problems.append("interrupted before all kills were done")
         summary = soak.summary(given.seed, time.monotonic() - began)
     print(json.dumps(summary, indent=2))
     sys.exit(int(bool(summary["problems"])))
