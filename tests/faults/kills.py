@@ -16,6 +16,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from sockets import opened
+
 import planter
 from planter.driver.read import read_points
 
@@ -93,11 +95,7 @@ def workers(pid: int) -> list[int]:
 
 def held(pid: int, run: Path) -> list[str]:
     """The trials of a run that a process trains: it keeps their locks open."""
-    try:
-        links = [os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir()]
-    except OSError:
-        return []
-    files = [Path(link) for link in links if link.endswith("/.lock")]
+    files = [Path(name) for name in opened(pid) if name.endswith("/.lock")]
     return sorted({f.parent.name for f in files if f.parent.parent == run.resolve() / "trials"})
 
 

@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import NamedTuple
+
+
+def opened(pid: int) -> list[str]:
+    """What a process has open, as /proc names it: paths, "socket:[NUMBER]", ...; nothing where it
+    is gone."""
+    found = []
+    with contextlib.suppress(OSError):
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):  # closed since
+                found.append(os.readlink(entry))
+    return found
+
+
+def name_of(pid: int) -> str:
+    """A process's name; empty where it is gone."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
 
 
 class Listening(NamedTuple):
@@ -23,11 +43,8 @@ def listening(pids: Iterable[int]) -> list[Listening]:
     these processes, with the name of one that has it open."""
     owners: dict[str, str] = {}
     for pid in pids:
-        try:
-            links = [os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir()]
-            name = Path(f"/proc/{pid}/comm").read_text().strip()
-        except OSError:
-            continue
+        links = opened(pid)
+        name = name_of(pid)
         owners |= {link[8:-1]: name for link in links if link.startswith("socket:[")}
     found = []
     for table in ("tcp", "tcp6", "udp", "udp6"):

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 from kills import DEADLINE_S, descendants, held, kill, log_of, start
-from sockets import is_loopback, listening
+from sockets import is_loopback, listening, name_of
 from test_driver import write_study
 
 import planter
@@ -79,7 +79,7 @@ def test_the_list_of_sockets_shows_one_that_is_open_to_all():
 
 @pytest.mark.parametrize("token", [None, "0" * 64])
 def test_ray_lets_nobody_in_without_the_searchs_token(searching, token):
-    (gcs,) = [pid for pid in searching if _name(pid) == "gcs_server"]
+    (gcs,) = [pid for pid in searching if name_of(pid) == "gcs_server"]
     ports = [one.place.split()[1] for one in listening([gcs]) if one.kind == "tcp"]
     stranger = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     stranger |= {"RAY_NUM_REDIS_GET_RETRIES": "2", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
@@ -109,7 +109,7 @@ def test_rays_agents_answer_nobody_without_the_token(searching):
 
 
 def test_the_token_stands_where_only_this_user_can_read_it(searching):
-    (raylet,) = [pid for pid in searching if _name(pid) == "raylet"]
+    (raylet,) = [pid for pid in searching if name_of(pid) == "raylet"]
     environment = Path(f"/proc/{raylet}/environ").read_bytes().split(b"\0")
     (token,) = [e.partition(b"=")[2] for e in environment if e.startswith(b"RAY_AUTH_TOKEN=")]
     assert len(bytes.fromhex(token.decode())) == 32
@@ -120,13 +120,6 @@ def test_the_token_stands_where_only_this_user_can_read_it(searching):
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert files
     assert [path for path in files if token in path.read_bytes()] == []
-
-
-def _name(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/comm").read_text().strip()
-    except OSError:
-        return ""
 
 
 def test_the_dashboard_listens_on_the_loopback_and_answers_by_that_name_only(tmp_path):
