@@ -1,11 +1,14 @@
 # make search   set-up, then the quickstart study
 # make test     set-up, then what a developer runs all the time
-# make test-all what takes longer, on top of `make test`: a browser, more kills
+# make test-all what takes longer, on top of `make test`: a browser, more kills, a cluster
+# make soak     long fault runs: make soak KILLS=20 SEED=1
 # make lint     formatting, lint, types
 PYTHON ?= python3
 BIN := .venv/bin
+KILLS ?= 20
+SEED ?= 1
 
-.PHONY: search test test-all lint clean
+.PHONY: search test test-all soak lint clean
 # A .venv that could not be made is made anew the next time.
 .DELETE_ON_ERROR:
 
@@ -13,11 +16,14 @@ search: .venv/installed
 	$(BIN)/planter search studies/quickstart.yaml
 
 test: .venv/installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not long and not browser" --ignore tests/test_kills.py
-	$(BIN)/python -m pytest -q -m "not long and not browser" tests/test_kills.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not long and not browser and not cluster" --ignore tests/faults/test_kills.py
+	$(BIN)/python -m pytest -q -m "not long and not browser" tests/faults/test_kills.py
 
 test-all: .venv/installed-dev
-	$(BIN)/python -m pytest -q -m "long or browser"
+	$(BIN)/python -m pytest -q -m "long or browser or cluster"
+
+soak: .venv/installed-dev
+	$(BIN)/python tests/faults/soak.py --kills $(KILLS) --seed $(SEED)
 
 lint: .venv/installed-dev
 	$(BIN)/ruff format --check .

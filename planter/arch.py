@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # part of a file name: trials/p01-conv4
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,12 @@ class Architecture:
     pipelines: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name in self.widths:
+            if not _NAME.fullmatch(name):
+                raise ValueError(
+                    f"width {name!r}: a name of letters, digits, dot, dash and underscore, with a "
+                    "letter, digit or underscore first"
+                )
         for name, width in self.widths.items():
             if isinstance(width, bool) or not isinstance(width, int) or width < 1:
                 raise ValueError(f"width {name} must be a whole number >= 1, got {width!r}")

@@ -36,6 +36,7 @@ def browser():
 @pytest.fixture(params=["light", "dark"])
 def page(browser, request):
     opened = browser.new_page(viewport={"width": 390, "height": 760}, color_scheme=request.param)
+    opened.set_default_timeout(180_000)  # the pages hold all of plotly.js
     opened.complaints = []
     opened.on("pageerror", lambda error: opened.complaints.append(str(error)))
     opened.on("console", lambda m: opened.complaints.append(m.text) if m.type == "error" else None)
@@ -75,3 +76,78 @@ def test_pictures_are_drawn(run, browser, tmp_path):
         file = tmp_path / f"front{ending}"
         write_image(front_figure([read_front(run)]), file)
         assert file.read_bytes().startswith(magic)
+
+
+SCRIPTS = [
+    "</script><script>window.hacked = 1</script>",
+    "<img src=x onerror='window.hacked = 2'>",
+    '"><svg onload="window.hacked = 3">',
+    "<a href='javascript:window.hacked = 4'>link</a>",
+    "<b onmouseover='window.hacked = 5'>bold</b>",
+    "${window.hacked = 6}{{window.hacked = 7}}",
+]
+
+
+def hostile_front() -> dict:
+    """A pareto.json of somebody else's: every text in it wants to run."""
+    points = [
+        {
+            "id": f"{text}/base", "trial": text, "pipeline": text, "method": "sample",
+            "accuracy": 0.4 + 0.05 * i, "test_accuracy": None, "macs": 1000 * 3**i, "params": 100,
+            "on_front": True, "model": text, "train_macs": 1,
+        }
+        for i, text in enumerate(SCRIPTS)
+    ]  # fmt: skip
+    study = "".join(SCRIPTS)
+    return {"study": study, "points": points, "hypervolume": 0.1, "reference_point": [0.1, 1e6]}
+
+
+def hostile_growth() -> list[dict]:
+    return [
+        {
+            "round": int(bool(i)), "layer": layer, "channels": 1, "accepted": i < 2,
+            "widths": f"{SCRIPTS[1].replace(' ', '/')}={3 + i} conv2=4", "params": 1, "macs": 1,
+            "val_loss": 1.0 - 0.1 * i, "val_accuracy": 0.5, "seconds": 1.0,
+        }
+        for i, layer in enumerate(["start", *SCRIPTS])
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("which", ["pareto", "planting"])
+def test_no_text_of_a_run_is_run_as_a_script(page, tmp_path, which):
+    from planter.plots import front_figure, growth_figure, write_html
+
+    file = tmp_path / "page.html"
+    if which == "pareto":
+        write_html(front_figure([hostile_front(), hostile_front()]), file)
+    else:
+        write_html(growth_figure("".join(SCRIPTS), hostile_growth()), file)
+    page.set_viewport_size({"width": 1000, "height": 900})
+    page.goto(f"file://{file}")
+    page.wait_for_selector(".main-svg .plot")
+    marks = page.locator(".scatterlayer .point, .heatmaplayer image, .barlayer .point")
+    assert marks.count() > 0
+    seen = set()
+    for mark in range(marks.count()):
+        if (box := marks.nth(mark).bounding_box()) is None:
+            continue
+        for across in (0.2, 0.5, 0.8):
+            for down in (0.1, 0.5, 0.9):
+                at = box["x"] + across * box["width"], box["y"] + down * box["height"]
+                page.mouse.move(*at)
+                page.wait_for_timeout(20)
+                seen |= set(page.locator(".hoverlayer .hovertext").all_inner_texts())
+    assert seen, "the texts were shown"
+    for link in page.locator("svg a").all():
+        assert not (link.get_attribute("xlink:href") or "").startswith("javascript")
+    assert page.evaluate("window.hacked") is None
+    assert page.locator("img, svg svg[onload], [onerror], [onmouseover]").count() == 0
+    assert page.complaints == []
+
+
+def test_the_page_of_scripts_would_catch_one(page, tmp_path):
+    """Without planter's care, the very texts do run."""
+    file = tmp_path / "page.html"
+    file.write_text("<!doctype html><title>x</title><body>" + "".join(SCRIPTS))
+    page.goto(f"file://{file}")
+    page.wait_for_function("window.hacked > 0")

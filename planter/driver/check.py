@@ -98,13 +98,16 @@ class _Findings:
         return any(problem.place in ("teacher", "teacher.model") for problem in self.problems)
 
 
-def prepare(study: Study) -> Prepared:
+def prepare(study: Study, *, elsewhere: bool = False) -> Prepared:
     """Loads the data, builds every network without weights and draws from the search space.
 
-    Raises StudyError with every problem found.
+    `elsewhere` says that other machines train, whose GPUs this one knows nothing of. Raises
+    StudyError with every problem found.
     """
     found = _Findings()
     _whole(study, found)
+    if study.resources.gpu and not elsewhere and not torch.cuda.is_available():
+        found.add("resources.gpu", study.resources.gpu, "0: this machine has no GPU torch can use")
     _storage(study, found)
     data = _data(study, found)
     if data is None:
@@ -230,8 +233,6 @@ def _whole(study: Study, found: _Findings) -> None:
         for index, baseline in enumerate(study.baselines):
             if baseline.kd is not None:
                 found.add(f"baselines.{index}.kd", "no teacher", "a teacher to learn from")
-    if study.resources.gpu and not torch.cuda.is_available():
-        found.add("resources.gpu", study.resources.gpu, "0: this machine has no GPU torch can use")
 
 
 def _network(

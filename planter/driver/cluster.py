@@ -23,7 +23,8 @@ import torch
 
 from planter.data import Data, Split
 from planter.driver.budget import seconds_for
-from planter.driver.jobs import Job, Outcome
+from planter.driver.jobs import Job, Outcome, SearchStoppedError
+from planter.driver.joining import join, room_for, watched
 from planter.driver.worker import Worker
 
 # Read by Ray when it is imported or started. Ray's own books, loggers and reports are switched
@@ -39,6 +40,7 @@ _ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
     "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_NUM_REDIS_GET_RETRIES": "3",
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_AUTO_INIT": "1",
@@ -53,6 +55,9 @@ _TOKEN = secrets.token_hex(32)
 """Of this process: Ray keeps the first one it sees, and a second search would not get in."""
 _FOLDER = "planter-ray-"
 _STORE_AT_LEAST = 150 * 2**20
+_TRIES = 3
+
+log = logging.getLogger(__name__)
 
 
 def train_on_ray(
@@ -71,10 +76,12 @@ def train_on_ray(
     _remove_left_folders()
     folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-"))
     resources = worker.study.resources
+    asked = {"cpu": resources.cpu, **({"gpu": resources.gpu} if resources.gpu else {})}
     try:
-        with _ray(folder, worker, workers, address):
+        with _ray(folder, worker, workers, address), watched(address):
             from planter.driver.tune import run_tune
 
+            room = room_for(asked, address) if address is not None else lambda: workers
             run_tune(
                 _parcel(worker),
                 propose,
@@ -82,9 +89,10 @@ def train_on_ray(
                 finish,
                 complete,
                 workers,
-                {"cpu": resources.cpu, **({"gpu": resources.gpu} if resources.gpu else {})},
+                asked,
                 folder,
                 partial(seconds_for, resources),
+                room,
             )
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -114,7 +122,7 @@ def _ray(folder: Path, worker: Worker, workers: int, address: str | None) -> Ite
     quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
     if address is None:
         size = sum(array.nbytes for array in _parcel(worker)["data"].values())
-        ray.init(
+        _start(
             address="local",
             num_cpus=workers * resources.cpu,
             num_gpus=None if resources.gpu else 0,
@@ -125,10 +133,7 @@ def _ray(folder: Path, worker: Worker, workers: int, address: str | None) -> Ite
             **quiet,
         )
     else:
-        try:
-            ray.init(address=address, **quiet)
-        except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
-            raise ValueError(f"cannot join the Ray cluster at {address}: {error}") from error
+        join(address, **quiet)
     before = None
     if threading.current_thread() is threading.main_thread():
         before = signal.signal(signal.SIGTERM, _interrupt)  # Ray has put its own there
@@ -140,6 +145,24 @@ def _ray(folder: Path, worker: Worker, workers: int, address: str | None) -> Ite
             signal.signal(signal.SIGTERM, before)
         os.environ.clear()
         os.environ.update(environment)
+
+
+def _start(**options: Any) -> None:
+    """Starts Ray, once more where a busy machine does not let it come up within its 30 seconds.
+    Raises SearchStoppedError where it never does."""
+    import ray
+
+    for tries_left in reversed(range(_TRIES)):
+        try:
+            ray.init(**options)
+            return
+        except Exception as error:
+            if type(error) is not Exception:  # Ray has no kind of its own for this one
+                raise
+            ray.shutdown()
+            if not tries_left:
+                raise SearchStoppedError(f"Ray could not be started: {error}") from error
+            log.warning("Ray has not started (%s); it is tried again", error)
 
 
 def _remove_left_folders() -> None:

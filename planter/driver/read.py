@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 import yaml
@@ -11,6 +12,9 @@ import yaml
 from planter.driver.storage import PointBook, database_url, open_storage
 from planter.front import Point
 from planter.study import Study
+
+if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 
 def run_study(run: Path) -> Study:
@@ -44,9 +48,24 @@ def serve_dashboard(run: Path, host: str, port: int, ready: Callable[[str], None
     storage = open_storage(database_url(run, study.storage))
     number = storage.get_study_id_from_name(study.name)
     app = optuna_dashboard.wsgi(storage)
+    if host == "127.0.0.1":
+        app = _for_this_machine(app)
     with make_server(host, port, app, handler_class=_Quiet) as server:
         ready(f"http://{host}:{server.server_port}/dashboard/studies/{number}")
         server.serve_forever()
+
+
+def _for_this_machine(app: WSGIApplication) -> WSGIApplication:
+    """The application, closed to pages of others whose name was made to lead to this machine: the
+    browser sends that name, and optuna-dashboard lets whoever reaches it change a study."""
+
+    def answer(environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
+        if environ.get("HTTP_HOST", "").partition(":")[0] in ("127.0.0.1", "localhost"):
+            return app(environ, start)
+        start("403 Forbidden", [("Content-Type", "text/plain")])
+        return [b"planter dashboard answers at 127.0.0.1 and localhost\n"]
+
+    return answer
 
 
 class _Quiet(WSGIRequestHandler):

@@ -96,7 +96,7 @@ def search(
     if not isinstance(study, Study):
         source = find_study(study)
         study = read_study(source, overrides)
-    prepared = prepare(study)
+    prepared = prepare(study, elsewhere=ray_address is not None)
     for warning in prepared.warnings:
         log.warning("%s", warning)
     run = Path(out if out is not None else Path("runs") / study.name).resolve()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import resource
 import threading
@@ -92,10 +93,12 @@ class JobSearcher(Searcher):
         complete: Callable[[], bool],
         workers: int,
         limit: Callable[[Job], float | None] = lambda job: None,
+        room: Callable[[], float] = lambda: math.inf,
     ) -> None:
         super().__init__()
         self._compare = compare
         self._limit = limit
+        self._room = room
         self._began: dict[str, float] = {}
         self._propose = propose
         self._finish = finish
@@ -111,7 +114,7 @@ class JobSearcher(Searcher):
         try:
             if self.error is not None or self._complete():
                 return str(Searcher.FINISHED)
-            if len(self._running) >= self._workers:
+            if len(self._running) >= min(self._workers, self._room()):
                 return None  # a trial beyond the workers would start an actor to throw it away
             job = self._propose()
         except Exception as error:
@@ -211,10 +214,12 @@ def run_tune(
     resources: Mapping[str, float],
     folder: Path,
     limit: Callable[[Job], float | None],
+    room: Callable[[], float],
 ) -> None:
     """Runs jobs on `workers` actors until `complete()`; raises what our own side raised. `limit`
-    says how many seconds a job may take, None without a limit."""
-    searcher = JobSearcher(propose, compare, finish, complete, workers, limit)
+    says how many seconds a job may take, None without a limit; `room` how many actors there is room
+    for now."""
+    searcher = JobSearcher(propose, compare, finish, complete, workers, limit, room)
     trainable = tune.with_parameters(TrainingActor, parcel=parcel)
     tune.run(
         tune.with_resources(trainable, dict(resources)),
