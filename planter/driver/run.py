@@ -92,7 +92,7 @@ def search(
     run = Path(out if out is not None else Path("runs") / study.name).resolve()
     with lock_run(run, take_over=take_over):
         write_settings(run, study, source, prepared.fingerprint, accept_changes=accept_changes)
-        storage = open_storage(database_url(run, study.storage))
+        storage = open_storage(database_url(run, study.storage), alone=True)
         try:
             claim = Claim(storage, study.name, run, run_id(run))
             try:
