@@ -1,4 +1,4 @@
-"""What benchmarks/driver.py has trained: nothing, or a fixed piece of work. Not a benchmark itself."""
+"""What benchmarks/driver.py has trained: nothing, or a piece of work. Not a benchmark itself."""
 
 from __future__ import annotations
 

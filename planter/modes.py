@@ -35,10 +35,11 @@ class ShapesOnly(TorchFunctionMode):
     def __torch_function__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        if function in (functional.relu, torch.relu) and len(args) == 1 and args[0].is_meta:
-            if not (kwargs or {}).get("inplace"):
-                return args[0]
-        return function(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        rectifies = function in (functional.relu, torch.relu) and len(args) == 1
+        if rectifies and args[0].is_meta and not kwargs.get("inplace"):
+            return args[0]
+        return function(*args, **kwargs)
 
 
 def remove_parametrization_(module: nn.Module, tensor: str) -> None:

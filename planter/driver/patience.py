@@ -9,13 +9,14 @@ from collections.abc import Callable, Container, Sequence
 from typing import Any, TypeVar
 
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.storages import BaseStorage
+from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Engine, event
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import InterfaceError, OperationalError
 
 from planter.driver.jobs import SearchStoppedError
+from planter.driver.rows import add_rows
 
 _PATIENCE_S = 600.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
@@ -122,6 +123,24 @@ class PatientStorage(BaseStorage):
         self._counts[study_id] = before + 1
         self._study_of[trial_id] = study_id
         return trial_id
+
+    def add_finished(self, study_id: int, rows: Sequence[FrozenTrial]) -> None:
+        """Adds finished trials once: where it is a database, all or none of them."""
+        database = getattr(self._storage, "_backend", None)
+        if not isinstance(database, RDBStorage):
+            for row in rows:
+                self.create_new_trial(study_id, row)
+            return
+        if (before := self._counts.pop(study_id, None)) is None:
+            before = len(self.get_all_trials(study_id, deepcopy=False))
+        self._read.pop(study_id, None)
+
+        def again() -> None:
+            if len(self._storage.get_all_trials(study_id, deepcopy=False)) == before:
+                add_rows(database, study_id, rows)
+
+        self._patiently(lambda: add_rows(database, study_id, rows), again)
+        self._counts[study_id] = before + len(rows)
 
     def get_all_trials(
         self,

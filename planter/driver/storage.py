@@ -193,21 +193,25 @@ class PointBook:
         distributions: Mapping[str, BaseDistribution],
     ) -> None:
         """Writes the points that are not in the book yet."""
-        for point in points:
-            if point.id in self._points:
-                continue
-            attributes = {"id": point.id, **dataclasses.asdict(point)}
-            row = optuna.trial.create_trial(
+        fresh = {point.id: point for point in points if point.id not in self._points}
+        rows = [
+            optuna.trial.create_trial(
                 values=[point.accuracy, point.macs],
                 params=dict(params),
                 distributions=dict(distributions),
-                user_attrs=attributes,
+                user_attrs={"id": point.id, **dataclasses.asdict(point)},
                 constraints={
                     limit: getattr(point, limit) / most - 1 for limit, most in self._limits.items()
                 },
             )
-            self._study.add_trial(row)
-            self._points[point.id] = point
+            for point in fresh.values()
+        ]
+        storage = self._study._storage
+        if isinstance(storage, PatientStorage):
+            storage.add_finished(self._study._study_id, rows)
+        else:
+            self._study.add_trials(rows)
+        self._points |= fresh
 
 
 def read_result(row: optuna.trial.FrozenTrial) -> dict[str, Any] | None:
