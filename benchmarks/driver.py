@@ -15,8 +15,8 @@ own start is not, and stands beside it as `ray_starts_s`, with planter's import 
   a process of its own, in turn; a figure is the median over `--rounds`.
 - long: a study that holds 1,999 finished trials and their points goes on, `workers: 0`: seconds a
   trial from one booking to the next, the mean over 20 trials (documents are not written after
-  each). The rows before were written as the driver writes them; their parameters are 200 draws of the
-  space, the continuous ones drawn anew for each row.
+  each). The rows before were written as the driver writes them; their parameters are 200 draws of
+  the space, the continuous ones drawn anew for each row.
 - efficiency: 20 trials of a fixed piece of one-thread work, 5 s alone on one core, on two workers:
   20 x its time alone / (2 x the search's time). `two processes` is the same for two bare processes
   that share nothing: what the machine allows.

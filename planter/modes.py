@@ -26,7 +26,7 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
 
 
 class ShapesOnly(TorchFunctionMode):
-    """Within it, networks without numbers skip ReLU where it writes to a tensor of its own.
+    """Within it, networks without numbers make no more of a ReLU than a tensor of its shape.
 
     It changes no shape, and torch, which works shapes out in Python on its meta device, takes half
     of a forward pass for it.
@@ -38,7 +38,7 @@ class ShapesOnly(TorchFunctionMode):
         kwargs = kwargs or {}
         rectifies = function in (functional.relu, torch.relu) and len(args) == 1
         if rectifies and args[0].is_meta and not kwargs.get("inplace"):
-            return args[0]
+            return torch.empty_like(args[0])  # one of its own: what follows may write to it
         return function(*args, **kwargs)
 
 

@@ -21,7 +21,7 @@ from planter.driver.budget import Account
 from planter.driver.check import Prepared, prepare, worker_count
 from planter.driver.claim import Claim
 from planter.driver.folder import lock_run, run_id, write_settings
-from planter.driver.jobs import Job, Outcome
+from planter.driver.jobs import Job, Outcome, SearchStoppedError
 from planter.driver.plain import Baselines, Teacher
 from planter.driver.rounds import Rounds
 from planter.driver.sampling import Sampling
@@ -176,8 +176,9 @@ class _Search:
             else:
                 self._train_on_ray(ray_address)
         finally:
-            if self._late:
-                self._write()
+            with suppress(SearchStoppedError):  # another driver may have the folder by now
+                self._due = 0.0
+                self._write_if_due()
         self._schedule.stop_if_hopeless()
         if (open_ := self._schedule.left()) and (spent := self._schedule.spent()):
             self._tell(f"{spent}: {open_} trainings at most were not begun; with more it goes on")
@@ -280,6 +281,7 @@ class _Search:
         """Writes what is late, unless that would take more of the time than its share: the
         documents of a long study take longer to write than a trial of it to book."""
         if self._late and time.monotonic() >= self._due:
+            self._claim.check()
             self._write()
 
     def _write(self, test_accuracies: dict[str, float] | None = None) -> None:
