@@ -30,6 +30,7 @@ import logging
 import multiprocessing
 import os
 import random
+import secrets
 import statistics
 import subprocess
 import sys
@@ -115,6 +116,8 @@ def planter(folder: Path) -> dict[str, float]:
 
 def ray_tune(folder: Path, reused: bool) -> dict[str, float]:
     """Twelve empty trials without planter."""
+    # A token of this process, as planter's own: Ray would write one to the home folder.
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     if reused:
         os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     import ray
