@@ -6,6 +6,7 @@ import copy
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from planter.arch import Architecture
 from planter.backbones import build_backbone, is_known
 from planter.branches import branch
 from planter.heads import image_head
+from planter.modes import ShapesOnly
 from planter.norms import NormMode
 from planter.pipelines import Entry, Exit, Pipelines
 from planter.places import (
@@ -123,7 +125,8 @@ def check_architecture(architecture: Architecture) -> None:
     shown = "x".join(map(str, image))
     for name in network.names:
         try:
-            logits = network(images, [name])[name]
+            with ShapesOnly():
+                logits = network(images, [name])[name]
         except RuntimeError as error:
             what = architecture.pipelines.get(name)
             raise ValueError(
@@ -140,6 +143,13 @@ def check_architecture(architecture: Architecture) -> None:
 
 def takes_stride(architecture: Architecture, before: str, stride: int) -> bool:
     """Whether the rest of the network accepts a step-down of that stride at the cut."""
+    plain = replace(architecture, pipelines={})
+    if is_known(architecture.builder):
+        return _known_to_take(plain, before, stride)
+    return _takes_stride(plain, before, stride)
+
+
+def _takes_stride(architecture: Architecture, before: str, stride: int) -> bool:
     probe = Architecture(
         architecture.builder,
         architecture.widths,
@@ -151,6 +161,9 @@ def takes_stride(architecture: Architecture, before: str, stride: int) -> bool:
     except ValueError:
         return False
     return True
+
+
+_known_to_take = lru_cache(maxsize=4096)(_takes_stride)
 
 
 def _around(

@@ -22,7 +22,7 @@ from planter.backbones import StagedNet
 from planter.blocks import expanded_layers
 from planter.forms import Kernels
 from planter.kernels import expand_kernels_
-from planter.modes import evaluating
+from planter.modes import ShapesOnly, evaluating
 from planter.norms import NormMode
 from planter.pipelines import BRANCH, Pipelines
 from planter.places import image_of
@@ -166,7 +166,7 @@ def _cost_of_one(network: nn.Module, images: Tensor) -> Cost:
             assert part is not None
             extra = _Extra(part)
             counter = FlopCounterMode(display=False)
-            with extra, counter:
+            with extra, ShapesOnly(), counter:
                 x = part(x)
             macs = counter.get_total_flops() // 2
             params = sum(p.numel() for p in part.parameters())

@@ -1,12 +1,16 @@
-"""Leaving a model as it was found."""
+"""How a model is run: left as it was found, or for its shapes alone."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import torch
 from torch import nn
+from torch.nn import functional
 from torch.nn.utils import parametrize
+from torch.overrides import TorchFunctionMode
 
 
 @contextmanager
@@ -19,6 +23,23 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+class ShapesOnly(TorchFunctionMode):
+    """Within it, networks without numbers make no more of a ReLU than a tensor of its shape.
+
+    It changes no shape, and torch, which works shapes out in Python on its meta device, takes half
+    of a forward pass for it.
+    """
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        rectifies = function in (functional.relu, torch.relu) and len(args) == 1
+        if rectifies and args[0].is_meta and not kwargs.get("inplace"):
+            return torch.empty_like(args[0])  # one of its own: what follows may write to it
+        return function(*args, **kwargs)
 
 
 def remove_parametrization_(module: nn.Module, tensor: str) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import nn
 
 from planter.arch import Architecture
 from planter.backbones import build_backbone, is_known
+from planter.modes import ShapesOnly
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,14 @@ def cuts(architecture: Architecture) -> dict[str, Cut]:
     before it. Raises ValueError for a network without `stages` and `head`, and for an image the
     network cannot take.
     """
+    plain = replace(architecture, pipelines={})
+    # A search space asks for the cuts of the same networks again and again.
+    return dict(_known_cuts(plain)) if is_known(architecture.builder) else _cuts(plain)
+
+
+def _cuts(architecture: Architecture) -> dict[str, Cut]:
     channels, height, width = image_of(architecture)
-    backbone = backbone_without_data(replace(architecture, pipelines={})).eval()
+    backbone = backbone_without_data(architecture).eval()
     names = stage_names(backbone)
     # Enlarged, so that poolings that round an odd size down do not blur the stride; as it is where
     # a stage takes that size alone.
@@ -44,11 +52,15 @@ def cuts(architecture: Architecture) -> dict[str, Cut]:
                 if i and maps.dim() == 4:
                     stride = times * height // maps.shape[2]
                     found[f"cut{i}"] = Cut(name, maps.shape[1], stride, names[i - 1])
-                maps = backbone.get_submodule(f"stages.{name}")(maps)
+                with ShapesOnly():
+                    maps = backbone.get_submodule(f"stages.{name}")(maps)
             return found
         except RuntimeError as error:
             failed = f"stage {name} cannot take a map of shape {list(maps.shape[1:])}: {error}"
     raise ValueError(f"{architecture.builder} with image {channels}x{height}x{width}: {failed}")
+
+
+_known_cuts = lru_cache(maxsize=1024)(_cuts)
 
 
 def find_entry(known: Mapping[str, Cut], place: str) -> Cut:

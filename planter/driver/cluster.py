@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import logging
 import os
@@ -53,6 +54,7 @@ _ENVIRONMENT = {
 }
 _TOKEN = secrets.token_hex(32)
 """Of this process: Ray keeps the first one it sees, and a second search would not get in."""
+_TRAINING = "planter.driver.tune"
 _FOLDER = "planter-ray-"
 _STORE_AT_LEAST = 150 * 2**20
 _TRIES = 3
@@ -81,6 +83,9 @@ def train_on_ray(
         with _ray(folder, worker, workers, address), watched(address):
             from planter.driver.tune import run_tune
 
+            # A Ray of our own counts a worker as one core, whatever its threads: Ray starts a
+            # process a core, and each of them imports torch.
+            shares = asked if address is not None else {**asked, "cpu": 1}
             room = room_for(asked, address) if address is not None else lambda: workers
             run_tune(
                 _parcel(worker),
@@ -89,7 +94,7 @@ def train_on_ray(
                 finish,
                 complete,
                 workers,
-                asked,
+                shares,
                 folder,
                 partial(seconds_for, resources),
                 room,
@@ -113,7 +118,12 @@ def _ray(folder: Path, worker: Worker, workers: int, address: str | None) -> Ite
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = _TOKEN
+        # Ray's processes import what trains when they start, not when they get their first job.
+        os.environ.setdefault("RAY_preload_python_modules", _TRAINING)
     import ray
+
+    # Before Ray's processes compete for the cores with it.
+    importlib.import_module(_TRAINING)
 
     if ray.is_initialized():
         raise ValueError("Ray already runs in this process; ray.shutdown() first, or workers=0")
@@ -124,7 +134,7 @@ def _ray(folder: Path, worker: Worker, workers: int, address: str | None) -> Ite
         size = sum(array.nbytes for array in _parcel(worker)["data"].values())
         _start(
             address="local",
-            num_cpus=workers * resources.cpu,
+            num_cpus=workers,
             num_gpus=None if resources.gpu else 0,
             include_dashboard=False,
             object_store_memory=max(2 * size, _STORE_AT_LEAST),

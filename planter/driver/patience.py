@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any, TypeVar
 
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.storages import BaseStorage
+from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Engine, event
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import InterfaceError, OperationalError
 
 from planter.driver.jobs import SearchStoppedError
+from planter.driver.rows import add_rows
 
 _PATIENCE_S = 600.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
@@ -51,18 +53,38 @@ def _patient(method: Callable[..., Any]) -> Any:
     return repeated
 
 
+def _writing(method: Callable[..., Any]) -> Any:
+    """The same of a method that writes to a trial: what was read of its study is forgotten."""
+    patient = _patient(method)
+
+    def forgetting(self: PatientStorage, trial_id: int, *args: Any, **kwargs: Any) -> Any:
+        self._forget(trial_id)
+        return patient(self, trial_id, *args, **kwargs)
+
+    return forgetting
+
+
 class PatientStorage(BaseStorage):
     """A storage whose calls wait while it is away, ever longer, for ten minutes at most.
 
     Then, and at every call after that, SearchStoppedError is raised: a driver whose write may or
     may not have happened must begin from what is written. Expects to be the only one to add trials.
+
+    `alone` says that nobody else writes to trials either: those of a study are then read once after
+    each of the process's own writes to them, however often they are asked for.
     """
 
-    def __init__(self, storage: BaseStorage, close: Callable[[], None]) -> None:
+    def __init__(
+        self, storage: BaseStorage, close: Callable[[], None], *, alone: bool = False
+    ) -> None:
         self._storage = storage
         self._close = close
         self._stopped: str | None = None
         self._waits = True
+        self._alone = alone
+        self._read: dict[int, list[FrozenTrial]] = {}
+        self._study_of: dict[int, int] = {}
+        self._counts: dict[int, int] = {}
 
     create_new_study = _patient(BaseStorage.create_new_study)
     delete_study = _patient(BaseStorage.delete_study)
@@ -74,20 +96,21 @@ class PatientStorage(BaseStorage):
     get_study_user_attrs = _patient(BaseStorage.get_study_user_attrs)
     get_study_system_attrs = _patient(BaseStorage.get_study_system_attrs)
     get_all_studies = _patient(BaseStorage.get_all_studies)
-    set_trial_param = _patient(BaseStorage.set_trial_param)
-    set_trial_intermediate_value = _patient(BaseStorage.set_trial_intermediate_value)
-    set_trial_user_attr = _patient(BaseStorage.set_trial_user_attr)
-    set_trial_system_attr = _patient(BaseStorage.set_trial_system_attr)
+    set_trial_param = _writing(BaseStorage.set_trial_param)
+    set_trial_intermediate_value = _writing(BaseStorage.set_trial_intermediate_value)
+    set_trial_user_attr = _writing(BaseStorage.set_trial_user_attr)
+    set_trial_system_attr = _writing(BaseStorage.set_trial_system_attr)
     get_trial_id_from_study_id_trial_number = _patient(
         BaseStorage.get_trial_id_from_study_id_trial_number
     )
     get_trial = _patient(BaseStorage.get_trial)
-    get_all_trials = _patient(BaseStorage.get_all_trials)
     get_best_trial = _patient(BaseStorage.get_best_trial)
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
         """Adds a trial once, also where the answer to the first try was lost."""
-        before = len(self.get_all_trials(study_id, deepcopy=False))
+        if (before := self._counts.pop(study_id, None)) is None:
+            before = len(self.get_all_trials(study_id, deepcopy=False))
+        self._read.pop(study_id, None)
 
         def again() -> int:
             rows = self._storage.get_all_trials(study_id, deepcopy=False)
@@ -95,14 +118,51 @@ class PatientStorage(BaseStorage):
                 return rows[before]._trial_id
             return self._storage.create_new_trial(study_id, template_trial)
 
-        return self._patiently(
+        trial_id = self._patiently(
             lambda: self._storage.create_new_trial(study_id, template_trial), again
         )
+        self._counts[study_id] = before + 1
+        self._study_of[trial_id] = study_id
+        return trial_id
+
+    def add_finished(self, study_id: int, rows: Sequence[FrozenTrial]) -> None:
+        """Adds finished trials once: where it is a database, all or none of them."""
+        database = getattr(self._storage, "_backend", None)
+        if not isinstance(database, RDBStorage):
+            for row in rows:
+                self.create_new_trial(study_id, row)
+            return
+        if (before := self._counts.pop(study_id, None)) is None:
+            before = len(self.get_all_trials(study_id, deepcopy=False))
+        self._read.pop(study_id, None)
+
+        def again() -> None:
+            if len(self._storage.get_all_trials(study_id, deepcopy=False)) == before:
+                add_rows(database, study_id, rows)
+
+        self._patiently(lambda: add_rows(database, study_id, rows), again)
+        self._counts[study_id] = before + len(rows)
+
+    def get_all_trials(
+        self,
+        study_id: int,
+        deepcopy: bool = True,
+        states: Container[TrialState] | None = None,
+    ) -> list[FrozenTrial]:
+        rows = self._read.get(study_id)
+        if rows is None:
+            rows = self._patiently(lambda: self._storage.get_all_trials(study_id, deepcopy=False))
+            if self._alone:
+                self._read[study_id] = rows
+                self._study_of.update((row._trial_id, study_id) for row in rows)
+        chosen = [row for row in rows if states is None or row.state in states]
+        return copy.deepcopy(chosen) if deepcopy else chosen
 
     def set_trial_state_values(
         self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
     ) -> bool:
         """Closes a trial; a try whose answer was lost may have done so."""
+        self._forget(trial_id)
 
         def again() -> bool:
             try:
@@ -127,6 +187,13 @@ class PatientStorage(BaseStorage):
     def close(self) -> None:
         """Closes its connections."""
         self._close()
+
+    def _forget(self, trial_id: int) -> None:
+        study_id = self._study_of.get(trial_id)
+        if study_id is None:
+            self._read.clear()
+        else:
+            self._read.pop(study_id, None)
 
     def _patiently(
         self, call: Callable[[], Answer], again: Callable[[], Answer] | None = None

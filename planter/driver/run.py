@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -54,6 +55,8 @@ from planter.study_file import find_study, read_study
 from planter.train import evaluate
 
 log = logging.getLogger(__name__)
+_SHARE_OF_WRITING = 0.05
+"""Of the driver's time, at most, for documents while it searches."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,7 @@ def search(
     run = Path(out if out is not None else Path("runs") / study.name).resolve()
     with _full_disk_told(run), lock_run(run, take_over=take_over):
         write_settings(run, study, source, prepared.fingerprint, accept_changes=accept_changes)
-        storage = open_storage(database_url(run, study.storage))
+        storage = open_storage(database_url(run, study.storage), alone=True)
         try:
             claim = Claim(storage, study.name, run, run_id(run))
             try:
@@ -176,6 +179,10 @@ class _Search:
             run.parent / ".teachers",
             "cuda" if study.resources.gpu else "cpu",
         )
+        self._due = 0.0
+        self._late = False
+        self._dropped: set[str] = set()
+        self._found: tuple[int, tuple[Point, ...], float] = (0, (), 0.0)
 
     def train(self, ray_address: str | None) -> None:
         """Runs every job that is left."""
@@ -185,10 +192,15 @@ class _Search:
         self._tell_notices()
         if self._schedule.complete():
             return
-        if self._workers == 0:
-            self._train_here()
-        else:
-            self._train_on_ray(ray_address)
+        try:
+            if self._workers == 0:
+                self._train_here()
+            else:
+                self._train_on_ray(ray_address)
+        finally:
+            with suppress(SearchStoppedError):  # another driver may have the folder by now
+                self._due = 0.0
+                self._write_if_due()
         self._schedule.stop_if_hopeless()
         if (open_ := self._schedule.left()) and (spent := self._schedule.spent()):
             self._tell(f"{spent}: {open_} trainings at most were not begun; with more it goes on")
@@ -203,7 +215,7 @@ class _Search:
             self.next,
             self.compare,
             self.finish,
-            self._schedule.complete,
+            self.complete,
             self._workers,
             ray_address,
         )
@@ -217,6 +229,11 @@ class _Search:
                     job = onward
                     outcome = worker.do(job)
                 self.finish(job, outcome)
+
+    def complete(self) -> bool:
+        """Whether all is trained. Ray asks all the time, also while every worker is busy."""
+        self._write_if_due()
+        return self._schedule.complete()
 
     def next(self) -> Job | None:
         self._claim.check()
@@ -241,7 +258,8 @@ class _Search:
         if "error" in outcome and not again and job.kind in ("plant", "grow", "sample"):
             for trial in job.trials:  # the others are tried again when the study goes on
                 drop_checkpoints(self._run / "trials" / trial)
-        self._refresh()
+        self._late = True
+        self._write_if_due()
         for name, one in job.outcomes(outcome).items() if "partial" not in outcome else []:
             self._tell(self._told(name, one, again=again))
         self._tell_notices()
@@ -309,6 +327,13 @@ class _Search:
         rows = json.loads(file.read_text())["points"]
         return {r["id"]: r["test_accuracy"] for r in rows if r["test_accuracy"] is not None}
 
+    def _write_if_due(self) -> None:
+        """Writes what is late, unless that would take more of the time than its share: the
+        documents of a long study take longer to write than a trial of it to book."""
+        if self._late and time.monotonic() >= self._due:
+            self._claim.check()
+            self._refresh()
+
     def _refresh(self) -> None:
         """Writes what can be read before the end; not on a full disk, as it will be written anew
         after the next job."""
@@ -321,6 +346,7 @@ class _Search:
 
     def _write(self, test_accuracies: dict[str, float] | None = None) -> None:
         """Brings the folder's documents and models up to the books."""
+        began, self._late = time.monotonic(), False
         points = self._book.points
         self._drop_models(points)
         if not points:
@@ -332,6 +358,7 @@ class _Search:
         if self._rounds is not None:
             text = to_csv(self._rounds.table(), PLANTING_COLUMNS)
             write_text(self._run / "planting.csv", text)
+        self._due = time.monotonic() + (time.monotonic() - began) / _SHARE_OF_WRITING
 
     def _document(self, test_accuracies: dict[str, float]) -> dict[str, Any]:
         return document(
@@ -360,14 +387,21 @@ class _Search:
         kept = {point.id for point in self._reported()}
         needed = self._rounds.needed() if self._rounds is not None else set()
         for point in points:
+            if point.id in self._dropped:
+                continue
             if point.id not in kept and point.trial not in needed:
+                self._dropped.add(point.id)
                 folder = self._run / "models" / point.id
                 shutil.rmtree(folder, ignore_errors=True)
                 with suppress(OSError):  # the trial's other pipelines may be kept
                     folder.parent.rmdir()
 
     def _tell(self, event: str) -> None:
-        front = front_of(self._book.points, self._limits)
+        points = self._book.points
+        if self._found[0] != len(points):  # points are only ever added
+            front = tuple(front_of(points, self._limits))
+            self._found = (len(points), front, covered(front, self._reference, self._limits))
+        _, front, hypervolume = self._found
         self._observe(
             Progress(
                 event,
@@ -375,8 +409,8 @@ class _Search:
                 self._schedule.failed(),
                 tuple(self._schedule.running),
                 self._schedule.left(),
-                tuple(front),
-                covered(self._book.points, self._reference, self._limits),
+                front,
+                hypervolume,
                 self._schedule.seconds_left(self._workers),
             )
         )

@@ -24,7 +24,7 @@ from planter.driver.storage import (
     write_result,
 )
 from planter.forms import form_names
-from planter.front import covered, within
+from planter.front import covered, front_of, within
 from planter.halving import Points, by_rank
 from planter.macs import Cost, cost
 from planter.pareto import hypervolume
@@ -250,7 +250,8 @@ class Sampling:
 
     def _tell(self, row: FrozenTrial, outcome: Outcome) -> None:
         points = points_of(_id(row.number), "sample", outcome)
-        before = [p for p in self._book.points if p.trial != _id(row.number)]
+        others = [p for p in self._book.points if p.trial != _id(row.number)]
+        before = front_of(others, self._limits)
         if self._family:
             self._study.tell(row.number, covered(points, self._reference, self._limits))
             return

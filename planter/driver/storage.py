@@ -44,18 +44,19 @@ def database_url(run: Path, storage: str | None) -> str:
     return storage or f"sqlite:///{run / 'study.db'}"
 
 
-def open_storage(url: str) -> PatientStorage:
+def open_storage(url: str, *, alone: bool = False) -> PatientStorage:
     """The storage at an Optuna URL, or the journal file at `journal:///relative.log` or
     `journal:////absolute.log` (slashes as SQLite has them). Raises ValueError where it cannot be
-    opened; once open, it is waited for.
+    opened; once open, it is waited for. `alone` is for the one who writes: see PatientStorage.
 
     SQLite writes ahead, so that readers (the dashboard) and the driver never lock each other out;
     both wait rather than fail.
     """
     with _readable_errors(url):
         if url.startswith("journal:"):
-            return PatientStorage(JournalStorage(_Journal(_journal_file(url))), lambda: None)
-        return _open_database(url)
+            journal = JournalStorage(_Journal(_journal_file(url)))
+            return PatientStorage(journal, lambda: None, alone=alone)
+        return _open_database(url, alone=alone)
 
 
 def check_url(url: str) -> None:
@@ -88,7 +89,7 @@ def _readable_errors(url: str) -> Iterator[None]:
         ) from error
 
 
-def _open_database(url: str) -> PatientStorage:
+def _open_database(url: str, *, alone: bool) -> PatientStorage:
     sqlite = url.startswith("sqlite")
     storage = RDBStorage(
         url,
@@ -98,7 +99,7 @@ def _open_database(url: str) -> PatientStorage:
         with storage.engine.connect() as connection:
             connection.exec_driver_sql("PRAGMA journal_mode=WAL")
     tell_when_away(storage.engine)
-    return PatientStorage(get_storage(storage), storage.engine.dispose)
+    return PatientStorage(get_storage(storage), storage.engine.dispose, alone=alone)
 
 
 def _journal_file(url: str) -> str:
@@ -192,21 +193,25 @@ class PointBook:
         distributions: Mapping[str, BaseDistribution],
     ) -> None:
         """Writes the points that are not in the book yet."""
-        for point in points:
-            if point.id in self._points:
-                continue
-            attributes = {"id": point.id, **dataclasses.asdict(point)}
-            row = optuna.trial.create_trial(
+        fresh = {point.id: point for point in points if point.id not in self._points}
+        rows = [
+            optuna.trial.create_trial(
                 values=[point.accuracy, point.macs],
                 params=dict(params),
                 distributions=dict(distributions),
-                user_attrs=attributes,
+                user_attrs={"id": point.id, **dataclasses.asdict(point)},
                 constraints={
                     limit: getattr(point, limit) / most - 1 for limit, most in self._limits.items()
                 },
             )
-            self._study.add_trial(row)
-            self._points[point.id] = point
+            for point in fresh.values()
+        ]
+        storage = self._study._storage
+        if isinstance(storage, PatientStorage):
+            storage.add_finished(self._study._study_id, rows)
+        else:
+            self._study.add_trials(rows)
+        self._points |= fresh
 
 
 def read_result(row: optuna.trial.FrozenTrial) -> dict[str, Any] | None:
