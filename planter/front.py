@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Method = Literal["plant", "sample", "teacher", "baseline"]
 COLUMNS = [
     "id", "trial", "pipeline", "method", "accuracy", "test_accuracy", "macs", "params",
-    "on_front", "model", "train_macs",
+    "on_front", "model", "train_macs", "latency_ms",
 ]  # fmt: skip
 PLANTING_COLUMNS = [
     "round", "layer", "channels", "accepted", "widths", "params", "macs", "val_loss",
@@ -33,7 +33,8 @@ class Point:
 
     `accuracy` is on validation images, 0..1; `train_macs` and `seconds` are those of the whole
     trial, which its points share; `kernels` names the form it trained in, by part where several,
-    `norms` whose the batch norms of shared stages were.
+    `norms` whose the batch norms of shared stages were; `latency_ms` is that of a forward pass of
+    one image, timed before the training, where it is bounded.
     """
 
     trial: str
@@ -48,6 +49,7 @@ class Point:
     architecture: Mapping[str, Any]
     kernels: str | Mapping[str, str] = "plain"
     norms: NormMode = "switch_stats"
+    latency_ms: float | None = None
 
     @property
     def id(self) -> str:
@@ -59,12 +61,14 @@ class Point:
         return self.method in ("plant", "sample")
 
 
-def within(point: Point, limits: Mapping[str, int]) -> bool:
-    """Whether a point keeps to limits on `macs` and `params`."""
-    return all(getattr(point, name) <= limit for name, limit in limits.items())
+def within(point: Point, limits: Mapping[str, float]) -> bool:
+    """Whether a point keeps to limits on `macs`, `params` and `latency_ms`; to the last it does not
+    where it was not timed."""
+    values = {name: getattr(point, name) for name in limits}
+    return all(v is not None and v <= limits[name] for name, v in values.items())
 
 
-def front_of(points: Sequence[Point], limits: Mapping[str, int]) -> list[Point]:
+def front_of(points: Sequence[Point], limits: Mapping[str, float]) -> list[Point]:
     """The searched points within the limits that no other of them dominates, by rising macs."""
     searched = [point for point in points if point.searched and within(point, limits)]
     mask = pareto_front([(p.accuracy, p.macs) for p in searched])
@@ -73,7 +77,7 @@ def front_of(points: Sequence[Point], limits: Mapping[str, int]) -> list[Point]:
 
 
 def covered(
-    points: Sequence[Point], reference: Sequence[float], limits: Mapping[str, int]
+    points: Sequence[Point], reference: Sequence[float], limits: Mapping[str, float]
 ) -> float:
     """Hypervolume of the searched points within the limits."""
     searched = [p for p in points if p.searched and within(p, limits)]
@@ -81,7 +85,7 @@ def covered(
 
 
 def best_family(
-    points: Sequence[Point], reference: Sequence[float], limits: Mapping[str, int]
+    points: Sequence[Point], reference: Sequence[float], limits: Mapping[str, float]
 ) -> list[Point]:
     """The points of the sampled trial whose networks within the limits together cover the largest
     hypervolume: one set of weights. Empty where none covers any; the earliest of equal ones."""
@@ -103,7 +107,7 @@ def document(
     study: str,
     points: Sequence[Point],
     reference: Sequence[float],
-    limits: Mapping[str, int],
+    limits: Mapping[str, float],
     test_accuracy: Mapping[str, float],
     run: Path,
     *,
@@ -127,6 +131,7 @@ def document(
                 "on_front": point.id in on_front,
                 "model": str(model) if (run / model).is_dir() else None,
                 "train_macs": point.train_macs,
+                "latency_ms": point.latency_ms,
             }
         )
     best = best_family(points, reference, limits) if family else []

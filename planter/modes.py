@@ -1,10 +1,11 @@
-"""Leaving a model as it was found."""
+"""Leaving a model, and torch, as they were found."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -19,6 +20,17 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+@contextmanager
+def threads_of_torch(count: int) -> Iterator[None]:
+    """So many threads for torch's operators within the block; afterwards as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def remove_parametrization_(module: nn.Module, tensor: str) -> None:

@@ -97,8 +97,16 @@ class Bounds(_Section):
 
     macs: Annotated[int | None, Field(gt=0, description="most multiply-adds of a point")] = None
     params: Annotated[int | None, Field(gt=0, description="most parameters of a point")] = None
+    latency_ms: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            description="most milliseconds of a point's forward pass of one image, timed on the "
+            "machine of the search with a worker's threads and device",
+        ),
+    ] = None
 
-    def limits(self) -> dict[str, int]:
+    def limits(self) -> dict[str, float]:
         """The bounds that are set, by the quantity they bound."""
         return {name: value for name, value in self.model_dump().items() if value is not None}
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import dataclasses
 import json
 import shutil
 import sqlite3
@@ -21,7 +20,6 @@ from planter.driver import worker as worker_module
 from planter.driver.check import prepare
 from planter.driver.jobs import SearchStoppedError
 from planter.driver.read import read_points
-from planter.driver.sampling import excess
 from planter.forms import forms_of
 from planter.macs import training_cost
 from planter.study import Study, StudyError
@@ -548,14 +546,6 @@ def test_a_sampler_is_told_a_point_that_keeps_the_bounds(study_file, tmp_path):
     told = [r for r in rows(run, "small/sampling") if r.state.name == "COMPLETE"]
     assert told
     assert all(row.values[1] <= limit for row in told)
-
-
-def test_bounds_are_kept_by_one_network_not_by_several_together():
-    small_but_long = planter.cost(planter.Architecture("convnet", {}, {"image": [3, 32, 32]}))
-    few = dataclasses.replace(small_but_long, macs=50, params=500)
-    cheap = dataclasses.replace(small_but_long, macs=500, params=50)
-    misses = excess({"macs": 100, "params": 100}, [few, cheap])
-    assert max(misses.values()) == 4.0
 
 
 def test_a_worker_sees_the_trial_the_driver_saw(study_file, tmp_path):

@@ -23,7 +23,7 @@ from planter.front import (
 _KEYS = {"study", "objectives", "points", "hypervolume", "reference_point", "cost"}
 _POINT_KEYS = {
     "id", "trial", "pipeline", "method", "accuracy", "test_accuracy", "macs", "params",
-    "on_front", "model", "train_macs",
+    "on_front", "model", "train_macs", "latency_ms",
 }  # fmt: skip
 
 

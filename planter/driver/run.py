@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from optuna.storages import BaseStorage
 
 from planter import checkpoint
@@ -38,6 +37,7 @@ from planter.front import (
     to_csv,
     write_text,
 )
+from planter.modes import threads_of_torch
 from planter.plots import front_figure, growth_figure, write_html
 from planter.study import Study
 from planter.study_file import find_study, read_study
@@ -86,10 +86,10 @@ def search(
     if not isinstance(study, Study):
         source = find_study(study)
         study = read_study(source, overrides)
-    prepared = prepare(study)
+    run = Path(out if out is not None else Path("runs") / study.name).resolve()
+    prepared = prepare(study, begun=(run / "resolved.yaml").is_file())
     for warning in prepared.warnings:
         log.warning("%s", warning)
-    run = Path(out if out is not None else Path("runs") / study.name).resolve()
     with lock_run(run, take_over=take_over):
         write_settings(run, study, source, prepared.fingerprint, accept_changes=accept_changes)
         storage = open_storage(database_url(run, study.storage))
@@ -127,16 +127,32 @@ class _Search:
         self._book = PointBook(storage, study.name, self._limits)
         self._reference = self._book.reference(prepared.reference)
         self._workers = worker_count(study)
-        teacher = Teacher(self._book) if study.teacher else None
+        latencies = prepared.latencies
+        latencies.learn_points(self._book.points)
+        teacher = Teacher(self._book, latencies) if study.teacher else None
         self._rounds = None
         if study.plant is not None:
-            self._rounds = Rounds(study, storage, prepared.layers, self._book, self._workers)
+            self._rounds = Rounds(
+                study,
+                storage,
+                prepared.layers,
+                self._book,
+                self._workers,
+                latencies,
+                prepared.networks["start"].architecture,
+            )
         self._sampling = None
         if prepared.space is not None:
             self._sampling = Sampling(
-                study, storage, prepared.space, prepared.data, self._book, self._reference
+                study,
+                storage,
+                prepared.space,
+                prepared.data,
+                self._book,
+                self._reference,
+                latencies,
             )
-        baselines = Baselines(study, self._book, teacher)
+        baselines = Baselines(study, self._book, teacher, latencies)
         account = Account(study.budget)
         self._schedule = Schedule(
             teacher,
@@ -187,7 +203,7 @@ class _Search:
 
     def _train_here(self) -> None:
         worker = replace(self._worker, data=self._worker.data.to(self._worker.device))
-        with _threads(self._study.resources.cpu):
+        with threads_of_torch(self._study.resources.cpu):
             while (job := self.next()) is not None:
                 self.finish(job, worker.do(job))
 
@@ -311,13 +327,3 @@ class _Search:
                 self._schedule.seconds_left(self._workers),
             )
         )
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
