@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from planter.pareto import hypervolume, pareto_front
 if TYPE_CHECKING:
     from planter.norms import NormMode
 
+log = logging.getLogger(__name__)
+LATENCY_FILE = "latency.json"
 Method = Literal["plant", "sample", "teacher", "baseline"]
 COLUMNS = [
     "id", "trial", "pipeline", "method", "accuracy", "test_accuracy", "macs", "params",
@@ -115,6 +118,7 @@ def document(
 ) -> dict[str, Any]:
     """What pareto.json says of a run; of a study that asks for a family, the best one as well."""
     on_front = {point.id for point in front_of(points, limits)}
+    measured = measured_latency(run)
     rows = []
     for point in sorted(points, key=lambda p: (p.macs, p.id)):
         model = Path("models") / point.id
@@ -131,7 +135,7 @@ def document(
                 "on_front": point.id in on_front,
                 "model": str(model) if (run / model).is_dir() else None,
                 "train_macs": point.train_macs,
-                "latency_ms": point.latency_ms,
+                "latency_ms": measured.get(point.id, point.latency_ms),
             }
         )
     best = best_family(points, reference, limits) if family else []
@@ -157,6 +161,25 @@ def document(
         },
         **({"family": told} if told else {}),
     }
+
+
+def measured_latency(run: Path) -> dict[str, float]:
+    """Median milliseconds of a forward pass of one image, by point, as `planter latency` measured
+    them last; empty where it did not."""
+    path = run / LATENCY_FILE
+    if not path.is_file():
+        return {}
+    try:
+        every = json.loads(path.read_text())["measurements"]
+        of_one_image = [one for one in every if one["batch"] == 1]
+        return {
+            row["id"]: row[one["column"]]["median_ms"]
+            for one in of_one_image[-1:]
+            for row in one["rows"]
+        }
+    except (ValueError, KeyError, TypeError) as error:  # a search does not end for it
+        log.warning("%s is damaged and left aside: %r", path, error)
+        return {}
 
 
 def read_front(run: Path) -> dict[str, Any]:

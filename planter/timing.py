@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from statistics import quantiles
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+Name = TypeVar("Name", bound=Hashable)
 _UNCOUNTED, _LEAST = 2, 4
 """Calls of each turn: those that only warm caches up, and those that are timed at least."""
 
@@ -25,15 +27,15 @@ class Timing:
 
 
 def time_calls(
-    calls: Mapping[str, Callable[[], object]],
+    calls: Mapping[Name, Callable[[], object]],
     *,
     rounds: int = 5,
     seconds: float = 0.1,
     clock: Callable[[], float] = time.perf_counter,
-) -> dict[str, Timing]:
+) -> dict[Name, Timing]:
     """Times calls by their names. They take turns, `rounds` of them, of about `seconds` each, so
     that whatever else the machine does, and every change of its pace, meets all of them alike."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
+    times: dict[Name, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
             times[name] += _turn(call, seconds, clock)
@@ -41,9 +43,8 @@ def time_calls(
 
 
 def forward(network: nn.Module, images: Tensor) -> Callable[[], None]:
-    """A call that passes `images` [batch, channels, height, width] through a network in eval mode,
-    and on a GPU waits for the end."""
-    network.eval()
+    """A call that passes `images` [batch, channels, height, width] through a network, in the mode
+    it has, and on a GPU waits for the end."""
 
     def call() -> None:
         with torch.inference_mode():

@@ -118,7 +118,8 @@ def measure(
     draw = torch.Generator().manual_seed(0)
     images = torch.rand(1, *image_of(architecture), generator=draw).to(device)
     calls = {
-        name: forward(build_network(architecture, name).to(device), images) for name in pipelines
+        name: forward(build_network(architecture, name).eval().to(device), images)
+        for name in pipelines
     }
     alone = threads == 1 and device == "cpu" and os.name == "posix"  # Windows counts in 16 ms
     with threads_of_torch(threads):
