@@ -211,6 +211,9 @@ class Sample(_Section):
 
     space: Annotated[str, Field(description="a shipped space's name, or file.py:function")]
     trials: Annotated[int, Field(ge=0, description="how many networks to train")] = 20
+    multiple: Annotated[
+        int, Field(ge=1, description="drawn widths and plants are rounded up to multiples of this")
+    ] = 1
     sampler: Annotated[
         Literal["tpe", "nsgaii", "random"], Field(description="Optuna's sampler of that name")
     ] = "tpe"

@@ -749,3 +749,13 @@ def test_an_asymmetric_block_is_no_problem_without_pipelines(study_file, tmp_pat
     space = space.replace('["none", "cut1", "cut2"]', '["none"]')
     (tmp_path / "space.py").write_text(f"import planter\n{space}")
     assert prepare(read_study(study_file, [])).space is not None
+
+
+def test_what_is_sampled_in_multiples_is_trained_in_multiples(study_file, tmp_path):
+    lean = ["plant=null", "sample.trials=2", "sample.multiple=8"]
+    planter.search(study_file, out=tmp_path / "run", overrides=lean)
+    sampled = [r for r in rows(tmp_path / "run", "small") if r.user_attrs["method"] == "sample"]
+    assert {row.user_attrs["trial"] for row in sampled} == {"s0000", "s0001"}
+    for row in sampled:
+        # The space draws 4 or 6, and leaves the 128 units of fc1 as they are.
+        assert set(row.user_attrs["architecture"]["widths"].values()) == {8, 128}

@@ -412,7 +412,9 @@ def _space(
     space = found.attempt(
         "sample.space",
         settings.space,
-        lambda: load_space(settings.space, image=data.image, classes=data.classes),
+        lambda: load_space(
+            settings.space, image=data.image, classes=data.classes, multiple=settings.multiple
+        ),
     )
     if space is None:
         return None

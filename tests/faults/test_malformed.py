@@ -236,6 +236,7 @@ VALUES: list[tuple[str, str, str]] = [
     ("objectives", "{macs_reference: 0}", "objectives.macs_reference"),
     ("objectives", "{macs_reference: -.inf}", "objectives.macs_reference"),
     ("objectives", "{bounds: {params: 0}}", "objectives.bounds.params"),
+    ("sample", "{space: planting, multiple: 0}", "sample.multiple"),
     ("objectives", "{bounds: {latency_ms: 0}}", "objectives.bounds.latency_ms"),
     ("plant", "{channels: 0}", "plant.channels"),
     ("plant", "{channels: -4}", "plant.channels"),
