@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,10 +17,12 @@ from planter.pareto import hypervolume, pareto_front
 if TYPE_CHECKING:
     from planter.norms import NormMode
 
+log = logging.getLogger(__name__)
+LATENCY_FILE = "latency.json"
 Method = Literal["plant", "sample", "teacher", "baseline"]
 COLUMNS = [
     "id", "trial", "pipeline", "method", "accuracy", "test_accuracy", "macs", "params",
-    "on_front", "model", "train_macs",
+    "on_front", "model", "train_macs", "latency_ms",
 ]  # fmt: skip
 PLANTING_COLUMNS = [
     "round", "layer", "channels", "accepted", "widths", "params", "macs", "val_loss",
@@ -33,7 +36,8 @@ class Point:
 
     `accuracy` is on validation images, 0..1; `train_macs` and `seconds` are those of the whole
     trial, which its points share; `kernels` names the form it trained in, by part where several,
-    `norms` whose the batch norms of shared stages were.
+    `norms` whose the batch norms of shared stages were; `latency_ms` is that of a forward pass of
+    one image, timed before the training, where it is bounded.
     """
 
     trial: str
@@ -48,6 +52,7 @@ class Point:
     architecture: Mapping[str, Any]
     kernels: str | Mapping[str, str] = "plain"
     norms: NormMode = "switch_stats"
+    latency_ms: float | None = None
 
     @property
     def id(self) -> str:
@@ -59,12 +64,14 @@ class Point:
         return self.method in ("plant", "sample")
 
 
-def within(point: Point, limits: Mapping[str, int]) -> bool:
-    """Whether a point keeps to limits on `macs` and `params`."""
-    return all(getattr(point, name) <= limit for name, limit in limits.items())
+def within(point: Point, limits: Mapping[str, float]) -> bool:
+    """Whether a point keeps to limits on `macs`, `params` and `latency_ms`; to the last it does not
+    where it was not timed."""
+    values = {name: getattr(point, name) for name in limits}
+    return all(v is not None and v <= limits[name] for name, v in values.items())
 
 
-def front_of(points: Sequence[Point], limits: Mapping[str, int]) -> list[Point]:
+def front_of(points: Sequence[Point], limits: Mapping[str, float]) -> list[Point]:
     """The searched points within the limits that no other of them dominates, by rising macs."""
     searched = [point for point in points if point.searched and within(point, limits)]
     mask = pareto_front([(p.accuracy, p.macs) for p in searched])
@@ -73,7 +80,7 @@ def front_of(points: Sequence[Point], limits: Mapping[str, int]) -> list[Point]:
 
 
 def covered(
-    points: Sequence[Point], reference: Sequence[float], limits: Mapping[str, int]
+    points: Sequence[Point], reference: Sequence[float], limits: Mapping[str, float]
 ) -> float:
     """Hypervolume of the searched points within the limits."""
     searched = [p for p in points if p.searched and within(p, limits)]
@@ -81,7 +88,7 @@ def covered(
 
 
 def best_family(
-    points: Sequence[Point], reference: Sequence[float], limits: Mapping[str, int]
+    points: Sequence[Point], reference: Sequence[float], limits: Mapping[str, float]
 ) -> list[Point]:
     """The points of the sampled trial whose networks within the limits together cover the largest
     hypervolume: one set of weights. Empty where none covers any; the earliest of equal ones."""
@@ -103,7 +110,7 @@ def document(
     study: str,
     points: Sequence[Point],
     reference: Sequence[float],
-    limits: Mapping[str, int],
+    limits: Mapping[str, float],
     test_accuracy: Mapping[str, float],
     run: Path,
     *,
@@ -113,6 +120,7 @@ def document(
     """What pareto.json says of a run; of a study that asks for a family, the best one as well.
     `unfinished` is what trainings without a point took, multiply-adds and seconds by trial."""
     on_front = {point.id for point in front_of(points, limits)}
+    measured = measured_latency(run)
     rows = []
     for point in sorted(points, key=lambda p: (p.macs, p.id)):
         model = Path("models") / point.id
@@ -129,6 +137,7 @@ def document(
                 "on_front": point.id in on_front,
                 "model": str(model) if (run / model).is_dir() else None,
                 "train_macs": point.train_macs,
+                "latency_ms": measured.get(point.id, point.latency_ms),
             }
         )
     best = best_family(points, reference, limits) if family else []
@@ -160,6 +169,25 @@ def document(
         },
         **({"family": told} if told else {}),
     }
+
+
+def measured_latency(run: Path) -> dict[str, float]:
+    """Median milliseconds of a forward pass of one image, by point, as `planter latency` measured
+    them last; empty where it did not."""
+    path = run / LATENCY_FILE
+    if not path.is_file():
+        return {}
+    try:
+        every = json.loads(path.read_text())["measurements"]
+        of_one_image = [one for one in every if one["batch"] == 1]
+        return {
+            row["id"]: row[one["column"]]["median_ms"]
+            for one in of_one_image[-1:]
+            for row in one["rows"]
+        }
+    except (ValueError, KeyError, TypeError) as error:  # a search does not end for it
+        log.warning("%s is damaged and left aside: %r", path, error)
+        return {}
 
 
 def read_front(run: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How a model is run: left as it was found, or for its shapes alone."""
+"""How a model is run: left, as torch is, as it was found, or for its shapes alone."""
 
 from __future__ import annotations
 
@@ -40,6 +40,17 @@ class ShapesOnly(TorchFunctionMode):
         if rectifies and args[0].is_meta and not kwargs.get("inplace"):
             return torch.empty_like(args[0])  # one of its own: what follows may write to it
         return function(*args, **kwargs)
+
+
+@contextmanager
+def threads_of_torch(count: int) -> Iterator[None]:
+    """So many threads for torch's operators within the block; afterwards as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def remove_parametrization_(module: nn.Module, tensor: str) -> None:

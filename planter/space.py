@@ -6,7 +6,7 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -131,6 +131,18 @@ class Candidate:
             "network worse than none (35.09 and 32.52 % error against 29.97); branch: blocks helps"
         ]
 
+    def in_multiples(self, multiple: int) -> Candidate:
+        """The same with all widths, and what is planted into them, rounded up to multiples."""
+        if multiple == 1:
+            return self
+
+        def rounded(width: int) -> int:
+            return -(-width // multiple) * multiple
+
+        widths = {name: rounded(width) for name, width in self.architecture.widths.items()}
+        plants = [(layer, rounded(channels)) for layer, channels in self.plants]
+        return replace(self, architecture=replace(self.architecture, widths=widths), plants=plants)
+
     def loss(self, network: Pipelines, batch: Batch) -> Tensor:
         """What a step of the training minimises."""
         logits = network(batch.images, self.trained)
@@ -165,8 +177,11 @@ class Candidate:
 Space = Callable[[Any], Candidate]
 
 
-def load_space(place: str, *, image: tuple[int, int, int], classes: int) -> Space:
-    """The function `space(trial)` of a shipped space's name or of "file.py:function".
+def load_space(
+    place: str, *, image: tuple[int, int, int], classes: int, multiple: int = 1
+) -> Space:
+    """The function `space(trial)` of a shipped space's name or of "file.py:function", its widths
+    rounded up to multiples.
 
     A space may ask for facts of the data by naming keyword arguments: `image` (channels, height,
     width) and `classes`. Raises ValueError where there is no such file or function.
@@ -197,4 +212,10 @@ def load_space(place: str, *, image: tuple[int, int, int], classes: int) -> Spac
     asked = inspect.signature(function).parameters
     facts = {"image": image, "classes": classes}
     given = {fact: value for fact, value in facts.items() if fact in asked}
-    return lambda trial: function(trial, **given)
+
+    def space(trial: Any) -> Any:
+        drawn = function(trial, **given)
+        # What is no Candidate is told to the user by whoever asks for one.
+        return drawn.in_multiples(multiple) if isinstance(drawn, Candidate) else drawn
+
+    return space

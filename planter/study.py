@@ -98,8 +98,16 @@ class Bounds(_Section):
 
     macs: Annotated[int | None, Field(gt=0, description="most multiply-adds of a point")] = None
     params: Annotated[int | None, Field(gt=0, description="most parameters of a point")] = None
+    latency_ms: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            description="most milliseconds of a point's forward pass of one image, timed on the "
+            "machine of the search with a worker's threads and device",
+        ),
+    ] = None
 
-    def limits(self) -> dict[str, int]:
+    def limits(self) -> dict[str, float]:
         """The bounds that are set, by the quantity they bound."""
         return {name: value for name, value in self.model_dump().items() if value is not None}
 
@@ -231,6 +239,9 @@ class Sample(_Section):
 
     space: Annotated[str, Field(description="a shipped space's name, or file.py:function")]
     trials: Annotated[int, Field(ge=0, description="how many networks to train")] = 20
+    multiple: Annotated[
+        int, Field(ge=1, description="drawn widths and plants are rounded up to multiples of this")
+    ] = 1
     sampler: Annotated[
         Literal["tpe", "nsgaii", "random"], Field(description="Optuna's sampler of that name")
     ] = "tpe"

@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import dataclasses
 import json
 import shutil
 import sqlite3
@@ -21,7 +20,6 @@ from planter.driver import worker as worker_module
 from planter.driver.check import prepare
 from planter.driver.jobs import SearchStoppedError
 from planter.driver.read import read_points
-from planter.driver.sampling import excess
 from planter.forms import forms_of
 from planter.macs import training_cost
 from planter.study import Study, StudyError
@@ -550,14 +548,6 @@ def test_a_sampler_is_told_a_point_that_keeps_the_bounds(study_file, tmp_path):
     assert all(row.values[1] <= limit for row in told)
 
 
-def test_bounds_are_kept_by_one_network_not_by_several_together():
-    small_but_long = planter.cost(planter.Architecture("convnet", {}, {"image": [3, 32, 32]}))
-    few = dataclasses.replace(small_but_long, macs=50, params=500)
-    cheap = dataclasses.replace(small_but_long, macs=500, params=50)
-    misses = excess({"macs": 100, "params": 100}, [few, cheap])
-    assert max(misses.values()) == 4.0
-
-
 def test_a_worker_sees_the_trial_the_driver_saw(study_file, tmp_path):
     space = tmp_path / "space.py"
     space.write_text(SPACE.replace("width),", "width + trial.number),"))
@@ -759,3 +749,13 @@ def test_an_asymmetric_block_is_no_problem_without_pipelines(study_file, tmp_pat
     space = space.replace('["none", "cut1", "cut2"]', '["none"]')
     (tmp_path / "space.py").write_text(f"import planter\n{space}")
     assert prepare(read_study(study_file, [])).space is not None
+
+
+def test_what_is_sampled_in_multiples_is_trained_in_multiples(study_file, tmp_path):
+    lean = ["plant=null", "sample.trials=2", "sample.multiple=8"]
+    planter.search(study_file, out=tmp_path / "run", overrides=lean)
+    sampled = [r for r in rows(tmp_path / "run", "small") if r.user_attrs["method"] == "sample"]
+    assert {row.user_attrs["trial"] for row in sampled} == {"s0000", "s0001"}
+    for row in sampled:
+        # The space draws 4 or 6, and leaves the 128 units of fc1 as they are.
+        assert set(row.user_attrs["architecture"]["widths"].values()) == {8, 128}

@@ -1,6 +1,7 @@
 """Documents of a run: pareto.json's rows and numbers, CSV text, files replaced whole."""
 
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -23,7 +24,7 @@ from planter.front import (
 _KEYS = {"study", "objectives", "points", "hypervolume", "reference_point", "cost"}
 _POINT_KEYS = {
     "id", "trial", "pipeline", "method", "accuracy", "test_accuracy", "macs", "params",
-    "on_front", "model", "train_macs",
+    "on_front", "model", "train_macs", "latency_ms",
 }  # fmt: skip
 
 
@@ -152,7 +153,10 @@ def test_read_front_says_what_is_missing(tmp_path):
 
 def test_csv_holds_what_the_document_holds(tmp_path):
     awkward = _point("s0009", 1 / 3, 123_456_789_012, pipeline='a,"b"\nc')
-    rows = _document(tmp_path, points=[*_POINTS, awkward], test={"s0001/base": 0.1})["points"]
+    timed = dataclasses.replace(awkward, trial="s0010", latency_ms=0.1234)
+    rows = _document(tmp_path, points=[*_POINTS, awkward, timed], test={"s0001/base": 0.1})[
+        "points"
+    ]
     read = list(csv.DictReader(io.StringIO(to_csv(rows, COLUMNS), newline="")))
     assert list(read[0]) == COLUMNS
     assert set(COLUMNS) == _POINT_KEYS
@@ -166,6 +170,7 @@ def test_csv_holds_what_the_document_holds(tmp_path):
             "on_front": {"True": True, "False": False}[row["on_front"]],
             "model": row["model"] or None,
             "train_macs": int(row["train_macs"]),
+            "latency_ms": float(row["latency_ms"]) if row["latency_ms"] else None,
         }
         for row in read
     ]
@@ -225,3 +230,14 @@ def test_the_old_text_stands_until_the_new_one_is_synced(tmp_path, monkeypatch):
 def test_a_point_without_a_word_on_kernels_was_trained_plain():
     """Points of runs older than training forms."""
     assert _point("s0001", 0.5, 10).kernels == "plain"
+
+
+def test_a_point_that_was_not_timed_keeps_no_bound_on_latency():
+    points = [
+        dataclasses.replace(_point("s1", 0.9, 10), latency_ms=2.0),
+        dataclasses.replace(_point("s2", 0.95, 20), latency_ms=2.1),
+        _point("s3", 0.99, 30),
+    ]
+    assert [p.trial for p in front_of(points, {"latency_ms": 2.0})] == ["s1"]
+    assert [p.trial for p in front_of(points, {"latency_ms": 2.1})] == ["s1", "s2"]
+    assert [p.trial for p in front_of(points, {})] == ["s1", "s2", "s3"]

@@ -318,3 +318,37 @@ def test_the_space_of_pipelines_without_any_is_a_plain_network_with_a_teacher_or
     assert (alone.architecture.pipelines, alone.kd_weight) == ({}, {})
     guided = {"guided_alone": "base", "kd_weight": 2.0, "temperature": 3.0}
     assert space(optuna.trial.FixedTrial({**params, **guided})).kd_weight == {"base": 2.0}
+
+
+_UNEVEN = """
+    from planter import Architecture, Candidate
+
+    def space(trial):
+        widths = {"conv1": 1, "conv2": 8, "conv3": 9, "conv4": 16, "conv5": 17, "fc1": 31}
+        network = Architecture("convnet", widths, {"image": [1, 8, 8]}, {"cut2": {}})
+        return Candidate(network, kd_weight=0.5, plants=[("conv2", 1), ("conv1", 8)])
+"""
+
+
+def test_widths_are_rounded_up_to_multiples_and_nothing_else_changes(tmp_path):
+    place = f"{_write(tmp_path, _UNEVEN)}:space"
+    plain = load_space(place, image=_IMAGE, classes=_CLASSES)("trial")
+    drawn = load_space(place, image=_IMAGE, classes=_CLASSES, multiple=8)("trial")
+    assert drawn.architecture.widths == {
+        "conv1": 8, "conv2": 8, "conv3": 16, "conv4": 16, "conv5": 24, "fc1": 32,
+    }  # fmt: skip
+    assert drawn.grown.widths == {**drawn.architecture.widths, "conv1": 16, "conv2": 16}
+    assert drawn.architecture.pipelines == plain.architecture.pipelines
+    assert drawn.architecture.options == plain.architecture.options
+    assert drawn.kd_weight == plain.kd_weight
+    assert load_space(place, image=_IMAGE, classes=_CLASSES, multiple=1)("trial") == plain
+
+
+def test_every_shipped_space_can_be_drawn_in_multiples():
+    for file in sorted(_SHIPPED.parent.glob("*.py")):
+        space = load_space(file.stem, image=(3, 32, 32), classes=10, multiple=16)
+        for trial in _ask(3, seed=1):
+            drawn = space(trial)
+            assert all(width % 16 == 0 for width in drawn.grown.widths.values())
+            check_architecture(drawn.grown)
+            check_kernels(drawn.grown, drawn.kernels)

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from planter.cli import counting, looking, searching  # noqa: F401 - they register their commands
+from planter.cli import counting, latency, looking, searching  # noqa: F401 - they register their commands
 from planter.cli.app import app, err, out
 
 

@@ -20,14 +20,14 @@ from planter.arch import Architecture
 from planter.assembly import build_network, build_without_data, check_architecture
 from planter.backbones import convolutions, find_builder, full_widths, is_known
 from planter.data import TORCHVISION, Data, load_data
+from planter.driver.bounds import LATENCY, Latencies, limits_of
 from planter.driver.networks import (
     baseline_id,
     builder_of,
     candidate_architecture,
     network_of,
 )
-from planter.driver.rounds import limits_of
-from planter.driver.sampling import draw, excess
+from planter.driver.sampling import draw
 from planter.driver.storage import check_url
 from planter.forms import DOConv, KernelFilter, Kernels, form_of
 from planter.freeze import check_norms
@@ -64,6 +64,7 @@ class Prepared:
     space: Space | None
     networks: dict[str, Planned]
     warnings: list[str]
+    latencies: Latencies
 
     def costs(self) -> dict[str, Cost]:
         return {name: cost(architecture) for name, (architecture, *_) in self.networks.items()}
@@ -98,8 +99,9 @@ class _Findings:
         return any(problem.place in ("teacher", "teacher.model") for problem in self.problems)
 
 
-def prepare(study: Study, *, elsewhere: bool = False) -> Prepared:
-    """Loads the data, builds every network without weights and draws from the search space.
+def prepare(study: Study, *, elsewhere: bool = False, begun: bool = False) -> Prepared:
+    """Loads the data, builds every network without weights and draws from the search space. A run
+    that is `begun` has timed its initial network: another measurement does not judge it again.
 
     `elsewhere` says that other machines train, whose GPUs this one knows nothing of. Raises
     StudyError with every problem found.
@@ -132,20 +134,26 @@ def prepare(study: Study, *, elsewhere: bool = False) -> Prepared:
         names.add(name)
         networks[name] = Planned(architecture, study.recipe)
     layers: list[str] = []
+    latencies = Latencies(study)
     if study.plant is not None:
         start = _network(study, study.plant, study.plant.start, data, "plant", found)
         if start is not None:
             networks["start"] = Planned(start, study.recipe)
             layers = _layers(study, start, found)
             _plant_kernels(study.plant, start, found)
-            for name, miss in excess(limits_of(study, study.plant), [cost(start)]).items():
+            limits = limits_of(study, study.plant)
+            if begun:
+                limits.pop(LATENCY, None)
+            for name, miss in latencies.weigh(limits, start, ["base"]).beyond.items():
                 if miss > 0:
                     found.add("plant.start", f"{miss:.0%} beyond bounds.{name}", "a smaller start")
     space = _space(study, data, networks, found)
     reference = _reference(study, data, networks, found)
     if found.problems:
         raise StudyError(study.name, found.problems)
-    return Prepared(data, fingerprint, layers, reference, space, networks, found.warnings)
+    return Prepared(
+        data, fingerprint, layers, reference, space, networks, found.warnings, latencies
+    )
 
 
 def worker_count(study: Study) -> int:
@@ -405,7 +413,9 @@ def _space(
     space = found.attempt(
         "sample.space",
         settings.space,
-        lambda: load_space(settings.space, image=data.image, classes=data.classes),
+        lambda: load_space(
+            settings.space, image=data.image, classes=data.classes, multiple=settings.multiple
+        ),
     )
     if space is None:
         return None

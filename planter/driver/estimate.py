@@ -14,6 +14,7 @@ from planter.data import Data
 from planter.driver.check import Planned, Prepared, worker_count
 from planter.fast_round import train_round
 from planter.kernels import expand_kernels_
+from planter.modes import threads_of_torch
 from planter.planting import channels_to_plant, plant
 from planter.recipe import Augment, make_optimizer
 from planter.study import Plant, Study
@@ -22,16 +23,12 @@ from planter.study import Plant, Study
 def estimate_seconds(study: Study, prepared: Prepared) -> float:
     """How long the study would take here: a few training steps of each of its networks are timed,
     on as many threads as a worker has, and multiplied."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(study.resources.cpu)
-    try:
+    with threads_of_torch(study.resources.cpu):
         seconds = {
             name: _training_seconds(planned, prepared.data)
             for name, planned in prepared.networks.items()
         }
         round_seconds = 0.0 if study.plant is None else _round_seconds(study.plant, prepared)
-    finally:
-        torch.set_num_threads(threads)
     total = sum(s for name, s in seconds.items() if not name.startswith("sample"))
     if study.plant is not None:
         plan, epoch = study.plant, seconds["start"] / study.recipe.epochs

@@ -140,8 +140,25 @@ def _refuse_changes(
                 "or --accept-changes to go on with the new one",
             )
         )
+    if _timed(study) not in (None, _timed(before)):
+        problems.append(
+            Problem(
+                "objectives.bounds.latency_ms",
+                "other threads, another device or no such bound when this run was begun",
+                "networks timed alike: resources.cpu and gpu as they were, or another name "
+                "(--set name=...)",
+            )
+        )
     if problems:
         raise StudyError(str(run), problems)
+
+
+def _timed(study: Study) -> tuple[int, bool] | None:
+    """Threads and device of what is timed, if anything is."""
+    every = [study.objectives.bounds, *([study.plant.bounds] if study.plant else [])]
+    if all(bounds.latency_ms is None for bounds in every):
+        return None
+    return study.resources.cpu, study.resources.gpu > 0
 
 
 def _changes(before: Study, now: Study) -> str:

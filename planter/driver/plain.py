@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from planter.driver.bounds import Latencies
 from planter.driver.jobs import Job, Outcome, points_of
 from planter.driver.networks import baseline_id
 from planter.driver.storage import PointBook
@@ -11,8 +12,9 @@ from planter.study import Study
 class Teacher:
     """Offers the teacher's training once. See `Proposer`."""
 
-    def __init__(self, book: PointBook) -> None:
+    def __init__(self, book: PointBook, latencies: Latencies) -> None:
         self._book = book
+        self._latencies = latencies
         self._open = not book.has("teacher")
         self._handed = False
         self.error: str | None = None
@@ -28,7 +30,8 @@ class Teacher:
         if "error" in outcome:
             self.error = outcome["error"]
         else:
-            self._book.add(points_of(job.id, "teacher", outcome), {}, {})
+            points = points_of(job.id, "teacher", self._latencies.added(outcome))
+            self._book.add(points, {}, {})
 
     def left(self) -> int:
         return int(self._open)
@@ -40,9 +43,12 @@ class Baselines:
     A baseline that failed is tried again when the study is continued.
     """
 
-    def __init__(self, study: Study, book: PointBook, teacher: Teacher | None) -> None:
+    def __init__(
+        self, study: Study, book: PointBook, teacher: Teacher | None, latencies: Latencies
+    ) -> None:
         self._study = study
         self._book = book
+        self._latencies = latencies
         self._teacher = teacher
         self._failed: set[str] = set()
         self._handed: set[str] = set()
@@ -67,7 +73,8 @@ class Baselines:
         if "error" in outcome:
             self._failed.add(job.id)
         else:
-            self._book.add(points_of(job.id, "baseline", outcome), {}, {})
+            points = points_of(job.id, "baseline", self._latencies.added(outcome))
+            self._book.add(points, {}, {})
 
     def left(self) -> int:
         return len(self._waiting)

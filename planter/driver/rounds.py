@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -12,11 +12,10 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from planter.arch import Architecture
+from planter.driver.bounds import LATENCY, Latencies, Weighed, limits_of
 from planter.driver.jobs import Job, Outcome, SearchStoppedError, points_of
-from planter.driver.sampling import excess
 from planter.driver.storage import PointBook, open_study, read_result, write_result
 from planter.front import Point
-from planter.macs import cost
 from planter.planting import accept, channels_to_plant
 from planter.study import Plant, Study
 
@@ -38,6 +37,8 @@ class Rounds:
         layers: Sequence[str],
         book: PointBook,
         workers: int = 1,
+        latencies: Latencies | None = None,
+        start: Architecture | None = None,
     ) -> None:
         assert study.plant is not None
         self._settings = study.plant
@@ -45,6 +46,8 @@ class Rounds:
         self._layers = list(layers)
         self._book = book
         self._workers = max(workers, 1)
+        self._latencies = latencies or Latencies(study)
+        self._start = start
         self._study = open_study(storage, f"{study.name}/planting", {"val_loss": "minimize"})
         self._rows = {row.user_attrs["id"]: row for row in self._study.get_trials()}
         self._handed: set[str] = set()
@@ -52,6 +55,7 @@ class Rounds:
         self._current: list[str] = []
         self._parent: FrozenTrial | None = None
         self._verdicts: list[str] = []
+        self._latencies.learn_points(filter(None, map(self._point, self._rows.values())))
         self._advance()
 
     def next(self) -> Job | None:
@@ -87,7 +91,8 @@ class Rounds:
             # Its row stays open: when the study is continued, it is tried again.
             raise SearchStoppedError(f"the initial network of planting failed: {outcome['error']}")
         for name, one in job.outcomes(outcome).items():
-            write_result(self._study, self._rows[name], one)
+            row = self._rows[name]
+            write_result(self._study, row, self._latencies.added(one, row.user_attrs.get(LATENCY)))
             self._reload(name)
         self._advance()
 
@@ -233,9 +238,7 @@ class Rounds:
     ) -> FrozenTrial:
         name = f"p{number:02d}-{layer}"
         if name not in self._rows:
-            beyond = {}
-            if self._parent is not None and layer in self._layers:
-                beyond = self._beyond({layer: channels})
+            beyond, timed = self._weigh_row(layer, channels, plants or [])
             refused = any(value > 0 for value in beyond.values())
             template = optuna.trial.create_trial(
                 state=TrialState.PRUNED if refused else TrialState.RUNNING,
@@ -250,21 +253,37 @@ class Rounds:
                     "id": name,
                     "parent": None if self._parent is None else _id(self._parent),
                     **({} if plants is None else {"plants": plants}),
+                    **({LATENCY: timed} if timed else {}),
                 },
             )
             self._study.add_trial(template)
             self._reload(name)
         return self._rows[name]
 
-    def _beyond(self, channels: dict[str, int]) -> dict[str, float]:
+    def _weigh_row(self, layer: str, channels: int, plants: Sequence[str]) -> Weighed:
+        """How a row's network stands to the bounds; others than candidates are only timed."""
+        if self._parent is not None and layer in self._layers:
+            return self._weigh({layer: channels})
+        network = self._start
+        if self._parent is not None:
+            network = self._wider(_channels(self._rows[name] for name in plants))
+        if network is None or LATENCY not in self._limits:
+            return Weighed({}, {})
+        return Weighed({}, self._latencies.of(network, ["base"]))
+
+    def _weigh(self, channels: Mapping[str, int]) -> Weighed:
         """How the parent with more channels stands to the bounds, before any training."""
+        return self._latencies.weigh(self._limits, self._wider(channels), ["base"])
+
+    def _wider(self, channels: Mapping[str, int]) -> Architecture:
+        """The parent with more channels."""
         assert self._parent is not None
         point = self._point(self._parent)
         assert point is not None
         wider = Architecture.from_dict(point.architecture)
         for layer, more in channels.items():
             wider = wider.widen(layer, more)
-        return excess(self._limits, [cost(wider)])
+        return wider
 
     def _improving(
         self, rows: Sequence[FrozenTrial], bar: float | None = None
@@ -285,10 +304,8 @@ class Rounds:
         for name in accept(losses, bar, added, most=len(losses)):
             if len(chosen) == self._settings.per_round:
                 break
-            together = {
-                r.params["layer"]: int(r.params["channels"]) for r in [*chosen, by_id[name]]
-            }
-            if before is None or max(self._beyond(together).values(), default=0.0) <= 0:
+            together = _channels([*chosen, by_id[name]])
+            if before is None or max(self._weigh(together).beyond.values(), default=0.0) <= 0:
                 chosen.append(by_id[name])
         return chosen
 
@@ -365,16 +382,13 @@ class Rounds:
         self._rows[name] = self._study.get_trials(deepcopy=True)[number]
 
 
-def limits_of(study: Study, plant: Plant) -> dict[str, int]:
-    """The bounds of what is planted: the study's and its own, the tighter of each."""
-    limits = study.objectives.bounds.limits()
-    for name, most in plant.bounds.limits().items():
-        limits[name] = min(most, limits.get(name, most))
-    return limits
-
-
 def _has_grown(settings: Plant) -> bool:
     return settings.per_round > 1 or settings.finetune is not None
+
+
+def _channels(rows: Iterable[FrozenTrial]) -> dict[str, int]:
+    """What candidates plant, by layer."""
+    return {row.params["layer"]: int(row.params["channels"]) for row in rows}
 
 
 def _id(row: FrozenTrial) -> str:

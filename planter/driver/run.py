@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from optuna.storages import BaseStorage
 
 from planter import checkpoint
@@ -49,6 +48,7 @@ from planter.front import (
     trained_macs,
     write_text,
 )
+from planter.modes import threads_of_torch
 from planter.plots import front_figure, growth_figure, write_html
 from planter.study import Study
 from planter.study_file import find_study, read_study
@@ -99,10 +99,11 @@ def search(
     if not isinstance(study, Study):
         source = find_study(study)
         study = read_study(source, overrides)
-    prepared = prepare(study, elsewhere=ray_address is not None)
+    run = Path(out if out is not None else Path("runs") / study.name).resolve()
+    begun = (run / "resolved.yaml").is_file()
+    prepared = prepare(study, elsewhere=ray_address is not None, begun=begun)
     for warning in prepared.warnings:
         log.warning("%s", warning)
-    run = Path(out if out is not None else Path("runs") / study.name).resolve()
     with _full_disk_told(run), lock_run(run, take_over=take_over):
         write_settings(run, study, source, prepared.fingerprint, accept_changes=accept_changes)
         storage = open_storage(database_url(run, study.storage), alone=True)
@@ -151,16 +152,32 @@ class _Search:
         self._book = PointBook(storage, study.name, self._limits)
         self._reference = self._book.reference(prepared.reference)
         self._workers = worker_count(study)
-        teacher = Teacher(self._book) if study.teacher else None
+        latencies = prepared.latencies
+        latencies.learn_points(self._book.points)
+        teacher = Teacher(self._book, latencies) if study.teacher else None
         self._rounds = None
         if study.plant is not None:
-            self._rounds = Rounds(study, storage, prepared.layers, self._book, self._workers)
+            self._rounds = Rounds(
+                study,
+                storage,
+                prepared.layers,
+                self._book,
+                self._workers,
+                latencies,
+                prepared.networks["start"].architecture,
+            )
         self._sampling = None
         if prepared.space is not None:
             self._sampling = Sampling(
-                study, storage, prepared.space, prepared.data, self._book, self._reference
+                study,
+                storage,
+                prepared.space,
+                prepared.data,
+                self._book,
+                self._reference,
+                latencies,
             )
-        baselines = Baselines(study, self._book, teacher)
+        baselines = Baselines(study, self._book, teacher, latencies)
         account = Account(study.budget)
         self._schedule = Schedule(
             teacher,
@@ -222,7 +239,7 @@ class _Search:
 
     def _train_here(self) -> None:
         worker = replace(self._worker, data=self._worker.data.to(self._worker.device))
-        with _threads(self._study.resources.cpu):
+        with threads_of_torch(self._study.resources.cpu):
             while (job := self.next()) is not None:
                 outcome = worker.do(job)
                 while "partial" in outcome and (onward := self.compare(job, outcome)) is not None:
@@ -421,13 +438,3 @@ def _points_in_words(points: Sequence[Mapping[str, Any]]) -> str:
         f"{fields['pipeline']} {100 * fields['accuracy']:.2f} % at {fields['macs']:,} macs"
         for fields in points
     )
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

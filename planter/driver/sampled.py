@@ -39,7 +39,9 @@ def sample(worker: Worker, job: Job) -> Outcome:
     """Trains a trial's network: as it is drawn, then each of its plants, then all of it again."""
     settings, data = worker.study.sample, worker.data
     assert settings is not None
-    space = load_space(settings.space, image=data.image, classes=data.classes)
+    space = load_space(
+        settings.space, image=data.image, classes=data.classes, multiple=settings.multiple
+    )
     candidate = space(FixedTrial(dict(job.params["trial"]), number=int(job.id[1:])))
     start = with_data_options(candidate.architecture, data.classes, data.image)
     grown = with_data_options(candidate.grown, data.classes, data.image)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -11,6 +11,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from planter.data import Data
+from planter.driver.bounds import LATENCY, Latencies
 from planter.driver.jobs import Job, Outcome, SearchStoppedError, beyond, points_of, seed_of
 from planter.driver.networks import candidate_architecture, recipes_of
 from planter.driver.stopping import Stopping, partial_results
@@ -26,7 +27,6 @@ from planter.driver.storage import (
 from planter.forms import form_names
 from planter.front import covered, front_of, within
 from planter.halving import Points, by_rank
-from planter.macs import Cost, cost
 from planter.pareto import hypervolume
 from planter.space import Candidate, Space
 from planter.study import Study
@@ -46,15 +46,6 @@ def make_sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
         )
 
 
-def excess(limits: Mapping[str, int], ways: Iterable[Cost]) -> dict[str, float]:
-    """By how much, relatively, a trial's networks miss each limit; <= 0 keeps it. Told of the one
-    network that comes nearest to keeping all. Optuna's constraints, by name."""
-    each = [
-        {name: getattr(way, name) / limit - 1 for name, limit in limits.items()} for way in ways
-    ]
-    return min(each, key=lambda misses: max(misses.values(), default=0.0))
-
-
 class Sampling:
     """The Optuna study `<name>/sampling`: one row a trial. See `Proposer`."""
 
@@ -66,6 +57,7 @@ class Sampling:
         data: Data,
         book: PointBook,
         reference: Sequence[float],
+        latencies: Latencies,
     ) -> None:
         assert study.sample is not None
         self._settings = study
@@ -74,6 +66,7 @@ class Sampling:
         self._data = data
         self._book = book
         self._reference = reference
+        self._latencies = latencies
         self._limits = study.objectives.bounds.limits()
         family = study.objectives.family
         metrics = FAMILY_METRICS if family else METRICS
@@ -112,6 +105,7 @@ class Sampling:
         the trial waits for others, or in vain, or nothing is to `go_on`."""
         assert self._stopping is not None
         row, partial = self._handed[job.id], {**outcome["partial"], "seconds": outcome["seconds"]}
+        partial = self._latencies.added(partial, row.user_attrs.get(LATENCY))
         self._stopping.reach(job.id, row, partial, self._figures(job.id, partial))
         ready = self._stopping.ready(last=self._nobody_else(job.id)) if go_on else []
         if job.id not in ready:
@@ -125,6 +119,7 @@ class Sampling:
         if "error" in outcome:
             self._fail(row.number, row._trial_id, outcome["error"])
         elif "partial" not in outcome:
+            outcome = self._latencies.added(outcome, row.user_attrs.get(LATENCY))
             if self._stopping is not None:
                 outcome = {
                     **outcome,
@@ -219,6 +214,9 @@ class Sampling:
         try:
             candidate: Candidate = self._space(trial)
             architecture = candidate_architecture(candidate, self._settings, self._data)
+            # One cut off when it was timed is judged by what was measured then.
+            self._latencies.learn(architecture, trial.user_attrs.get(LATENCY, {}))
+            beyond, timed = self._latencies.weigh(self._limits, architecture, candidate.trained)
         except Exception as error:  # a space is the user's code: what it raises fails its trial
             place = traceback.extract_tb(error.__traceback__)[-1]
             reason = f"{type(error).__name__}: {error} ({place.filename}, line {place.lineno})"
@@ -226,10 +224,12 @@ class Sampling:
             self._space_failures += 1
             self._fail(trial.number, trial._trial_id, reason)
             return None
-        costs = cost(architecture).pipelines
-        beyond = excess(self._limits, [costs[name] for name in candidate.trained])
+        if timed:
+            trial.set_user_attr(LATENCY, timed)
+        told = self._study._storage.get_trial(trial._trial_id).constraints
         for bound, value in beyond.items():
-            trial.set_constraint(bound, value)
+            if bound not in told:
+                trial.set_constraint(bound, value)
         if any(value > 0 for value in beyond.values()):
             trial.set_user_attr("refused", beyond)
             self._study.tell(trial, state=TrialState.PRUNED)

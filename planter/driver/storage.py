@@ -165,7 +165,7 @@ class PointBook:
     """The Optuna study people look at: one row a point, written once, read by no sampler."""
 
     def __init__(
-        self, storage: BaseStorage, name: str, limits: Mapping[str, int] | None = None
+        self, storage: BaseStorage, name: str, limits: Mapping[str, float] | None = None
     ) -> None:
         self._limits = dict(limits or {})
         self._study = open_study(storage, name, METRICS)
@@ -201,7 +201,9 @@ class PointBook:
                 distributions=dict(distributions),
                 user_attrs={"id": point.id, **dataclasses.asdict(point)},
                 constraints={
-                    limit: getattr(point, limit) / most - 1 for limit, most in self._limits.items()
+                    limit: getattr(point, limit) / most - 1
+                    for limit, most in self._limits.items()
+                    if getattr(point, limit) is not None
                 },
             )
             for point in fresh.values()
