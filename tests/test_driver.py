@@ -83,21 +83,25 @@ def rows(run: Path, name: str) -> list[optuna.trial.FrozenTrial]:
     return optuna.load_study(study_name=name, storage=storage).get_trials()
 
 
-def assert_complete(run: Path, trials: int = 4) -> None:
-    """What must hold of a finished run whatever happened on the way."""
+def assert_complete(run: Path, trials: int = 4, *, may_stop: bool = False) -> set[str]:
+    """What must hold of a finished run whatever happened on the way; with early stopping, the
+    trials that were stopped."""
     front = json.loads((run / "pareto.json").read_text())
     sampled = rows(run, "small/sampling")
     assert [row.number for row in sampled] == list(range(trials))
-    assert all(row.state.name == "COMPLETE" for row in sampled)
+    stopped = {f"s{row.number:04d}" for row in sampled if row.state.name == "PRUNED"}
+    assert not stopped or may_stop
+    assert all(row.state.name in ("COMPLETE", "PRUNED") for row in sampled)
     assert all(row.state.name == "COMPLETE" for row in rows(run, "small/planting"))
     ids = [row.user_attrs["id"] for row in rows(run, "small")]
     assert len(ids) == len(set(ids))
     assert {p["id"] for p in front["points"]} == set(ids)
     assert {p["trial"] for p in front["points"] if p["method"] == "sample"} == {
         f"s{number:04d}" for number in range(trials)
-    }
+    } - stopped
     for method, count in (("teacher", 1), ("baseline", 1)):
         assert sum(p["method"] == method for p in front["points"]) == count
+    return stopped
 
 
 class Interruption(Exception):
