@@ -124,7 +124,7 @@ def test_no_text_of_a_run_is_run_as_a_script(page, tmp_path, which):
         write_html(growth_figure("".join(SCRIPTS), hostile_growth()), file)
     page.set_viewport_size({"width": 1000, "height": 900})
     page.goto(f"file://{file}")
-    page.wait_for_selector(".main-svg .plot")
+    page.wait_for_selector(".scatterlayer .point")
     marks = page.locator(".scatterlayer .point, .heatmaplayer image, .barlayer .point")
     assert marks.count() > 0
     seen = set()
@@ -136,7 +136,7 @@ def test_no_text_of_a_run_is_run_as_a_script(page, tmp_path, which):
                 at = box["x"] + across * box["width"], box["y"] + down * box["height"]
                 page.mouse.move(*at)
                 page.wait_for_timeout(20)
-                seen |= set(page.locator(".hoverlayer .hovertext").all_inner_texts())
+                seen |= set(page.locator(".hoverlayer .hovertext").all_text_contents())
     assert seen, "the texts were shown"
     for link in page.locator("svg a").all():
         assert not (link.get_attribute("xlink:href") or "").startswith("javascript")

@@ -788,14 +788,18 @@ def test_a_grown_networks_optimiser_is_inherited_by_the_next_finetuning(
 ) -> None:
     fit = plants_module.fit
     began: dict[str, dict[str, dict[str, Tensor]]] = {}
+    kept: dict[tuple[str, str], dict[str, Any]] = {}
 
     def watched(network: nn.Module, *args: Any, **options: Any) -> nn.Module:
         optimizer = options["optimizer"]
         names = {id(p): name for name, p in network.named_parameters()}
-        began[options["checkpoint"].parent.name] = {
+        trial = options["checkpoint"].parent.name
+        began[trial] = {
             names[id(p)]: {key: value.clone() for key, value in state.items()}
             for p, state in optimizer.state.items()
         }
+        for file in run.glob("trials/*/optimizer.pt"):
+            kept[file.parent.name, trial] = torch.load(file, weights_only=True)
         return fit(network, *args, **options)
 
     monkeypatch.setattr(plants_module, "fit", watched)
@@ -806,7 +810,7 @@ def test_a_grown_networks_optimiser_is_inherited_by_the_next_finetuning(
     images = len(planter.load_data(run).train)
     steps = math.ceil(images / 20) * 12
     for ancestor, trial in (("p00-start", "p01-grown"), ("p01-grown", "p02-grown")):
-        file = torch.load(run / f"trials/{ancestor}/optimizer.pt", weights_only=True)
+        file = kept[ancestor, trial]
         assert file["optimizer"] == "adam"
         old = file["state"]
         before, after = state_of(run, ancestor), state_of(run, trial)

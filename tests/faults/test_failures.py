@@ -18,6 +18,7 @@ from PIL import Image
 import planter
 from planter import cli
 from planter.driver.jobs import SearchStoppedError
+from planter.study import StudyError
 
 STUDY = """
 name: small
@@ -159,6 +160,20 @@ def test_too_many_failures_end_the_study_with_their_number(
     with pytest.raises(SearchStoppedError, match=r"2 trials failed, resources.max_failures is 1"):
         planter.search(study, out=run, overrides=["resources.max_failures=1"])
     assert [row.state.name for row in rows(run, "sampling")] == ["COMPLETE", "FAIL", "FAIL"]
+
+
+def test_a_data_function_that_raises_is_told_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "failing_data.py").write_text("def make():\n    raise KeyError('no such file')\n")
+    with pytest.raises(StudyError, match=r"failing_data:make raised KeyError: 'no such file'"):
+        planter.search(
+            write_study(tmp_path),
+            out=tmp_path / "run",
+            overrides=["data={name: 'failing_data:make'}"],
+        )
+    assert not (tmp_path / "run").exists()
 
 
 # Images

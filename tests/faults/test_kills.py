@@ -1,6 +1,10 @@
 """Kills in the middle of a search on Ray: nothing is lost, doubled or left running."""
 
+import copy
+import json
+import math
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -31,12 +35,41 @@ EVERY = ("teacher", "baseline", "plant", "sample")
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    """The points of the same study, found in one process that nobody disturbs."""
+def undisturbed_run(tmp_path_factory):
+    """A run of the same study, in one process that nobody disturbs."""
     folder = tmp_path_factory.mktemp("undisturbed")
     overrides = [*SETTINGS, RANDOM, "resources.workers=0"]
     planter.search(write_study(folder), out=folder / "run", overrides=overrides)
-    return points_of(folder / "run")
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(undisturbed_run):
+    return points_of(undisturbed_run)
+
+
+def test_the_comparison_sees_one_bit_a_lost_point_and_a_lost_model(
+    undisturbed_run, undisturbed, tmp_path
+):
+    assert differences(undisturbed_run, undisturbed, EVERY) == []
+    changed = copy.deepcopy(undisturbed)
+    point = changed["s0002/base"]
+    point["loss"] = math.nextafter(point["loss"], 9)
+    (difference,) = differences(undisturbed_run, changed, EVERY)
+    assert difference.startswith("s0002/base: loss ")
+    assert differences(undisturbed_run, changed, ("teacher", "baseline", "plant")) == []
+    del changed["s0002/base"], changed["teacher/base"]
+    assert len(differences(undisturbed_run, changed, EVERY)) == 2
+    assert unlike_their_models(undisturbed_run) == []
+    copied = shutil.copytree(undisturbed_run, tmp_path / "run")
+    front = json.loads((copied / "pareto.json").read_text())
+    other = next(p for p in front["points"] if p["method"] == "baseline")
+    other["accuracy"] += 0.01
+    next(p for p in front["points"] if p["method"] == "teacher")["model"] = None
+    (copied / "pareto.json").write_text(json.dumps(front))
+    lost, scored = sorted(unlike_their_models(copied), reverse=True)
+    assert lost == "teacher/base: no model"
+    assert scored.startswith("b-width4/base: its model scores")
 
 
 def assert_sound(folder: Path, undisturbed) -> None:
