@@ -374,7 +374,6 @@ FACTS: list[tuple[str, str, str]] = [
     ("plant", "{start: 3, layers: [conv1], kernels: acnet}", "plant.kernels"),
     ("plant", "{start: 3, layers: [conv1], bounds: {macs: 1}}", "plant.start"),
     ("plant", "{start: 3, layers: [conv1], bounds: {params: 1}}", "plant.start"),
-    ("plant", "{start: 3, layers: [conv1], bounds: {latency_ms: 1.0e-6}}", "plant.start"),
     ("sample", "{space: no_such_space}", "sample.space"),
     ("sample", "{space: 'nowhere.py:space'}", "sample.space"),
     ("sample", "{space: 'study.yaml:space'}", "sample.space"),
