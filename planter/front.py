@@ -73,7 +73,7 @@ def within(point: Point, limits: Mapping[str, float]) -> bool:
 
 def front_of(points: Sequence[Point], limits: Mapping[str, float]) -> list[Point]:
     """The searched points within the limits that no other of them dominates, by rising macs."""
-    searched = [point for point in points if point.searched and within(point, limits)]
+    searched = [p for p in points if p.searched and (not limits or within(p, limits))]
     mask = pareto_front([(p.accuracy, p.macs) for p in searched])
     front = [point for point, kept in zip(searched, mask, strict=True) if kept]
     return sorted(front, key=lambda p: (p.macs, -p.accuracy, p.id))
@@ -83,7 +83,7 @@ def covered(
     points: Sequence[Point], reference: Sequence[float], limits: Mapping[str, float]
 ) -> float:
     """Hypervolume of the searched points within the limits."""
-    searched = [p for p in points if p.searched and within(p, limits)]
+    searched = [p for p in points if p.searched and (not limits or within(p, limits))]
     return hypervolume([(p.accuracy, p.macs) for p in searched], reference)
 
 

@@ -43,7 +43,6 @@ from planter.front import (
     best_family,
     covered,
     document,
-    front_of,
     to_csv,
     trained_macs,
     write_text,
@@ -199,7 +198,6 @@ class _Search:
         self._due = 0.0
         self._late = False
         self._dropped: set[str] = set()
-        self._found: tuple[int, tuple[Point, ...], float] = (0, (), 0.0)
 
     def train(self, ray_address: str | None) -> None:
         """Runs every job that is left."""
@@ -326,7 +324,7 @@ class _Search:
         """The front, the best family where one is asked for, the teacher and the baselines."""
         points = self._book.points
         others = [point for point in points if not point.searched]
-        front = front_of(points, self._limits)
+        front = self._book.front
         if self._family:
             family = best_family(points, self._reference, self._limits)
             others += [point for point in family if point not in front]
@@ -414,11 +412,7 @@ class _Search:
                     folder.parent.rmdir()
 
     def _tell(self, event: str) -> None:
-        points = self._book.points
-        if self._found[0] != len(points):  # points are only ever added
-            front = tuple(front_of(points, self._limits))
-            self._found = (len(points), front, covered(front, self._reference, self._limits))
-        _, front, hypervolume = self._found
+        front = self._book.front
         self._observe(
             Progress(
                 event,
@@ -426,8 +420,8 @@ class _Search:
                 self._schedule.failed(),
                 tuple(self._schedule.running),
                 self._schedule.left(),
-                front,
-                hypervolume,
+                tuple(front),
+                covered(front, self._reference, self._limits),
                 self._schedule.seconds_left(self._workers),
             )
         )

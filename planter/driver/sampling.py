@@ -25,7 +25,7 @@ from planter.driver.storage import (
     write_result,
 )
 from planter.forms import form_names
-from planter.front import covered, front_of, within
+from planter.front import covered, within
 from planter.halving import Points, by_rank
 from planter.pareto import hypervolume
 from planter.space import Candidate, Space
@@ -79,7 +79,9 @@ class Sampling:
         self._interrupted: list[FrozenTrial] = []
         stopping = study.sample.early_stopping
         self._stopping = None if stopping is None else Stopping(stopping, self._study, self._best)
-        for row in self._study.get_trials():
+        rows = self._study.get_trials()
+        self._failures = sum(row.state == TrialState.FAIL for row in rows)
+        for row in rows:
             outcome = read_result(row)
             waits = self._read_rungs(row)
             if row.state == TrialState.RUNNING and outcome is None and not waits:
@@ -137,8 +139,7 @@ class Sampling:
 
     def failed(self) -> int:
         """Trials of the book that failed, in this run of the driver or before."""
-        rows = self._study.get_trials(deepcopy=False)
-        return sum(row.state == TrialState.FAIL for row in rows)
+        return self._failures
 
     def unfinished(self) -> dict[str, tuple[int, float]]:
         """Multiply-adds and seconds of the trainings that were stopped early, wait or go on: what
@@ -250,8 +251,7 @@ class Sampling:
 
     def _tell(self, row: FrozenTrial, outcome: Outcome) -> None:
         points = points_of(_id(row.number), "sample", outcome)
-        others = [p for p in self._book.points if p.trial != _id(row.number)]
-        before = front_of(others, self._limits)
+        before = [p for p in self._book.front if p.trial != _id(row.number)]
         if self._family:
             self._study.tell(row.number, covered(points, self._reference, self._limits))
             return
@@ -273,6 +273,7 @@ class Sampling:
     def _fail(self, number: int, trial_id: int, reason: str) -> None:
         self._study._storage.set_trial_user_attr(trial_id, "error", reason)
         self._study.tell(number, state=TrialState.FAIL)
+        self._failures += 1
 
 
 def _id(number: int) -> str:
