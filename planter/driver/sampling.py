@@ -80,6 +80,9 @@ class Sampling:
         stopping = study.sample.early_stopping
         self._stopping = None if stopping is None else Stopping(stopping, self._study, self._best)
         rows = self._study.get_trials()
+        # Counted along: to read all rows after each of a trial's writes would take longest of all.
+        self._asked = len(rows)
+        self._open = {row.number for row in rows if row.state == TrialState.RUNNING}
         self._failures = sum(row.state == TrialState.FAIL for row in rows)
         for row in rows:
             outcome = read_result(row)
@@ -133,9 +136,7 @@ class Sampling:
         self._stop_the_rest()
 
     def left(self) -> int:
-        rows = self._study.get_trials(deepcopy=False)
-        unasked = max(self._trials - len(rows), 0)
-        return unasked + sum(row.state == TrialState.RUNNING for row in rows)
+        return max(self._trials - self._asked, 0) + len(self._open)
 
     def failed(self) -> int:
         """Trials of the book that failed, in this run of the driver or before."""
@@ -170,9 +171,8 @@ class Sampling:
 
     def _nobody_else(self, trial: str | None = None) -> bool:
         """Whether no other trial than this one is on its way to a rung."""
-        asked = len(self._study.get_trials(deepcopy=False))
         others = set(self._handed) - {trial}
-        return asked >= self._trials and not others and not self._interrupted
+        return self._asked >= self._trials and not others and not self._interrupted
 
     def _stop_the_rest(self) -> None:
         """Ends the trainings that wait when nobody is left whom they could be compared with."""
@@ -181,6 +181,7 @@ class Sampling:
             return
         if stopped := stopping.stop():
             self._stopped += stopped
+            self._open -= {int(trial[1:]) for trial in stopped}
             self.notices.append(f"stopped early: {', '.join(stopped)}")
 
     def take_stopped(self) -> list[str]:
@@ -199,7 +200,7 @@ class Sampling:
         """The next trial to prepare: an interrupted one, one that waited and goes on, a new one, or
         None."""
         row = self._interrupted.pop(0) if self._interrupted else self._waiting_row()
-        number = len(self._study.get_trials(deepcopy=False)) if row is None else row.number
+        number = self._asked if row is None else row.number
         if row is None and number >= self._trials:
             return None
         # One sampler a trial: a single one with a fixed seed would, after a restart, propose its
@@ -208,7 +209,12 @@ class Sampling:
         self._study.sampler = make_sampler(
             self._settings.sample.sampler, seed_of(self._settings.seed, _id(number))
         )
-        return self._study.ask() if row is None else Trial(self._study, row._trial_id)
+        if row is not None:
+            return Trial(self._study, row._trial_id)
+        trial = self._study.ask()
+        self._asked += 1
+        self._open.add(trial.number)
+        return trial
 
     def _prepared(self, trial: Trial) -> Job | None:
         """The job of an asked trial; None where its network is refused before training."""
@@ -233,7 +239,7 @@ class Sampling:
                 trial.set_constraint(bound, value)
         if any(value > 0 for value in beyond.values()):
             trial.set_user_attr("refused", beyond)
-            self._study.tell(trial, state=TrialState.PRUNED)
+            self._close(trial.number, state=TrialState.PRUNED)
             misses = ", ".join(f"{name} by {value:.0%}" for name, value in beyond.items())
             self.notices.append(f"{_id(trial.number)} refused before training: beyond {misses}")
             return None
@@ -253,7 +259,7 @@ class Sampling:
         points = points_of(_id(row.number), "sample", outcome)
         before = [p for p in self._book.front if p.trial != _id(row.number)]
         if self._family:
-            self._study.tell(row.number, covered(points, self._reference, self._limits))
+            self._close(row.number, covered(points, self._reference, self._limits))
             return
         allowed = [point for point in points if within(point, self._limits)] or points
         best = max(
@@ -264,7 +270,7 @@ class Sampling:
                 -p.macs,
             ),
         )
-        self._study.tell(row.number, [best.accuracy, best.macs])
+        self._close(row.number, [best.accuracy, best.macs])
 
     def _publish(self, row: FrozenTrial, outcome: Outcome) -> None:
         points = points_of(_id(row.number), "sample", outcome)
@@ -272,8 +278,17 @@ class Sampling:
 
     def _fail(self, number: int, trial_id: int, reason: str) -> None:
         self._study._storage.set_trial_user_attr(trial_id, "error", reason)
-        self._study.tell(number, state=TrialState.FAIL)
+        self._close(number, state=TrialState.FAIL)
         self._failures += 1
+
+    def _close(
+        self,
+        number: int,
+        values: float | Sequence[float] | None = None,
+        state: TrialState | None = None,
+    ) -> None:
+        self._study.tell(number, values, state=state)
+        self._open.discard(number)
 
 
 def _id(number: int) -> str:
