@@ -29,7 +29,7 @@ class Architecture:
 
     def __post_init__(self) -> None:
         for name in self.widths:
-            if not _NAME.fullmatch(name):
+            if not _NAME.fullmatch(str(name)):
                 raise ValueError(
                     f"width {name!r}: a name of letters, digits, dot, dash and underscore, with a "
                     "letter, digit or underscore first"

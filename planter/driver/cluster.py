@@ -41,7 +41,6 @@ _ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
     "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_NUM_REDIS_GET_RETRIES": "3",
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_AUTO_INIT": "1",
@@ -120,6 +119,8 @@ def _ray(folder: Path, worker: Worker, workers: int, address: str | None) -> Ite
         os.environ["RAY_AUTH_TOKEN"] = _TOKEN
         # Ray's processes import what trains when they start, not when they get their first job.
         os.environ.setdefault("RAY_preload_python_modules", _TRAINING)
+    else:
+        os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "3")  # 20 s for a wrong token
     import ray
 
     # Before Ray's processes compete for the cores with it.

@@ -71,6 +71,7 @@ class Soak:
     searches: int = 0
     problems: list[str] = field(default_factory=list)
     orphans: dict[int, str | None] = field(default_factory=dict)
+    process: subprocess.Popen[bytes] | None = None
 
     def fresh(self) -> tuple[Path, str]:
         """A folder for another search, and the way it shall sample: each in turn."""
@@ -81,7 +82,8 @@ class Soak:
         return folder, list(WAYS)[self.searches % len(WAYS)]
 
     def begin(self, folder: Path, way: str) -> subprocess.Popen[bytes]:
-        return start(folder, *WAYS[way])
+        self.process = start(folder, *WAYS[way])
+        return self.process
 
     def undisturbed(self) -> None:
         """Measures how long a search takes, and keeps what it finds."""
@@ -132,6 +134,13 @@ class Soak:
         if code != 0:
             self.problems.append(f"{folder.name}: exit code {code}\n{log_of(folder)}")
         self.judge(folder, way)
+
+    def stop(self) -> None:
+        """Ends the search that runs, and what is left of killed drivers."""
+        if self.process is not None and self.process.poll() is None:
+            kill(self.process.pid, *descendants(self.process.pid))
+            self.process.wait()
+        kill(*(pid for pid, since in self.orphans.items() if since and born(pid) == since))
 
     def note(self, kind: str, after: float, names: list[str]) -> None:
         self.counts[kind] = self.counts.get(kind, 0) + 1
@@ -259,6 +268,7 @@ def main() -> None:
             soak.run()
         except KeyboardInterrupt:
             soak.problems.append("interrupted before all kills were done")
+            soak.stop()
         summary = soak.summary(given.seed, time.monotonic() - began)
     print(json.dumps(summary, indent=2))
     sys.exit(int(bool(summary["problems"])))
