@@ -11,7 +11,12 @@ import typer
 from rich.markup import escape
 
 from planter.choose import NothingWithinError
-from planter.cli import counting, looking, searching  # noqa: F401 - they register their commands
+from planter.cli import (  # noqa: F401 - they register their commands
+    counting,
+    exporting,
+    looking,
+    searching,
+)
 from planter.cli.app import app, err, out
 
 
