@@ -16,8 +16,6 @@ from planter.targets import run_folder
 if TYPE_CHECKING:
     from planter.export import Exported
 
-_ENDINGS = ("onnx", "pt2", "safetensors")
-
 
 @app.command(epilog="Example: planter export quickstart --max-macs 100k -o small.onnx")
 def export(
@@ -58,7 +56,8 @@ def export(
     """
     from planter.choose import chosen
 
-    file = _with_format(file, format_name)
+    if format_name is not None and file.suffix != f".{format_name}":
+        raise ValueError(f"-o {file}: expected a file that ends in .{format_name}")
     if calibration is not None and not int8:
         raise ValueError("--calibration is a number of images for --int8: give --int8 with it")
     with err.status("loading"):
@@ -89,17 +88,6 @@ def export(
         typer.echo(json.dumps(found, indent=2))
     else:
         _print(exported, found)
-
-
-def _with_format(file: Path, name: str | None) -> Path:
-    """Raises ValueError where --format and the file's ending are not one and the same."""
-    ending = file.suffix.removeprefix(".")
-    if name is not None and name not in _ENDINGS:
-        raise ValueError(f"--format {name!r}: formats are {', '.join(_ENDINGS)}")
-    if ending not in _ENDINGS or (name is not None and ending != name):
-        wanted = f".{name}" if name else " or ".join(f".{one}" for one in _ENDINGS)
-        raise ValueError(f"-o {file}: expected a file that ends in {wanted}")
-    return file
 
 
 def _split(target: str) -> tuple[Path, str | None]:
