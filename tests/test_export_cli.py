@@ -5,7 +5,6 @@ import re
 import shutil
 import sys
 
-import numpy as np
 import pytest
 import torch
 from test_driver import write_study
@@ -66,7 +65,7 @@ def copied(place):
     shutil.rmtree(other)
 
 
-def _on_validation(place, row, session):
+def _on_validation(place, session):
     """Accuracy of a file that takes raw images, counted here."""
     split = planter.load_data(place / "runs" / "small").validation
     logits = session.run(None, {"images": split.images.numpy()})[0]
@@ -90,7 +89,7 @@ def test_the_best_point_under_a_bound_becomes_a_file(call, place, rows, tmp_path
     assert found["max_difference"] < 1e-4
     assert found["input"] == "raw uint8 images [batch, 1, 8, 8], 0..255"
     session = onnxruntime.InferenceSession(file)
-    assert _on_validation(place, rows[-1], session) == pytest.approx(rows[-1]["accuracy"])
+    assert _on_validation(place, session) == pytest.approx(rows[-1]["accuracy"])
     told = {pair.key: pair.value for pair in onnx.load(file).metadata_props}
     run = place / "runs" / "small"
     assert told["study"] == "small"
@@ -120,16 +119,15 @@ def test_a_trial_with_one_network_becomes_plain_code(call, place, tmp_path):
     assert isinstance(names["load"]().get_submodule("conv1.conv"), nn.Conv2d)
 
 
-def test_int8_is_told_with_its_accuracy(call, place, rows, tmp_path):
+def test_int8_is_told_with_its_accuracy(call, place, tmp_path):
     import onnxruntime
 
     file = tmp_path / "small.onnx"
     arguments = ("-o", str(file), "--int8", "--calibration", "50", "--normalise")
     code, out, err = call("export", "small", "--knee", *arguments)
     assert code == 0, err
-    accuracy = _on_validation(place, rows[0], onnxruntime.InferenceSession(file))
+    accuracy = _on_validation(place, onnxruntime.InferenceSession(file))
     assert f"INT8, ranges from 50 training images: {accuracy:.2%} of 60 validation" in out
-    assert np.isfinite(accuracy)
     assert call("export", "small", "--knee", *arguments)[0] == 2  # it is there
     assert call("export", "small", "--knee", *arguments, "--force", "--calibration", "20")[0] == 0
 

@@ -147,9 +147,9 @@ def _metadata(
     values = {
         "id": "a network",
         "classes": [str(i) for i in range(logits.shape[1])],
+        **about,
         "accuracy": round(float((logits.argmax(1) == labels).mean()), 6),
         "accuracy_images": len(validation),
-        **about,
         "input": input_text(validation, normalise=normalise),
         "normalised_inside": normalise,
         "mean": validation.mean.flatten().tolist(),

@@ -28,7 +28,7 @@ def write_onnx(
     are missing.
     """
     require("onnx", "onnxscript", "onnxruntime")
-    with torch.no_grad(), _quiet():
+    with torch.no_grad(), quiet():
         program = torch.onnx.export(
             network,
             (example,),
@@ -51,7 +51,7 @@ def write_onnx(
 
 def write_pt2(network: nn.Module, example: Tensor, file: Path, metadata: Mapping[str, str]) -> None:
     """A program for `torch.export.load`, with the metadata as its extra file planter.json."""
-    with torch.no_grad(), _quiet():
+    with torch.no_grad(), quiet():
         program = torch.export.export(
             network, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},)
         )
@@ -66,7 +66,7 @@ def write_safetensors(
     """A state dict and beside it, under the file's name with .py, the network it belongs to."""
     from safetensors.torch import save_file
 
-    with _quiet():
+    with quiet():
         source, state = plain_code(network, example)
     file.with_suffix(".py").write_text(_module(source, file, metadata))
     save_file({name: t.contiguous().clone() for name, t in state.items()}, file, dict(metadata))
@@ -120,7 +120,7 @@ def load(file=Path(__file__).with_suffix(".safetensors")):
 
 
 @contextmanager
-def _quiet() -> Iterator[Any]:
+def quiet() -> Iterator[Any]:
     """Hides what torch's exporters warn of on any network; what is written is checked."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

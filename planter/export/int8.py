@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from planter.export.check import Array
+from planter.export.formats import quiet
 
 
 def quantise(model: Path, images: Array, file: Path) -> None:
@@ -28,16 +29,17 @@ def quantise(model: Path, images: Array, file: Path) -> None:
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)  # it recommends the preparation it is given
     try:
-        quant_pre_process(str(model), str(prepared), skip_symbolic_shape=True)
-        quantization.quantize_static(
-            str(prepared),
-            str(file),
-            Calibration(),
-            quant_format=quantization.QuantFormat.QDQ,
-            per_channel=True,
-            activation_type=quantization.QuantType.QInt8,
-            weight_type=quantization.QuantType.QInt8,
-        )
+        with quiet():
+            quant_pre_process(str(model), str(prepared), skip_symbolic_shape=True)
+            quantization.quantize_static(
+                str(prepared),
+                str(file),
+                Calibration(),
+                quant_format=quantization.QuantFormat.QDQ,
+                per_channel=True,
+                activation_type=quantization.QuantType.QInt8,
+                weight_type=quantization.QuantType.QInt8,
+            )
     finally:
         logging.disable(disabled)
         prepared.unlink(missing_ok=True)
