@@ -63,10 +63,13 @@ def _class_of(traced: fx.GraphModule) -> tuple[str, dict[str, Tensor]]:
     traced.graph.eliminate_dead_code()
     lines: list[str] = []
     state: dict[str, Tensor] = {}
+    called = {node.target for node in traced.graph.nodes if node.op == "call_module"}
     for path in dict.fromkeys(
         node.target for node in traced.graph.nodes if node.op in ("call_module", "get_attr")
     ):
         part = _attribute(traced, path)
+        if path.rpartition(".")[0] in called:
+            raise _NotPlainError(f"{path} is read beside the layer it belongs to")
         lines += _containers(path, lines)
         if isinstance(part, nn.Module):
             lines.append(_assignment(path, f"nn.{_constructor(part)}"))

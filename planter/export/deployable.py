@@ -112,7 +112,7 @@ def _fold_norms_(traced: fx.GraphModule) -> int:
     for node in list(traced.graph.nodes):
         if node.op != "call_module" or not isinstance(modules[node.target], _NORMS):
             continue
-        before = node.args[0]
+        before = node.all_input_nodes[0]
         if before.op != "call_module" or len(before.users) > 1:
             continue
         layer, norm = modules[before.target], modules[node.target]

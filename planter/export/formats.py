@@ -94,9 +94,10 @@ def _module(source: str, file: Path, metadata: Mapping[str, str]) -> str:
         else "It is the list of operations of its eval mode and is not meant for training."
     )
     title = f"{metadata['id']} in plain PyTorch, written by planter {metadata['planter']}"
+    name = file.name.replace("\\", "/").replace('"', "'")  # it stands in a docstring
     return f'''"""{title}.
 
-Weights: {file.name} beside this file. It takes {metadata["input"]},
+Weights: {name} beside this file. It takes {metadata["input"]},
 and gives logits [batch, {len(told["classes"])}]. {use}
 """
 
