@@ -1,0 +1,266 @@
+"""Networks as files that run without planter; each is loaded again and compared before it stays."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata as packages
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from planter.data import Split
+from planter.export import check
+from planter.export.deployable import deployable, input_text, scale_of
+from planter.export.formats import require, write_onnx, write_pt2, write_safetensors
+from planter.train import predict
+
+FORMATS: dict[str, Callable[[nn.Module, Tensor, Path, Mapping[str, str]], None]] = {
+    "onnx": write_onnx,
+    "pt2": write_pt2,
+    "safetensors": write_safetensors,
+}
+# Of a logit, times the largest one where that is above 1.
+TOLERANCE = 1e-4
+
+
+class ExportError(ValueError):
+    """A network that a format cannot hold, or a file that does not compute what the network does.
+    No file is left."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file that was written and checked: `files` are it and, with tensors, their code; `accuracy`
+    is the file's own on the validation images, `max_difference` that of a logit from the network's;
+    `calibration` the images that INT8 ranges come from, 0 without."""
+
+    files: tuple[Path, ...]
+    format: str
+    takes: str
+    accuracy: float
+    images: int
+    max_difference: float
+    folded_norms: int
+    calibration: int
+
+    @property
+    def size_bytes(self) -> int:
+        return self.files[0].stat().st_size
+
+
+def export_network(
+    network: nn.Module,
+    file: str | Path,
+    validation: Split,
+    *,
+    about: Mapping[str, Any] | None = None,
+    normalise: bool = False,
+    fold_norms: bool = False,
+    calibration: Split | None = None,
+    force: bool = False,
+) -> Exported:
+    """Writes a network as FILE.onnx, FILE.pt2 or FILE.safetensors (with FILE.py beside it), loads
+    the file in a process that cannot import planter, and lets it stay only if there, for each of
+    the validation images, no logit differs by more than 1e-4 (times the largest one, where that is
+    above 1) and the predicted class is the same.
+
+    The file takes batches of any size, of images as `validation.normalise` gives them or, with
+    `normalise`, as `validation.images` holds them. `fold_norms` makes batch norms part of the
+    layers right before them. With `calibration`, whose images set the ranges, an ONNX file is
+    quantised to INT8; its logits are then its own, its accuracy is told. `about` (a mapping JSON
+    can hold; `classes` names them) goes into the file's metadata.
+
+    Raises ValueError for another ending, a file that is there without `force`, or missing packages;
+    ExportError where the network cannot be written or its file computes something else.
+    """
+    file = Path(file)
+    kind = format_of(file)
+    _check_place(file, force=force)
+    if calibration is not None and kind != "onnx":
+        raise ValueError(f"INT8 is written as ONNX, got {file.name}; name a file ending in .onnx")
+    if kind == "onnx":
+        require("onnx", "onnxscript", "onnxruntime")
+    logits = predict(network, validation).cpu().numpy()
+    shipped, folded = deployable(network, validation, normalise=normalise, fold_norms=fold_norms)
+    told = _metadata(validation, about or {}, logits, normalise, folded)
+    with _beside(file) as folder, tempfile.TemporaryDirectory() as job:
+        fresh = folder / file.name
+        _write(kind, shipped, _example(validation, normalise), fresh, told)
+        expected = logits
+        if calibration is not None:
+            expected = _quantise(fresh, calibration, validation, normalise, told)
+        _write_job(Path(job), validation, expected, normalise)
+        found = _checked(fresh, Path(job))
+        written = _move(folder, file)
+    return Exported(
+        files=written,
+        format=kind,
+        takes=told["input"],
+        accuracy=found["accuracy"],
+        images=len(validation),
+        max_difference=float(np.abs(expected - logits).max())
+        if calibration is not None
+        else found["difference"],
+        folded_norms=folded,
+        calibration=len(calibration) if calibration is not None else 0,
+    )
+
+
+def format_of(file: Path) -> str:
+    """The format of a file's ending. Raises ValueError for another one."""
+    kind = file.suffix.removeprefix(".")
+    if kind not in FORMATS:
+        raise ValueError(
+            f"{file.name}: the file's ending is its format; endings are "
+            f"{', '.join(f'.{name}' for name in FORMATS)}"
+        )
+    return kind
+
+
+def _check_place(file: Path, *, force: bool) -> None:
+    for path in (file, *([file.with_suffix(".py")] if file.suffix == ".safetensors" else [])):
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder; name a file")
+        if path.exists() and not force:
+            raise ValueError(f"{path} is there; --force (force=True) replaces it")
+
+
+def _metadata(
+    validation: Split,
+    about: Mapping[str, Any],
+    logits: check.Array,
+    normalise: bool,
+    folded: int,
+) -> dict[str, str]:
+    """What a file says of itself: texts as they are, all else as JSON."""
+    labels = validation.labels.cpu().numpy()
+    values = {
+        "id": "a network",
+        "classes": [str(i) for i in range(logits.shape[1])],
+        **about,
+        "accuracy": round(float((logits.argmax(1) == labels).mean()), 6),
+        "accuracy_images": len(validation),
+        "input": input_text(validation, normalise=normalise),
+        "normalised_inside": normalise,
+        "mean": validation.mean.flatten().tolist(),
+        "std": validation.std.flatten().tolist(),
+        "scale": scale_of(validation),
+        "folded_norms": folded,
+        "planter": packages.version("planter"),
+        "torch": packages.version("torch"),
+    }
+    return {k: v if isinstance(v, str) else json.dumps(v) for k, v in values.items()}
+
+
+def _example(validation: Split, normalise: bool) -> Tensor:
+    """Two images: torch.export takes a batch of one for a constant."""
+    images = validation.images[:1].repeat(2, 1, 1, 1)
+    return (images if normalise else validation.normalise(images)).cpu()
+
+
+def _write(
+    kind: str, network: nn.Module, example: Tensor, file: Path, told: Mapping[str, str]
+) -> None:
+    try:
+        FORMATS[kind](network, example, file, told)
+    except OSError:
+        raise
+    except Exception as error:  # a network may be the user's code; exporters raise many kinds
+        first = str(error).strip().splitlines() or [""]
+        raise ExportError(
+            f"this network cannot be written as {kind}: {type(error).__name__}: {first[0]}"
+        ) from error
+
+
+def _quantise(
+    file: Path, calibration: Split, validation: Split, normalise: bool, told: dict[str, str]
+) -> check.Array:
+    """Puts the INT8 model in the file's place; its logits of the validation images."""
+    from planter.export.int8 import quantise, write_metadata
+
+    images = calibration.images if normalise else calibration.normalise(calibration.images)
+    small = file.with_suffix(".int8.onnx")
+    quantise(file, images.cpu().numpy(), small)
+    small.replace(file)
+    job = _job(validation, normalise)
+    raw, run = validation.images.cpu().numpy(), check.onnx_file(file)
+    parts = check.batches(len(raw))
+    logits = np.concatenate([run(check.prepared(raw[part], job)) for part in parts])
+    accuracy = float((logits.argmax(1) == validation.labels.cpu().numpy()).mean())
+    # What was measured of the network does not hold for this file.
+    float_ones = {
+        f"float_{name}": told.pop(name) for name in ("accuracy", "test_accuracy") if name in told
+    }
+    told.update(float_ones, accuracy=json.dumps(round(accuracy, 6)), int8="true")
+    told["calibration_images"] = str(len(calibration))
+    write_metadata(file, told)
+    return logits
+
+
+def _job(validation: Split, normalise: bool) -> dict[str, Any]:
+    return {
+        "normalised": not normalise,
+        "mean": validation.mean.flatten().tolist(),
+        "std": validation.std.flatten().tolist(),
+        "scale": scale_of(validation),
+        "tolerance": TOLERANCE,
+    }
+
+
+def _write_job(folder: Path, validation: Split, logits: check.Array, normalise: bool) -> None:
+    (folder / "job.json").write_text(json.dumps(_job(validation, normalise)))
+    np.save(folder / "images.npy", validation.images.cpu().numpy())
+    np.save(folder / "labels.npy", validation.labels.cpu().numpy())
+    np.save(folder / "logits.npy", logits)
+
+
+def _checked(file: Path, job: Path) -> dict[str, Any]:
+    """What the checking process found. Raises ExportError where the file is not the network."""
+    # -P keeps this package's folder, whose modules have common names, off the path.
+    command = [sys.executable, "-P", check.__file__, str(file.resolve()), str(job)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=job)
+    if done.returncode:
+        *_, last = done.stderr.strip().splitlines() or ["no message"]
+        raise ExportError(f"the file cannot be run without planter: {last}")
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    allowed = TOLERANCE * max(1.0, found["largest"])
+    if not found["finite"] or not found["difference"] <= allowed or found["changed"]:
+        raise ExportError(
+            f"the file does not compute what the network does: logits differ by up to "
+            f"{found['difference']:.2g} (allowed are {allowed:.2g}), {found['changed']} images "
+            "get another class; it was not kept"
+        )
+    return found
+
+
+@contextmanager
+def _beside(file: Path) -> Iterator[Path]:
+    """A folder beside the file that is gone when the block has ended."""
+    folder = file.parent / f".{file.name}.{uuid.uuid4().hex[:8]}.new"
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir()
+    except OSError as error:
+        raise ValueError(f"cannot write in {file.parent}: {error.strerror or error}") from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _move(folder: Path, file: Path) -> tuple[Path, ...]:
+    """Puts what was written into place, the code before the tensors."""
+    written = sorted(folder.iterdir(), key=lambda path: path.suffix == file.suffix)
+    for path in written:
+        path.replace(file.parent / path.name)
+    return tuple(file.parent / path.name for path in reversed(written))

@@ -1,0 +1,116 @@
+"""Loads an exported file where planter cannot be imported, and compares what it computes.
+
+A program of its own: `python -P check.py FILE FOLDER`, with `job.json` and arrays in the folder.
+Prints one JSON object. It imports the standard library, numpy and what the file's format needs.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Run = Callable[[Array], Array]
+
+
+def main(file: Path, folder: Path) -> dict[str, Any]:
+    """How far the file's logits are from those expected, its accuracy, and how many images it
+    classifies otherwise although their two best classes are no near tie."""
+    job = json.loads((folder / "job.json").read_text())
+    images, labels, expected = (
+        np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("images", "labels", "logits")
+    )
+    run = LOADERS[file.suffix](file)
+    logits = np.concatenate([run(prepared(images[part], job)) for part in batches(len(images))])
+    if logits.shape != expected.shape:
+        raise SystemExit(f"it gives logits {logits.shape}, expected {expected.shape}")
+    best = np.sort(expected, axis=1)
+    clear = best[:, -1] - best[:, -2] > 2 * job["tolerance"] * max(1.0, np.abs(expected).max())
+    return {
+        "difference": float(np.abs(logits - expected).max()),
+        "largest": float(np.abs(expected).max()),
+        "finite": bool(np.isfinite(logits).all()),
+        "accuracy": float((logits.argmax(1) == labels).mean()),
+        "changed": int(((logits.argmax(1) != expected.argmax(1)) & clear).sum()),
+    }
+
+
+def prepared(images: Array, job: dict[str, Any]) -> Array:
+    """What the file takes of raw images: planter's normalisation, written a second time."""
+    if not job["normalised"]:
+        return np.ascontiguousarray(images)
+    mean, std = (np.asarray(job[name], np.float32)[:, None, None] for name in ("mean", "std"))
+    scaled: Array = (images.astype(np.float32) / np.float32(job["scale"]) - mean) / std
+    return scaled
+
+
+def batches(count: int) -> Iterator[slice]:
+    """Batches of several sizes: a file may have been tied to the one it was made with."""
+    begin = 0
+    for size in (1, 3):
+        if begin + size < count:
+            yield slice(begin, begin + size)
+            begin += size
+    for first in range(begin, count, 100):
+        yield slice(first, first + 100)
+
+
+def onnx_file(file: Path) -> Run:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors; it warns of what it optimises
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    (name,) = (taken.name for taken in session.get_inputs())
+    return lambda images: np.asarray(session.run(None, {name: images})[0])
+
+
+def pt2_file(file: Path) -> Run:
+    import torch
+
+    return _of_torch(torch.export.load(file).module())
+
+
+def safetensors_file(file: Path) -> Run:
+    path = file.with_suffix(".py")
+    spec = importlib.util.spec_from_file_location("exported", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return _of_torch(module.load())
+
+
+def _of_torch(network: Any) -> Run:
+    import torch
+
+    def run(images: Array) -> Array:
+        with torch.no_grad():
+            return np.asarray(network(torch.from_numpy(images.copy())))
+
+    return run
+
+
+LOADERS = {".onnx": onnx_file, ".pt2": pt2_file, ".safetensors": safetensors_file}
+
+
+def forbid_planter() -> None:
+    """Makes every import of planter fail from here on, and sees to it that it does."""
+    sys.modules["planter"] = None  # type: ignore[assignment]
+    try:
+        importlib.import_module("planter.arch")
+    except ImportError:
+        return
+    raise SystemExit("planter can be imported, so this proves nothing")
+
+
+if __name__ == "__main__":
+    forbid_planter()
+    print(json.dumps(main(Path(sys.argv[1]), Path(sys.argv[2]))))

@@ -1,0 +1,158 @@
+"""From a point of a run to the network, the images and the facts that its file is made of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from planter import checkpoint
+from planter.choose import Front, Row
+from planter.data import Data, Split, load_data
+from planter.export import Exported, ExportError, export_network
+from planter.front import read_front
+from planter.train import evaluate
+
+_NEEDED = {"id", "trial", "pipeline", "method", "accuracy", "macs", "params", "on_front", "model"}
+_TOLD = ("id", "trial", "pipeline", "method", "macs", "params", "accuracy", "test_accuracy")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run to export from: its folder, what pareto.json says, its images."""
+
+    folder: Path
+    front: Front
+    data: Data
+
+    @property
+    def ended(self) -> bool:
+        """False while the search goes on, and where it stopped before its end."""
+        # The test data are read at the end.
+        unread = (p["on_front"] and p.get("test_accuracy") is None for p in self.front["points"])
+        return self.data.test is None or not any(unread)
+
+
+def open_run(run: Path) -> Run:
+    """Raises ValueError for a run that an older planter wrote, and where its images are other than
+    those it was searched with."""
+    front = read_front(run)
+    lacking = {"study", "points"} - set(front)
+    for row in front.get("points", []):
+        lacking |= _NEEDED - set(row)
+    if lacking:
+        raise ValueError(
+            f"{run}/pareto.json is of an older planter: it lacks {', '.join(sorted(lacking))}; "
+            "search with the same study again, which writes it anew"
+        )
+    return Run(run, front, _data(run))
+
+
+def find_row(front: Front, wanted: str) -> Row:
+    """The point with that id, or the only one of that trial. Raises ValueError where there is none
+    or more than one."""
+    rows = [row for row in front["points"] if wanted in (row["id"], row["trial"])]
+    if not rows:
+        known = ", ".join(row["id"] for row in front["points"])
+        raise ValueError(f"{front['study']} has no point {wanted!r}; points are {known}")
+    if len(rows) > 1:
+        raise ValueError(f"{wanted} has several networks: {', '.join(row['id'] for row in rows)}")
+    found: Row = rows[0]
+    return found
+
+
+def export_point(
+    run: Run,
+    row: Row,
+    file: Path,
+    *,
+    normalise: bool = False,
+    fold_norms: bool = False,
+    calibration: int | None = None,
+    force: bool = False,
+) -> Exported:
+    """`export_network` for a point of a run, checked on the run's validation images; `calibration`
+    is a number of its training images. Code of the user's own that the run names is called.
+
+    Raises ValueError where the point's weights were not kept, and where the network has another
+    accuracy than the run says.
+    """
+    folder = _model(run.folder, row)
+    data = run.data
+    network = checkpoint.load(folder, own_code=True)
+    drawn = _drawn(run, calibration) if calibration is not None else None
+    score = evaluate(network, data.validation).accuracy
+    # A near tie may fall the other way on another machine, or where a GPU counted before.
+    if abs(score - row["accuracy"]) > max(0.005, 1.5 / len(data.validation)):
+        raise ExportError(
+            f"{row['id']} has {score:.2%} on the validation images, the run says "
+            f"{row['accuracy']:.2%}: its weights or its data are no longer what was scored"
+        )
+    return export_network(
+        network,
+        file,
+        data.validation,
+        about=_about(run, row, folder),
+        normalise=normalise,
+        fold_norms=fold_norms,
+        calibration=drawn,
+        force=force,
+    )
+
+
+def _model(run: Path, row: Row) -> Path:
+    if row["model"] is None or not (run / row["model"]).is_dir():
+        raise ValueError(
+            f"the weights of {row['id']} were not kept: a search keeps those of the front, the "
+            "teacher and the baselines; with `keep: all` in the study it keeps every network's"
+        )
+    return run / str(row["model"])
+
+
+def _data(run: Path) -> Data:
+    """The run's images. Raises ValueError where they are not those it was searched with."""
+    try:
+        data = load_data(run)
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"{run}/resolved.yaml is of another planter: {error}") from error
+    begun = _environment(run).get("data")
+    if begun is not None and begun != data.fingerprint():
+        raise ValueError(
+            f"the images of {run} are not those it was searched with (fingerprint "
+            f"{data.fingerprint()}, then {begun}), so that its accuracy cannot be checked"
+        )
+    return data
+
+
+def _environment(run: Path) -> dict[str, Any]:
+    file = run / "environment.json"
+    found: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    return found
+
+
+def _drawn(run: Run, count: int) -> Split:
+    """So many training images, or all where there are fewer, drawn with the run's seed."""
+    train = run.data.train
+    generator = torch.Generator().manual_seed(int(_environment(run.folder).get("seed", 0)))
+    index = torch.randperm(len(train), generator=generator)[:count]
+    return replace(train, images=train.images[index], labels=train.labels[index])
+
+
+def _about(run: Run, row: Row, folder: Path) -> Mapping[str, Any]:
+    """What the file says of where it comes from."""
+    spec, environment = checkpoint.read_spec(folder), _environment(run.folder)
+    return {
+        "study": run.front["study"],
+        **{key: row.get(key) for key in _TOLD},
+        "classes": list(run.data.class_names),
+        "image": list(run.data.image),
+        "architecture": spec["architecture"],
+        "seed": spec.get("seed"),
+        "study_seed": environment.get("seed"),
+        "trained_with": environment.get("versions", {}),
+        "data_fingerprint": environment.get("data"),
+    }
