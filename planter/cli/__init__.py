@@ -10,18 +10,23 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from planter.choose import NothingWithinError
 from planter.cli import counting, looking, searching  # noqa: F401 - they register their commands
 from planter.cli.app import app, err, out
 
 
 def main() -> None:
-    """Entry point of `planter`: a user's mistake is one message and exit code 2."""
+    """Entry point of `planter`: a user's mistake is one message and exit code 2, a bound that
+    no point keeps to one message and exit code 3."""
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     # The user's own modules (my_pkg.nets:build) stand in the folder planter is called from.
     sys.path.insert(0, str(Path.cwd()))
     try:
         app()
+    except NothingWithinError as error:
+        err.print(escape(str(error)), soft_wrap=True)
+        sys.exit(3)
     except (ValueError, OSError) as error:
         if debug:
             traceback.print_exc()

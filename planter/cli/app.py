@@ -29,6 +29,17 @@ StudyArgument = Annotated[
 RunArgument = Annotated[
     str, typer.Argument(metavar="RUN", help="A run folder, or a name in runs/.")
 ]
+MaxMacs = Annotated[
+    str | None,
+    typer.Option(metavar="N", help="The most accurate point of at most that many: 500k, 2M, 1.5G."),
+]
+MinAccuracy = Annotated[
+    float | None,
+    typer.Option(
+        metavar="A", help="The point of fewest macs with that validation accuracy or more, 0..1."
+    ),
+]
+Knee = Annotated[bool, typer.Option("--knee", help="The point from which on accuracy costs most.")]
 
 
 def shown_path(path: Path) -> str:

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from planter.cli.app import Set, StudyArgument, app, err, out, shown_path
-from planter.tables import print_front
+from planter.tables import duration, print_front
 
 
 @app.command(epilog="Example: planter search quickstart --set recipe.epochs=10 --workers 2")
@@ -129,7 +129,6 @@ def check(
         raise ValueError("check needs a STUDY (or --schema)")
     from planter.driver.check import prepare, worker_count
     from planter.driver.estimate import estimate_seconds
-    from planter.progress import duration
 
     try:
         checked = read_study(study, overrides or [])

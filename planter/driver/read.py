@@ -2,33 +2,102 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 import yaml
+from optuna.storages import BaseStorage
+from optuna.trial import TrialState
+from pydantic import ValidationError
 
-from planter.driver.storage import PointBook, database_url, open_storage
+from planter.driver.storage import database_url, open_storage, point_of_row
 from planter.front import Point
 from planter.study import Study
 
 
 def run_study(run: Path) -> Study:
-    """The study of a run folder. Raises ValueError where the folder holds none."""
+    """The study of a run folder. Raises ValueError where the folder holds none, or one that this
+    planter does not know."""
     file = run / "resolved.yaml"
     if not file.is_file():
         raise ValueError(f"{run} is no run folder: it has no resolved.yaml; expected runs/NAME")
-    return Study.model_validate(yaml.safe_load(file.read_text()))
+    try:
+        return Study.model_validate(yaml.safe_load(file.read_text()))
+    except ValidationError as error:
+        keys = ", ".join(".".join(map(str, one["loc"])) for one in error.errors())
+        raise ValueError(
+            f"{file} is of another version of planter (unknown or missing: {keys}); expected the "
+            "version that environment.json names, or a new run of study.yaml"
+        ) from None
+
+
+@contextmanager
+def opened(run: Path, study: Study) -> Iterator[BaseStorage]:
+    """A run's storage, for reading. Raises ValueError where it is not there."""
+    file = run / "study.db"
+    if study.storage is None and not file.is_file():
+        raise ValueError(f"{run} has no study.db; expected the database beside resolved.yaml")
+    storage = open_storage(database_url(run, study.storage))
+    try:
+        yield storage
+    finally:
+        storage.close()
+
+
+def points_in(storage: BaseStorage, name: str) -> list[Point]:
+    """Every point of a study in its storage, in the order of writing; reads only. Raises ValueError
+    where another version of planter wrote them."""
+    try:
+        number = storage.get_study_id_from_name(name)
+    except KeyError:
+        return []
+    try:
+        return [point_of_row(row) for row in storage.get_all_trials(number, deepcopy=False)]
+    except TypeError as error:
+        raise ValueError(
+            f"the points of {name} were written by another version of planter ({error}); expected "
+            "the version that environment.json names, or a new run of study.yaml"
+        ) from None
 
 
 def read_points(run: Path) -> list[Point]:
     """Every point in a run's database."""
     study = run_study(run)
-    storage = open_storage(database_url(run, study.storage))
-    try:
-        return PointBook(storage, study.name).points
-    finally:
-        storage.close()
+    with opened(run, study) as storage:
+        return points_in(storage, study.name)
+
+
+def standing(storage: BaseStorage, name: str) -> str | None:
+    """Why a run is not finished, in words; None where nothing of it is open."""
+    open_rows, held = 0, None
+    for book in (name, f"{name}/sampling", f"{name}/planting"):
+        try:
+            number = storage.get_study_id_from_name(book)
+        except KeyError:
+            continue
+        rows = storage.get_all_trials(number, deepcopy=False)
+        open_rows += sum(row.state == TrialState.RUNNING for row in rows)
+        held = held or storage.get_study_user_attrs(number).get("driver")
+    if held is not None:
+        return (
+            f"Not finished: a search is at work on it, or was killed (process {held['pid']} on "
+            f"{held['host']}; {open_rows} trials open). What follows is what there is so far."
+        )
+    if open_rows:
+        return (
+            f"Not finished: interrupted with {open_rows} trials open; the same search command goes "
+            "on. What follows is what there is so far."
+        )
+    return None
+
+
+def run_standing(run: Path) -> str | None:
+    """`standing` of a run folder."""
+    study = run_study(run)
+    with opened(run, study) as storage:
+        return standing(storage, study.name)
 
 
 def serve_dashboard(run: Path, host: str, port: int, ready: Callable[[str], None]) -> None:

@@ -16,12 +16,14 @@ from optuna.storages import BaseStorage
 
 from planter import checkpoint
 from planter.data import Split
+from planter.describe import with_networks
 from planter.driver.budget import Account
 from planter.driver.check import Prepared, prepare, worker_count
 from planter.driver.claim import Claim
 from planter.driver.folder import lock_run, run_id, write_settings
 from planter.driver.jobs import Job, Outcome
 from planter.driver.plain import Baselines, Teacher
+from planter.driver.report import write_report
 from planter.driver.rounds import Rounds
 from planter.driver.sampling import Sampling
 from planter.driver.schedule import Schedule
@@ -232,9 +234,11 @@ class _Search:
                     known[point.id] = self._test_accuracy(point, test)
         self._write(known)
         found = self._document(known)
-        write_html(front_figure([found]), self._run / "pareto.html")
+        drawn = with_networks(found, self._book.points)
+        write_html(front_figure([drawn]), self._run / "pareto.html")
         if self._rounds is not None and (rows := self._rounds.table()):
             write_html(growth_figure(self._study.name, rows), self._run / "planting.html")
+        write_report(self._run, ended=True)
         return found
 
     def _reported(self) -> list[Point]:
