@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from planter.cli.app import (
     Knee,
@@ -19,9 +20,12 @@ from planter.cli.app import (
     out,
     shown_path,
 )
-from planter.describe import form_text
+from planter.describe import form_text, with_networks
 from planter.tables import print_choice, print_front, print_points
 from planter.targets import run_folder
+
+if TYPE_CHECKING:
+    from planter.front import Point
 
 Picture = Annotated[Path | None, typer.Option(help="Draw a picture.")]
 
@@ -54,7 +58,7 @@ def pareto(
     By other axes than macs and accuracy the front is chosen anew, within the study's bounds.
     """
     from planter.axes import front_by
-    from planter.driver.read import run_standing, run_study
+    from planter.driver.read import run_study
     from planter.front import COLUMNS, read_front, to_csv, write_text
 
     folders = [run_folder(run) for run in runs]
@@ -63,9 +67,7 @@ def pareto(
         front_by(read_front(folder), objectives, run_study(folder).objectives.bounds.limits())
         for folder in folders
     ]
-    for run, folder in zip(runs, folders, strict=True):
-        if (why := run_standing(folder)) is not None:
-            err.print(f"{run}: {why}", soft_wrap=True)
+    points = [_looked_up(run, folder) for run, folder in zip(runs, folders, strict=True)]
     if as_json:
         typer.echo(json.dumps(fronts[0] if len(fronts) == 1 else fronts, indent=2))
     else:
@@ -78,22 +80,33 @@ def pareto(
         err.print(f"written: {csv}")
     pictures = [(png, None), (svg, "svg"), (pdf, "pdf")]
     if html is not None or any(file is not None for file, _ in pictures):
-        _draw(folders, fronts, html, pictures)
+        drawn = [with_networks(*pair) for pair in zip(fronts, points, strict=True)]
+        _draw(drawn, html, pictures)
+
+
+def _looked_up(run: str, folder: Path) -> list[Point]:
+    """The points of a run's database, and a word where it is not finished. A front can be shown
+    without the database, though not what its networks are."""
+    from planter.driver.read import read_points, run_standing
+
+    try:
+        if (why := run_standing(folder)) is not None:
+            err.print(f"{run}: {why}", soft_wrap=True)
+        return read_points(folder)
+    except ValueError as error:
+        err.print(f"{run}: shown without its networks: {escape(str(error))}", soft_wrap=True)
+        return []
 
 
 def _draw(
-    folders: Sequence[Path],
     fronts: Sequence[Mapping[str, Any]],
     html: Path | None,
     pictures: Sequence[tuple[Path | None, str | None]],
 ) -> None:
     """The page first: it needs no browser."""
-    from planter.describe import with_networks
-    from planter.driver.read import read_points
     from planter.plots import front_figure, write_html, write_image
 
-    drawn = [with_networks(f, read_points(at)) for at, f in zip(folders, fronts, strict=True)]
-    figure = front_figure(drawn)
+    figure = front_figure(fronts)
     if html is not None:
         html.parent.mkdir(parents=True, exist_ok=True)
         write_html(figure, html)
@@ -148,7 +161,8 @@ def show(
 
         row = chosen(front, max_macs=max_macs, min_accuracy=min_accuracy, at_knee=at_knee)
         print_choice(out, front, row, read_points(folder))
-        out.print(f"\nfiles: {shown_path(folder)}/{row['model']}/", soft_wrap=True)
+        if row["model"] is not None:
+            out.print(f"\nfiles: {shown_path(folder)}/{row['model']}/", soft_wrap=True)
         return
     if point is None:
         print_front(out, front, every=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 import yaml
@@ -100,22 +102,49 @@ def run_standing(run: Path) -> str | None:
         return standing(storage, study.name)
 
 
+def read_growth(run: Path) -> list[dict[str, Any]]:
+    """The rows of planting.csv with numbers for numbers; none before the first round is decided."""
+    file = run / "planting.csv"
+    if not file.is_file():
+        return []
+    with file.open(newline="", encoding="utf-8") as lines:
+        rows = list(csv.DictReader(lines))
+    whole, real = ("round", "channels", "params", "macs"), ("val_loss", "val_accuracy", "seconds")
+    return [
+        {
+            **row,
+            **{key: int(row[key]) for key in whole},
+            **{key: float(row[key]) for key in real},
+            "accepted": row["accepted"] == "True",
+        }
+        for row in rows
+    ]
+
+
 def serve_dashboard(run: Path, host: str, port: int, ready: Callable[[str], None]) -> None:
     """Serves optuna-dashboard on a run's database until interrupted; calls `ready` with the
     address of the study of points when it listens.
 
-    The dashboard reads through a connection of its own that waits rather than fails, so a running
-    search is not disturbed.
+    The dashboard reads through a connection of its own that waits rather than fails, and writes
+    nothing but people's notes, so a running search is not disturbed.
     """
     import optuna_dashboard
 
+    from planter.driver.view import DashboardView
+
     study = run_study(run)
-    storage = open_storage(database_url(run, study.storage))
-    number = storage.get_study_id_from_name(study.name)
-    app = optuna_dashboard.wsgi(storage)
-    with make_server(host, port, app, handler_class=_Quiet) as server:
-        ready(f"http://{host}:{server.server_port}/dashboard/studies/{number}")
-        server.serve_forever()
+    with opened(run, study) as storage:
+        try:
+            number = storage.get_study_id_from_name(study.name)
+        except KeyError:
+            raise ValueError(
+                f"{run} has no study in its database yet; expected a begun search"
+            ) from None
+        view = DashboardView(storage, run, study.name)
+        app = optuna_dashboard.wsgi(view, artifact_store=view)
+        with make_server(host, port, app, handler_class=_Quiet) as server:
+            ready(f"http://{host}:{server.server_port}/dashboard/studies/{number}")
+            server.serve_forever()
 
 
 class _Quiet(WSGIRequestHandler):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ from optuna.trial import TrialState
 
 from planter.course import course
 from planter.describe import with_networks
-from planter.driver.read import opened, points_in, run_study, standing
+from planter.driver.read import opened, points_in, read_growth, run_study, standing
 from planter.front import Point, read_front, write_text
 from planter.report import Facts, Importances, Report, page
 from planter.study import Study
@@ -45,7 +44,7 @@ def write_report(run: Path, control: Path | None = None, *, ended: bool = False)
     report = Report(
         run=facts,
         control=_control(run, control, reference),
-        growth=_growth(run),
+        growth=read_growth(run),
         importances=importances,
         enough=_ENOUGH,
         standing=why,
@@ -123,22 +122,3 @@ def _importances(storage: BaseStorage, study: Study) -> Importances | None:
         return None
     target = "hypervolume" if study.objectives.family else "accuracy"
     return Importances(shares, target, len(finished)) if shares else None
-
-
-def _growth(run: Path) -> list[dict[str, Any]]:
-    """The rows of planting.csv with numbers for numbers; none before the first round is decided."""
-    file = run / "planting.csv"
-    if not file.is_file():
-        return []
-    with file.open(newline="", encoding="utf-8") as lines:
-        rows = list(csv.DictReader(lines))
-    whole, real = ("round", "channels", "params", "macs"), ("val_loss", "val_accuracy", "seconds")
-    return [
-        {
-            **row,
-            **{key: int(row[key]) for key in whole},
-            **{key: float(row[key]) for key in real},
-            "accepted": row["accepted"] == "True",
-        }
-        for row in rows
-    ]

@@ -29,6 +29,7 @@ from planter.driver.logs import logged_to
 from planter.driver.networks import network_of
 from planter.driver.plants import grow, plant_round, write_learned
 from planter.driver.sampled import sample
+from planter.driver.scalars import write_scalars
 from planter.forms import Kernels, form_names, form_of
 from planter.kernels import collapse_kernels_, expand_kernels_
 from planter.losses import classification_loss
@@ -87,6 +88,9 @@ class Worker:
                 for left in folder.rglob(_CHECKPOINT):  # a trial may train several times
                     left.unlink(missing_ok=True)
             outcome["seconds"] = round(time.monotonic() - began, 3)
+            if self.study.tensorboard:
+                for trial, one in job.outcomes(outcome).items():
+                    write_scalars(self.run / "trials" / trial, one)
             log.info("%s ends after %.1f s", ", ".join(job.trials), outcome["seconds"])
         return outcome
 
