@@ -47,7 +47,7 @@ def call(place, monkeypatch, capsys):
     return run
 
 
-COMMANDS = ["search", "check", "pareto", "show", "cost", "dashboard"]
+COMMANDS = ["search", "check", "pareto", "report", "show", "cost", "dashboard"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
@@ -57,7 +56,8 @@ def write_report(run: Path, control: Path | None = None, *, ended: bool = False)
 
 def _control(run: Path, given: Path | None, reference: Sequence[float]) -> Facts | None:
     """The control's facts; of a run found by its name, None where it cannot be read."""
-    folder = given or run.parent / f"{run.name}-random"
+    run = run.resolve()
+    folder = given or run.with_name(f"{run.name}-random")
     if given is None and not (folder / "pareto.json").is_file():
         return None
     try:
@@ -106,6 +106,8 @@ def _rows(storage: BaseStorage, name: str) -> list[optuna.trial.FrozenTrial]:
 
 def _importances(storage: BaseStorage, study: Study) -> Importances | None:
     """What decided the first value a sampler is told: accuracy, or a family's hypervolume."""
+    from optuna.importance import FanovaImportanceEvaluator, get_param_importances
+
     name = f"{study.name}/sampling"
     finished = [row for row in _rows(storage, name) if row.state == TrialState.COMPLETE]
     if len(finished) < _ENOUGH:
