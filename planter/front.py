@@ -24,6 +24,7 @@ COLUMNS = [
     "id", "trial", "pipeline", "method", "accuracy", "test_accuracy", "macs", "params",
     "on_front", "model", "train_macs", "latency_ms",
 ]  # fmt: skip
+_KEYS = ("study", "objectives", "points", "hypervolume", "reference_point", "cost")
 PLANTING_COLUMNS = [
     "round", "layer", "channels", "accepted", "widths", "params", "macs", "val_loss",
     "val_accuracy", "seconds",
@@ -191,12 +192,22 @@ def measured_latency(run: Path) -> dict[str, float]:
 
 
 def read_front(run: Path) -> dict[str, Any]:
-    """pareto.json of a run. Raises ValueError where the folder is no run or has no point yet."""
+    """pareto.json of a run. Raises ValueError where the folder is no run, has no point yet or is of
+    an older planter."""
     path = run / "pareto.json"
     if not path.is_file():
         known = "the run has no finished trial yet" if run.is_dir() else "there is no such folder"
         raise ValueError(f"{run} has no pareto.json: {known}; expected a run folder, runs/NAME")
     found: dict[str, Any] = json.loads(path.read_text())
+    missing = [key for key in _KEYS if key not in found]
+    needed = [name for name in COLUMNS if name != "latency_ms"]  # younger than the others
+    rows = found.get("points", [])
+    missing += [key for key in needed if not all(key in row for row in rows)]
+    if missing:
+        raise ValueError(
+            f"{path} is of an older planter: it lacks {', '.join(missing)}; the search command "
+            "that made the run writes it anew without training anything"
+        )
     return found
 
 

@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from planter.driver.run import Progress as Standing
+from planter.tables import duration
 
 
 class ProgressDisplay:
@@ -71,13 +72,3 @@ def _tail(now: Standing) -> str:
     if now.seconds_left is not None and now.left:
         parts.append(f"about {duration(now.seconds_left)} left")
     return "".join(f"; {part}" for part in parts)
-
-
-def duration(seconds: float) -> str:
-    """42 s, 3 min 20 s, 2 h 5 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -315,6 +315,9 @@ class Study(_Section):
         Literal["front", "all"],
         Field(description="models kept: front, teacher, baselines, last planted; or all"),
     ] = "front"
+    tensorboard: Annotated[
+        bool, Field(description="write each trial's scalars for TensorBoard as well")
+    ] = False
     storage: Annotated[
         str | None, Field(description="any Optuna storage URL; default: study.db in the run folder")
     ] = None

@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from planter.choose import neighbours
+from planter.describe import difference, form_text, network_lines
+
 if TYPE_CHECKING:
+    from planter.front import Point
     from planter.macs import Cost, TrainingCost
 
 _COMPARED = ("teacher", "baseline")
@@ -70,11 +74,6 @@ def print_cost(out: Console, shown: Cost, whole: Cost) -> None:
         )
 
 
-def form_text(form: str | Mapping[str, str]) -> str:
-    """A training form's name; by part where there are several."""
-    return form if isinstance(form, str) else ", ".join(f"{k} {v}" for k, v in form.items())
-
-
 def training_table(form: str | Mapping[str, str], cost: TrainingCost) -> Table:
     """What a training step costs in a form of the kernels, beside the plain network."""
     table = Table(
@@ -93,12 +92,19 @@ def print_front(out: Console, front: Mapping[str, Any], every: bool = False) -> 
     print_points(
         out, [p for p in front["points"] if every or p["on_front"] or p["method"] in _COMPARED]
     )
-    reference = front["reference_point"]
-    out.print(
-        f"{front['study']}: * on the front of {len(front['points'])} points; hypervolume "
-        f"{front['hypervolume']:.4f} from ({reference[0]:.3g}, {reference[1]:,.0f} macs)",
-        soft_wrap=True,
-    )
+    told = f"{front['study']}: * on the front of {len(front['points'])} points"
+    if front["hypervolume"] is None:
+        told += f" by {', '.join(front['objectives'])}"
+    else:
+        accuracy, macs = front["reference_point"]
+        told += f"; hypervolume {front['hypervolume']:.4f} from ({accuracy:.3g}, {macs:,.0f} macs)"
+    out.print(told, soft_wrap=True)
+    if not any(point["on_front"] for point in front["points"]):
+        out.print(
+            "The front is empty: no searched network has finished, or none keeps to the study's "
+            "bounds.",
+            soft_wrap=True,
+        )
     if (family := front.get("family")) is not None:
         members = ", ".join(family["points"])
         out.print(
@@ -124,3 +130,42 @@ def print_points(out: Console, points: Sequence[Mapping[str, Any]]) -> None:
             f"{point['params']:,}",
         )
     out.print(table)
+
+
+def print_choice(
+    out: Console, front: Mapping[str, Any], row: Mapping[str, Any], points: Sequence[Point]
+) -> None:
+    """The point `row` of a front, its network, and how the next smaller and the next larger point
+    of the front differ from it. `points` are those of the database, which know the networks."""
+    known = {point.id: point for point in points}
+    print_points(out, [row])
+    this = known.get(row["id"])
+    for line in network_lines(this) if this else []:
+        out.print(f"   {line}", soft_wrap=True)
+    for where, other in zip(("smaller", "larger"), neighbours(front, row), strict=True):
+        if other is None:
+            out.print(f"\nnext {where} on the front: none")
+            continue
+        out.print(
+            f"\nnext {where} on the front: [bold]{other['id']}[/bold], "
+            f"{100 * (other['accuracy'] - row['accuracy']):+.2f} points of accuracy, "
+            f"{_more(other['macs'], row['macs'])} macs, "
+            f"{_more(other['params'], row['params'])} parameters",
+            soft_wrap=True,
+        )
+        if this and other["id"] in known:
+            out.print(f"   {difference(this, known[other['id']])}", soft_wrap=True)
+
+
+def _more(other: int, this: int) -> str:
+    return f"{other - this:+,} ({(other - this) / this:+.0%})"
+
+
+def duration(seconds: float) -> str:
+    """42 s, 3 min 20 s, 2 h 5 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -3,10 +3,14 @@
 import json
 import queue
 import shutil
+import subprocess
+import sys
 import threading
+import time
+from contextlib import contextmanager
 
 import pytest
-from test_driver import write_study
+from test_driver import SPACE, write_study
 
 import planter
 from planter.driver.read import serve_dashboard
@@ -56,15 +60,141 @@ def test_the_front_page_draws_every_point_without_the_network(page, run):
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 
 
-def test_the_dashboard_opens_on_the_front_of_the_run(page, run):
+def test_the_front_page_shows_a_point_under_the_pointer(page, run):
+    page.goto(f"file://{run / 'pareto.html'}")
+    page.wait_for_selector(".scatterlayer .point")
+    page.locator(".scatterlayer .point").last.hover(force=True)
+    page.wait_for_selector(".hovertext")
+    assert "convnet conv1=" in page.locator(".hovertext").inner_text()
+
+
+def test_the_report_is_whole_on_a_phone_and_without_the_network(page, run):
+    page.route("http*://**", lambda route: route.abort())
+    page.goto(f"file://{run / 'report.html'}")
+    page.wait_for_selector("#front .scatterlayer .point")
+    front = json.loads((run / "pareto.json").read_text())
+    assert page.locator("#front .scatterlayer .point").count() == len(front["points"])
+    for section in ("course", "planting"):
+        assert page.locator(f"#{section} .main-svg").count() > 0
+    assert page.complaints == []
+    # Tables scroll within themselves; the page does not.
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    # Text stands out from the page it is on.
+    shades = page.evaluate(
+        "[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]"
+        ".map(color => color.match(/[0-9]+/g).slice(0, 3).reduce((a, b) => a + +b, 0))"
+    )
+    assert abs(shades[0] - shades[1]) > 450
+
+
+def test_the_report_is_light_on_paper_and_its_figures_fit(page, run):
+    page.set_viewport_size({"width": 1300, "height": 900})
+    page.goto(f"file://{run / 'report.html'}")
+    page.wait_for_selector("#front .scatterlayer .point")
+    page.emulate_media(media="print")
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert background == "rgb(255, 255, 255)"
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    page.wait_for_timeout(500)
+    widths = page.evaluate(
+        "[...document.querySelectorAll('.main-svg')].map(svg => svg.getBoundingClientRect().width)"
+    )
+    assert widths
+    assert max(widths) <= 680
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.complaints == []
+
+
+@contextmanager
+def dashboard(run):
+    """The address of a run's study in a dashboard of this process."""
     addresses = queue.Queue()
     arguments = (run, "127.0.0.1", 0, addresses.put)
     threading.Thread(target=serve_dashboard, args=arguments, daemon=True).start()
+    yield addresses.get(timeout=60)
+
+
+def test_the_dashboard_opens_on_the_front_of_the_run(page, run):
     page.set_viewport_size({"width": 1300, "height": 900})
-    page.goto(addresses.get(timeout=30))
-    page.get_by_text("Pareto Front").first.wait_for(timeout=30_000)
-    assert page.get_by_text("accuracy").count() > 0
-    assert page.get_by_text("macs").count() > 0
+    with dashboard(run) as address:
+        page.goto(address)
+        page.get_by_text("Pareto Front").first.wait_for(timeout=30_000)
+        assert page.get_by_text("accuracy").count() > 0
+        assert page.get_by_text("macs").count() > 0
+
+
+PATIENT = (
+    SPACE
+    + """
+import time
+from pathlib import Path
+
+def patient(trial):
+    searched = trial.study.study_name == "small/sampling"
+    while searched and trial.number == 3 and not (Path(__file__).parent / "go").exists():
+        time.sleep(0.05)
+    return space(trial)
+"""
+)
+
+
+def test_the_dashboard_of_a_running_study_shows_its_front_and_the_study_does_not_notice(
+    browser, run, tmp_path
+):
+    study = write_study(tmp_path)
+    (tmp_path / "space.py").write_text(PATIENT)
+    study.write_text(study.read_text().replace("space.py:space", "space.py:patient"))
+    program = f"import planter; planter.search({str(study)!r}, out={str(tmp_path / 'run')!r})"
+    searching = subprocess.Popen([sys.executable, "-c", program])
+    try:
+        pareto = tmp_path / "run" / "pareto.json"
+        while not (pareto.is_file() and "s0002/base" in pareto.read_text()):
+            assert searching.poll() is None  # it now waits in the fourth trial
+            time.sleep(0.1)
+        _look_through(browser, tmp_path / "run")
+        assert searching.poll() is None
+    finally:
+        (tmp_path / "go").touch()
+        assert searching.wait(timeout=300) == 0
+    alone, watched = (
+        json.loads((at / "pareto.json").read_text()) for at in (run, tmp_path / "run")
+    )
+    assert watched["points"] == alone["points"]
+    assert watched["hypervolume"] == alone["hypervolume"]
+
+
+def _look_through(browser, run):
+    """Every page of the dashboard that a run adds to."""
+    page = browser.new_page(viewport={"width": 1300, "height": 900})
+    points = json.loads((run / "pareto.json").read_text())["points"]
+    with dashboard(run) as address:
+        page.goto(address)
+        page.get_by_text("Pareto Front").first.wait_for(timeout=60_000)
+        page.goto(f"{address}/note")
+        page.get_by_role("img", name="the front").wait_for(timeout=60_000)
+        assert page.get_by_text("on the front, hypervolume").count() == 1
+        loaded = "() => [...document.images].some(i => i.alt === 'the front' && i.naturalWidth > 0)"
+        page.wait_for_function(loaded)
+        page.goto(f"{address}/analytics")
+        page.locator(".scatterlayer .point").first.wait_for(state="attached", timeout=60_000)
+        api = address.replace("/dashboard/", "/api/")
+        told = page.request.get(api).json()
+        assert len(told["trials"]) == len(points)
+        assert told["objective_names"] == ["accuracy", "macs"]
+        files = {file["filename"]: file["artifact_id"] for file in told["trials"][0]["artifacts"]}
+        assert set(files) == {"architecture.json", "metrics.jsonl", "log.txt", "learning-curve.svg"}
+        row = told["trials"][0]["trial_id"]
+        place = f"{address.partition('/dashboard')[0]}/artifacts/1/{row}"
+        metrics = page.request.get(f"{place}/{files['metrics.jsonl']}").text()
+        assert metrics == (run / "trials" / "teacher" / "metrics.jsonl").read_text()
+        assert "<svg" in page.request.get(f"{place}/{files['learning-curve.svg']}").text()
+        # A dashboard that people share cannot end or bend the search.
+        assert page.request.delete(api).status == 500
+        closed = page.request.post(
+            f"{api.partition('/studies')[0]}/trials/{row}/tell", data={"state": "Fail"}
+        )
+        assert closed.status == 500
+    page.close()
 
 
 def test_pictures_are_drawn(run, browser, tmp_path):

@@ -47,7 +47,9 @@ def call(place, monkeypatch, capsys):
     return run
 
 
-COMMANDS = ["search", "check", "pareto", "show", "cost", "dashboard", "export", "latency"]
+COMMANDS = [
+    "search", "check", "pareto", "report", "show", "cost", "dashboard", "export", "latency",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("command", COMMANDS)

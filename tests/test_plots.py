@@ -46,11 +46,13 @@ def _ids(series):
 
 
 def _lines(figure):
-    return [trace for trace in figure.data if trace.mode == "lines"]
+    """The fronts, without what only stands in the legend."""
+    return [t for t in figure.data if t.mode == "lines" and list(t.x) != [None]]
 
 
 def _markers(figure):
-    return {trace.name: trace for trace in figure.data if trace.mode == "markers"}
+    """Points by run and kind, without what only stands in the legend."""
+    return [t for t in figure.data if t.mode == "markers" and list(t.x) != [None]]
 
 
 def test_every_point_stands_in_the_series_of_its_kind_and_nowhere_else():
@@ -65,21 +67,21 @@ def test_every_point_stands_in_the_series_of_its_kind_and_nowhere_else():
 
 def test_the_step_line_is_the_front_by_rising_macs_without_teacher_and_baselines():
     # The teacher is more accurate, the baseline cheaper than the front's neighbours.
-    corners = front_info([_front()]).steps["first"]
+    (corners,) = front_info([_front()]).steps["first"]
     assert corners == [(100, 50.0), (1000, 75.0), (3000, 87.5)]
 
 
 def test_equal_points_make_one_corner():
     front = _front()
     front["points"].append(_point("s0009/base", "sample", 0.5, 100, on_front=True))
-    assert front_info([front]).steps["first"] == [(100, 50.0), (1000, 75.0), (3000, 87.5)]
+    assert front_info([front]).steps["first"] == [[(100, 50.0), (1000, 75.0), (3000, 87.5)]]
 
 
 def test_kinds_without_points_make_no_series():
     front = {**_front(), "points": [_point("s0001/base", "sample", 0.5, 10)]}
     info = front_info([front])
     assert info.series == [Series("first", "sample", front["points"])]
-    assert info.steps == {"first": []}
+    assert info.steps == {"first": [[]]}
     assert len(_markers(front_figure([front]))) == 1
 
 
@@ -92,7 +94,7 @@ def test_the_drawn_line_climbs_after_it_has_gone_right():
 
 def test_dominated_points_are_faint_and_what_is_compared_with_is_not():
     opacity, size = {}, {}
-    for trace in _markers(front_figure([_front()])).values():
+    for trace in _markers(front_figure([_front()])):
         for data, faintness, pixels in zip(
             trace.customdata, trace.marker.opacity, trace.marker.size, strict=True
         ):
@@ -104,25 +106,41 @@ def test_dominated_points_are_faint_and_what_is_compared_with_is_not():
     assert max(size[id_] for id_ in dominated) < min(others)
 
 
+def _hovers(figure):
+    return {id_: told for trace in _markers(figure) for id_, told in trace.customdata}
+
+
 def test_hovering_tells_the_points_own_numbers():
-    markers = _markers(front_figure([_front()]))
-    shown = {}
-    for trace in markers.values():
-        assert trace.hovertemplate
-        for x, y, (id_, params, test, method) in zip(
-            trace.x, trace.y, trace.customdata, strict=True
-        ):
-            shown[id_] = (x, y, params, test, method)
-    assert shown["s0001/cut2"] == (100, 50.0, 10, "48.75 %", "sample")
-    assert shown["s0001/base"] == (2000, 75.0, 200, "not read", "sample")
-    assert shown["teacher/base"] == (9000, 100.0, 900, "93.75 %", "teacher")
+    front = _front()
+    front["points"][1]["network"] = ["convnet conv1=4", "pipeline <cut2>: before conv3"]
+    front["points"][1]["latency_ms"] = 0.25
+    shown = _hovers(front_figure([front]))
+    assert shown["s0001/cut2"].split("<br>") == [
+        "<b>s0001/cut2</b> (sample)",
+        "validation 50.00 %, test 48.75 %",
+        "100 macs, 10 parameters",
+        "latency 0.25 ms",
+        "convnet conv1=4",
+        "pipeline &lt;cut2&gt;: before conv3",
+    ]
+    assert "validation 75.00 %, test not read<br>2,000 macs, 200 par" in shown["s0001/base"]
+    assert "(teacher)<br>validation 100.00 %, test 93.75 %<br>9,000" in shown["teacher/base"]
     assert len(shown) == 7
+
+
+def test_long_networks_take_several_lines_of_a_hover():
+    front = {**_front(), "points": [_point("s0001/base", "sample", 0.5, 10)]}
+    front["points"][0]["network"] = ["vgg16 " + " ".join(f"conv{i}=512" for i in range(1, 14))]
+    (told,) = _hovers(front_figure([front])).values()
+    lines = told.split("<br>")
+    assert max(len(line) for line in lines) <= 44
+    assert " ".join(lines[3:]) == front["points"][0]["network"][0]
 
 
 def test_a_test_accuracy_of_zero_is_not_taken_for_one_not_read():
     front = {**_front(), "points": [_point("s0001/base", "sample", 0.5, 10, test=0.0)]}
-    (trace,) = _markers(front_figure([front])).values()
-    assert trace.customdata[0][2] == "0.00 %"
+    (told,) = _hovers(front_figure([front])).values()
+    assert "test 0.00 %" in told
 
 
 def test_several_runs_keep_their_points_lines_and_names_apart():
@@ -132,17 +150,22 @@ def test_several_runs_keep_their_points_lines_and_names_apart():
     }
     info = front_info([_front(), second])
     assert info.steps == {
-        "first": [(100, 50.0), (1000, 75.0), (3000, 87.5)],
-        "second": [(10, 50.0)],
+        "first": [[(100, 50.0), (1000, 75.0), (3000, 87.5)]],
+        "second": [[(10, 50.0)]],
     }
     assert {s.run for s in info.series} == {"first", "second"}
     assert _ids(info.series)["second", "sample"] == ["s0001/base"]
     figure = front_figure([_front(), second])
-    names = [trace.name for trace in figure.data if trace.showlegend is not False]
-    assert len(set(names)) == len(names) == 2 + 5 + 1
-    assert all("first" in name or "second" in name for name in names)
-    dashes = {line.line.dash for line in _lines(figure)}
+    names = [t.name for t in figure.data if t.showlegend is not False]
+    # Kinds stand once in the legend, whatever the number of runs.
+    assert len(set(names)) == len(names) == 2 + 5
+    assert names[:2] == ["front of first", "front of second"]
+    dashes = {(line.line.dash, line.line.color) for line in _lines(figure)}
     assert len(dashes) == 2
+    symbols = {run: set() for run in ("first", "second")}
+    for run, trace in zip([s.run for s in info.series], _markers(figure), strict=True):
+        symbols[run].add(trace.marker.symbol)
+    assert symbols["first"].isdisjoint(symbols["second"])
 
 
 def test_two_runs_of_one_study_both_keep_their_front():
@@ -153,6 +176,36 @@ def test_two_runs_of_one_study_both_keep_their_front():
 
 def test_macs_stand_on_a_logarithmic_axis():
     assert front_figure([_front()]).layout.xaxis.type == "log"
+
+
+def test_of_three_objectives_every_pair_has_a_panel():
+    front = {**_front(), "objectives": ["accuracy", "macs", "params"]}
+    front["points"][2] |= {"params": 20, "on_front": True}  # s0001/base: few parameters
+    info = front_info([front])
+    assert info.panels == [("macs", "accuracy"), ("params", "accuracy"), ("params", "macs")]
+    # In each plane the line keeps what the two objectives alone would keep.
+    assert info.steps["first"] == [
+        [(100, 50.0), (1000, 75.0), (3000, 87.5)],
+        [(10, 50.0), (20, 75.0), (300, 87.5)],
+        [(10, 100)],
+    ]
+    figure = front_figure([front])
+    axes = [
+        figure.layout[f"{axis}{number}"] for number in ("", 2, 3) for axis in ("xaxis", "yaxis")
+    ]
+    assert [axis.title.text.split(" ")[0] for axis in axes] == [
+        "macs", "validation", "parameters", "validation", "parameters", "macs",
+    ]  # fmt: skip
+    assert [axis.type for axis in axes] == ["log", None, "log", None, "log", "log"]
+    shown = [t.name for t in figure.data if t.showlegend is not False]
+    assert len(shown) == len(set(shown)) == 1 + 5
+
+
+def test_points_without_a_value_of_an_axis_are_not_drawn():
+    front = {**_front(), "objectives": ["accuracy", "latency_ms"]}
+    front["points"][1]["latency_ms"] = 2.5
+    assert list(_hovers(front_figure([front]))) == ["s0001/cut2"]
+    assert front_info([front]).steps["first"] == [[(2.5, 50.0)]]
 
 
 class _Page(HTMLParser):

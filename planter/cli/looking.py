@@ -1,34 +1,73 @@
-"""`planter pareto`, `show` and `dashboard`: what a run has found."""
+"""`planter pareto`, `report`, `show` and `dashboard`: what a run has found."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 
-from planter.cli.app import RunArgument, app, err, out, shown_path
-from planter.tables import form_text, print_front, print_points
+from planter.cli.app import (
+    Knee,
+    MaxMacs,
+    MinAccuracy,
+    RunArgument,
+    app,
+    err,
+    out,
+    shown_path,
+)
+from planter.describe import form_text, with_networks
+from planter.tables import print_choice, print_front, print_points
 from planter.targets import run_folder
+
+if TYPE_CHECKING:
+    from planter.front import Point
+
+Picture = Annotated[Path | None, typer.Option(help="Draw a picture.")]
 
 
 @app.command(epilog="Example: planter pareto quickstart runs/other --html fronts.html")
 def pareto(
     runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run folders or names.")],
+    across: Annotated[
+        str, typer.Option("--x", help="What is across: macs, params or latency_ms.")
+    ] = "macs",
+    up: Annotated[
+        str, typer.Option("--y", help="What goes up: accuracy, or another of these.")
+    ] = "accuracy",
+    third: Annotated[
+        str | None, typer.Option("--z", help="A third objective; each two are then drawn.")
+    ] = None,
     html: Annotated[Path | None, typer.Option(help="Draw the fronts into this page.")] = None,
     csv: Annotated[Path | None, typer.Option(help="Write every point as a table.")] = None,
     png: Annotated[
         Path | None, typer.Option(help="Draw a picture: .png, .svg or .pdf by its ending.")
     ] = None,
+    svg: Picture = None,
+    pdf: Picture = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print what pareto.json says; a list for several runs.")
     ] = False,
 ) -> None:
-    """Show the front of one run, or lay the fronts of several over each other."""
+    """Show the front of one run, or lay the fronts of several over each other.
+
+    By other axes than macs and accuracy the front is chosen anew, within the study's bounds.
+    """
+    from planter.axes import front_by
+    from planter.driver.read import run_study
     from planter.front import COLUMNS, read_front, to_csv, write_text
 
-    fronts = [read_front(run_folder(run)) for run in runs]
+    folders = [run_folder(run) for run in runs]
+    objectives = [up, across, *([third] if third else [])]
+    fronts = [
+        front_by(read_front(folder), objectives, run_study(folder).objectives.bounds.limits())
+        for folder in folders
+    ]
+    points = [_looked_up(run, folder) for run, folder in zip(runs, folders, strict=True)]
     if as_json:
         typer.echo(json.dumps(fronts[0] if len(fronts) == 1 else fronts, indent=2))
     else:
@@ -39,15 +78,63 @@ def pareto(
         csv.parent.mkdir(parents=True, exist_ok=True)
         write_text(csv, to_csv(rows, ["study", *COLUMNS]))
         err.print(f"written: {csv}")
-    if html is not None or png is not None:
-        from planter.plots import front_figure, write_html, write_image
+    pictures = [(png, None), (svg, "svg"), (pdf, "pdf")]
+    if html is not None or any(file is not None for file, _ in pictures):
+        drawn = [with_networks(*pair) for pair in zip(fronts, points, strict=True)]
+        _draw(drawn, html, pictures)
 
-        figure = front_figure(fronts)
-        for file, write in ((html, write_html), (png, write_image)):
-            if file is not None:
-                file.parent.mkdir(parents=True, exist_ok=True)
-                write(figure, file)
-                err.print(f"written: {file}")
+
+def _looked_up(run: str, folder: Path) -> list[Point]:
+    """The points of a run's database, and a word where it is not finished. A front can be shown
+    without the database, though not what its networks are."""
+    from planter.driver.read import read_points, run_standing
+
+    try:
+        if (why := run_standing(folder)) is not None:
+            err.print(f"{run}: {why}", soft_wrap=True)
+        return read_points(folder)
+    except ValueError as error:
+        err.print(f"{run}: shown without its networks: {escape(str(error))}", soft_wrap=True)
+        return []
+
+
+def _draw(
+    fronts: Sequence[Mapping[str, Any]],
+    html: Path | None,
+    pictures: Sequence[tuple[Path | None, str | None]],
+) -> None:
+    """The page first: it needs no browser."""
+    from planter.plots import front_figure, write_html, write_image
+
+    figure = front_figure(fronts)
+    if html is not None:
+        html.parent.mkdir(parents=True, exist_ok=True)
+        write_html(figure, html)
+        err.print(f"written: {html}")
+    for file, kind in pictures:
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_image(figure, file, kind)
+            err.print(f"written: {file}")
+
+
+@app.command(epilog="Example: planter report quickstart quickstart-random")
+def report(
+    run: RunArgument,
+    control: Annotated[
+        str | None,
+        typer.Argument(metavar="CONTROL", help="A run to lay beside it. Default: RUN-random."),
+    ] = None,
+) -> None:
+    """Write the page report.html into a run folder: fronts, course, growth, costs, settings."""
+    from planter.driver.read import run_standing
+    from planter.driver.report import write_report
+
+    folder = run_folder(run)
+    file = write_report(folder, None if control is None else run_folder(control))
+    if (why := run_standing(folder)) is not None:
+        err.print(f"{run}: {why}", soft_wrap=True)
+    out.print(f"written: {shown_path(file.resolve())}", soft_wrap=True)
 
 
 @app.command(epilog="Example: planter show quickstart s0010/cut3")
@@ -56,13 +143,27 @@ def show(
     point: Annotated[
         str | None, typer.Argument(metavar="ID", help="A trial or a point, e.g. s0012/cut2.")
     ] = None,
+    max_macs: MaxMacs = None,
+    min_accuracy: MinAccuracy = None,
+    at_knee: Knee = False,
 ) -> None:
-    """Show a run's points, or one trial: architecture, cost, accuracy, files."""
+    """Show a run's points, one trial, or the best point under a bound and its neighbours."""
     from planter.driver.read import read_points
     from planter.front import read_front
 
     folder = run_folder(run)
     front = read_front(folder)
+    bounded = max_macs is not None or min_accuracy is not None or at_knee
+    if bounded:
+        if point is not None:
+            raise ValueError(f"give either the ID {point!r} or a bound (or --knee), not both")
+        from planter.choose import chosen
+
+        row = chosen(front, max_macs=max_macs, min_accuracy=min_accuracy, at_knee=at_knee)
+        print_choice(out, front, row, read_points(folder))
+        if row["model"] is not None:
+            out.print(f"\nfiles: {shown_path(folder)}/{row['model']}/", soft_wrap=True)
+        return
     if point is None:
         print_front(out, front, every=True)
         out.print(f"\nnext: planter show {run} ID · planter cost {run}/ID", soft_wrap=True)

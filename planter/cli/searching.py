@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from planter.cli.app import Set, StudyArgument, app, err, out, shown_path
-from planter.tables import print_front
+from planter.tables import duration, print_front
 
 
 @app.command(epilog="Example: planter search quickstart --set recipe.epochs=10 --workers 2")
@@ -28,6 +28,9 @@ def search(
     storage: Annotated[
         str | None, typer.Option(help="Optuna storage URL. Default: study.db in the run folder.")
     ] = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write scalars for TensorBoard as well.")
+    ] = False,
     ray_address: Annotated[
         str | None,
         typer.Option(help="A running Ray cluster, host:port. Default: Ray started here."),
@@ -52,6 +55,7 @@ def search(
         from planter.study_file import read_study
 
     given = _overrides(overrides, workers, storage)
+    given += ["tensorboard=true"] if tensorboard else []
     name = read_study(study, given).name
     run = (out_folder if out_folder is not None else Path("runs") / name).resolve()
     keep_memory()  # with workers: 0 it is this process that trains
@@ -86,13 +90,14 @@ def search(
         "pareto.html",
         "pareto.csv",
         "pareto.json",
+        "report.html",
         "planting.html",
         "planting.csv",
         "models",
     ]
     out.print(
         f"\nwritten to {shown}: {', '.join(f for f in written if (run / f).exists())}\n"
-        f"next: planter show {shown} · planter dashboard {shown} · planter pareto {shown}",
+        f"next: planter show {shown} · planter dashboard {shown} · planter report {shown}",
         soft_wrap=True,
     )
     checked = read_study(study, given)
@@ -129,7 +134,6 @@ def check(
         raise ValueError("check needs a STUDY (or --schema)")
     from planter.driver.check import prepare, worker_count
     from planter.driver.estimate import estimate_seconds
-    from planter.progress import duration
 
     try:
         checked = read_study(study, overrides or [])

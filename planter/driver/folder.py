@@ -23,7 +23,7 @@ from planter.study import Problem, Study, StudyError
 
 _PACKAGES = ("planter", "torch", "torchvision", "optuna", "ray", "numpy", "scikit-learn")
 _MAY_GROW = (("sample", "trials"), ("plant", "rounds"))
-_MAY_CHANGE = ("resources", "budget", "keep")
+_MAY_CHANGE = ("resources", "budget", "keep", "tensorboard")
 _FIXED = ("seed", "data", "teacher")
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import csv
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 import yaml
+from optuna.storages import BaseStorage
+from optuna.trial import TrialState
+from pydantic import ValidationError
 
-from planter.driver.storage import PointBook, database_url, open_storage
+from planter.driver.storage import database_url, open_storage, point_of_row
 from planter.front import Point
 from planter.study import Study
 
@@ -18,41 +23,133 @@ if TYPE_CHECKING:
 
 
 def run_study(run: Path) -> Study:
-    """The study of a run folder. Raises ValueError where the folder holds none."""
+    """The study of a run folder. Raises ValueError where the folder holds none, or one that this
+    planter does not know."""
     file = run / "resolved.yaml"
     if not file.is_file():
         raise ValueError(f"{run} is no run folder: it has no resolved.yaml; expected runs/NAME")
-    return Study.model_validate(yaml.safe_load(file.read_text()))
+    try:
+        return Study.model_validate(yaml.safe_load(file.read_text()))
+    except ValidationError as error:
+        keys = ", ".join(".".join(map(str, one["loc"])) for one in error.errors())
+        raise ValueError(
+            f"{file} is of another version of planter (unknown or missing: {keys}); expected the "
+            "version that environment.json names, or a new run of study.yaml"
+        ) from None
+
+
+@contextmanager
+def opened(run: Path, study: Study) -> Iterator[BaseStorage]:
+    """A run's storage, for reading. Raises ValueError where it is not there."""
+    file = run / "study.db"
+    if study.storage is None and not file.is_file():
+        raise ValueError(f"{run} has no study.db; expected the database beside resolved.yaml")
+    storage = open_storage(database_url(run, study.storage))
+    try:
+        yield storage
+    finally:
+        storage.close()
+
+
+def points_in(storage: BaseStorage, name: str) -> list[Point]:
+    """Every point of a study in its storage, in the order of writing; reads only. Raises ValueError
+    where another version of planter wrote them."""
+    try:
+        number = storage.get_study_id_from_name(name)
+    except KeyError:
+        return []
+    try:
+        return [point_of_row(row) for row in storage.get_all_trials(number, deepcopy=False)]
+    except TypeError as error:
+        raise ValueError(
+            f"the points of {name} were written by another version of planter ({error}); expected "
+            "the version that environment.json names, or a new run of study.yaml"
+        ) from None
 
 
 def read_points(run: Path) -> list[Point]:
     """Every point in a run's database."""
     study = run_study(run)
-    storage = open_storage(database_url(run, study.storage))
-    try:
-        return PointBook(storage, study.name).points
-    finally:
-        storage.close()
+    with opened(run, study) as storage:
+        return points_in(storage, study.name)
+
+
+def standing(storage: BaseStorage, name: str) -> str | None:
+    """Why a run is not finished, in words; None where nothing of it is open."""
+    open_rows, held = 0, None
+    for book in (name, f"{name}/sampling", f"{name}/planting"):
+        try:
+            number = storage.get_study_id_from_name(book)
+        except KeyError:
+            continue
+        rows = storage.get_all_trials(number, deepcopy=False)
+        open_rows += sum(row.state == TrialState.RUNNING for row in rows)
+        held = held or storage.get_study_user_attrs(number).get("driver")
+    if held is not None:
+        return (
+            f"Not finished: a search is at work on it, or was killed (process {held['pid']} on "
+            f"{held['host']}; {open_rows} trials open). What follows is what there is so far."
+        )
+    if open_rows:
+        return (
+            f"Not finished: interrupted with {open_rows} trials open; the same search command goes "
+            "on. What follows is what there is so far."
+        )
+    return None
+
+
+def run_standing(run: Path) -> str | None:
+    """`standing` of a run folder."""
+    study = run_study(run)
+    with opened(run, study) as storage:
+        return standing(storage, study.name)
+
+
+def read_growth(run: Path) -> list[dict[str, Any]]:
+    """The rows of planting.csv with numbers for numbers; none before the first round is decided."""
+    file = run / "planting.csv"
+    if not file.is_file():
+        return []
+    with file.open(newline="", encoding="utf-8") as lines:
+        rows = list(csv.DictReader(lines))
+    whole, real = ("round", "channels", "params", "macs"), ("val_loss", "val_accuracy", "seconds")
+    return [
+        {
+            **row,
+            **{key: int(row[key]) for key in whole},
+            **{key: float(row[key]) for key in real},
+            "accepted": row["accepted"] == "True",
+        }
+        for row in rows
+    ]
 
 
 def serve_dashboard(run: Path, host: str, port: int, ready: Callable[[str], None]) -> None:
     """Serves optuna-dashboard on a run's database until interrupted; calls `ready` with the
     address of the study of points when it listens.
 
-    The dashboard reads through a connection of its own that waits rather than fails, so a running
-    search is not disturbed.
+    The dashboard reads through a connection of its own that waits rather than fails, and writes
+    nothing but people's notes, so a running search is not disturbed.
     """
     import optuna_dashboard
 
+    from planter.driver.view import DashboardView
+
     study = run_study(run)
-    storage = open_storage(database_url(run, study.storage))
-    number = storage.get_study_id_from_name(study.name)
-    app = optuna_dashboard.wsgi(storage)
-    if host == "127.0.0.1":
-        app = _for_this_machine(app)
-    with make_server(host, port, app, handler_class=_Quiet) as server:
-        ready(f"http://{host}:{server.server_port}/dashboard/studies/{number}")
-        server.serve_forever()
+    with opened(run, study) as storage:
+        try:
+            number = storage.get_study_id_from_name(study.name)
+        except KeyError:
+            raise ValueError(
+                f"{run} has no study in its database yet; expected a begun search"
+            ) from None
+        view = DashboardView(storage, run, study.name)
+        app = optuna_dashboard.wsgi(view, artifact_store=view)
+        if host == "127.0.0.1":
+            app = _for_this_machine(app)
+        with make_server(host, port, app, handler_class=_Quiet) as server:
+            ready(f"http://{host}:{server.server_port}/dashboard/studies/{number}")
+            server.serve_forever()
 
 
 def _for_this_machine(app: WSGIApplication) -> WSGIApplication:

@@ -17,6 +17,7 @@ from optuna.storages import BaseStorage
 
 from planter import checkpoint
 from planter.data import Split
+from planter.describe import with_networks
 from planter.disk import is_full, when_there_is_space
 from planter.driver.budget import Account
 from planter.driver.check import Prepared, prepare, worker_count
@@ -31,6 +32,7 @@ from planter.driver.folder import (
 )
 from planter.driver.jobs import Job, Outcome, SearchStoppedError
 from planter.driver.plain import Baselines, Teacher
+from planter.driver.report import write_report
 from planter.driver.rounds import Rounds
 from planter.driver.sampling import Sampling
 from planter.driver.schedule import Schedule
@@ -310,11 +312,12 @@ class _Search:
                     known[point.id] = self._test_accuracy(point, test)
         when_there_is_space(lambda: self._write(known), self._run)
         found = self._document(known)
-        pages = {"pareto.html": front_figure([found])}
+        pages = {"pareto.html": front_figure([with_networks(found, self._book.points)])}
         if self._rounds is not None and (rows := self._rounds.table()):
             pages["planting.html"] = growth_figure(self._study.name, rows)
         for name, figure in pages.items():
             when_there_is_space(partial(write_html, figure, self._run / name), self._run)
+        when_there_is_space(partial(write_report, self._run, ended=True), self._run)
         if not self._schedule.left():
             drop_locks(self._run)
             drop_checkpoints(self._run / "trials")

@@ -178,7 +178,7 @@ class PointBook:
     ) -> None:
         self._limits = dict(limits or {})
         self._study = open_study(storage, name, METRICS)
-        self._points = {point.id: point for point in map(_point, self._study.get_trials())}
+        self._points = {point.id: point for point in map(point_of_row, self._study.get_trials())}
         self._front = front_of(self.points, self._limits)
 
     @property
@@ -244,6 +244,7 @@ def write_result(study: optuna.Study, row: optuna.trial.FrozenTrial, outcome: An
     study._storage.set_trial_user_attr(row._trial_id, "result", json.dumps(outcome))
 
 
-def _point(row: optuna.trial.FrozenTrial) -> Point:
+def point_of_row(row: optuna.trial.FrozenTrial) -> Point:
+    """The point that a row of the book holds. Raises TypeError where a field is missing."""
     names = {field.name for field in dataclasses.fields(Point)}
     return Point(**{name: value for name, value in row.user_attrs.items() if name in names})

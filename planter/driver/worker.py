@@ -32,6 +32,7 @@ from planter.driver.logs import epochs_to, logged_to
 from planter.driver.networks import network_of
 from planter.driver.plants import grow, plant_round, write_learned
 from planter.driver.sampled import sample
+from planter.driver.scalars import write_scalars
 from planter.forms import Kernels, form_names, form_of
 from planter.kernels import collapse_kernels_, expand_kernels_
 from planter.losses import classification_loss
@@ -92,6 +93,9 @@ class Worker:
             for folder in folders if "partial" not in outcome else []:
                 drop_checkpoints(folder)
             outcome["seconds"] = round(time.monotonic() - began, 3)
+            if self.study.tensorboard:
+                for trial, one in job.outcomes(outcome).items():
+                    write_scalars(self.run / "trials" / trial, one)
             log.info("%s ends after %.1f s", ", ".join(job.trials), outcome["seconds"])
         return outcome
 

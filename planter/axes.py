@@ -1,0 +1,77 @@
+"""What a front may be drawn and chosen by: the objectives, their directions and their names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from planter.pareto import pareto_front
+
+
+class Axis(NamedTuple):
+    """An objective: the key of a point, the title of its axis, and whether more is better."""
+
+    title: str
+    short: str
+    maximise: bool = False
+
+
+AXES = {
+    "accuracy": Axis("validation accuracy (%)", "accuracy", maximise=True),
+    "macs": Axis("macs (conv + linear, one image)", "multiply-adds"),
+    "params": Axis("parameters", "parameters"),
+    "latency_ms": Axis("latency (ms)", "latency"),
+}
+DEFAULT = ("accuracy", "macs")
+
+
+def front_by(
+    front: Mapping[str, Any], objectives: Sequence[str], limits: Mapping[str, int]
+) -> dict[str, Any]:
+    """A pareto.json document whose `on_front` is told by other objectives (keys of `AXES`, the
+    vertical axis first); `limits` are the study's bounds, which points of a front keep.
+
+    Points without one of the values are on no front. The hypervolume, defined for accuracy and
+    macs, is None for others. Raises ValueError for unknown or equal objectives, and where no point
+    has one of the values.
+    """
+    if tuple(objectives) == DEFAULT:
+        return dict(front)
+    unknown = [name for name in objectives if name not in AXES]
+    if unknown or len(set(objectives)) < len(objectives):
+        raise ValueError(
+            f"axes {', '.join(objectives)}: expected different ones of {', '.join(AXES)}"
+        )
+    rows = [dict(row) for row in front["points"]]
+    for name in objectives:
+        if rows and all(row.get(name) is None for row in rows):
+            how = f"; planter latency {front['study']} measures it" if name == "latency_ms" else ""
+            raise ValueError(f"no point of {front['study']} has a {name}{how}")
+    judged = [
+        row
+        for row in rows
+        if row["method"] in ("plant", "sample")
+        and all(row.get(name) is not None for name in objectives)
+        and all(row[name] <= limit for name, limit in limits.items())
+    ]
+    kept = pareto_front(
+        [[row[name] for name in objectives] for row in judged],
+        [AXES[name].maximise for name in objectives],
+    )
+    for row in rows:
+        row["on_front"] = False
+    for row, on_front in zip(judged, kept, strict=True):
+        row["on_front"] = bool(on_front)
+    return {**front, "objectives": list(objectives), "points": rows, "hypervolume": None}
+
+
+def corners(rows: Sequence[Mapping[str, Any]], across: str, up: str) -> list[tuple[float, float]]:
+    """Corners (across, up) of the line that the front's rows make in the plane of two objectives,
+    from left to right. Of a front of more than two, those that the two alone would keep."""
+    values = [
+        (row[across], row[up])
+        for row in rows
+        if row["on_front"] and None not in (row.get(across), row.get(up))
+    ]
+    kept = pareto_front(values, (AXES[across].maximise, AXES[up].maximise))
+    return sorted({pair for pair, on_front in zip(values, kept, strict=True) if on_front})

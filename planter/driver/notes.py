@@ -1,0 +1,80 @@
+"""What the dashboard shows beside Optuna's own pages: the study's note, plots, learning curves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from optuna.storages import BaseStorage
+
+from planter.course import course
+from planter.describe import with_networks
+from planter.driver.read import points_in, read_growth, run_study
+from planter.plots import CourseLine, course_figure, front_figure, growth_figure
+from planter.plots.style import LOOKS
+from planter.svg import Line, chart
+
+
+def study_note(front: Mapping[str, Any], picture: str) -> str:
+    """The front as Markdown: a picture at its address, a table, what it cost."""
+    rows = [row for row in front["points"] if row["on_front"]]
+    table = "\n".join(
+        f"| {row['id']} | {row['method']} | {100 * row['accuracy']:.2f} % | {row['macs']:,} "
+        f"| {row['params']:,} |"
+        for row in rows
+    )
+    cost = front["cost"]
+    return (
+        f"## {front['study']}\n\n{len(rows)} of {len(front['points'])} points on the front, "
+        f"hypervolume {front['hypervolume']:.4f}; {cost['trials']} trainings, "
+        f"{cost['train_macs']:.3g} training multiply-adds.\n\n![the front]({picture})\n\n"
+        "| point | method | validation accuracy | macs | parameters |\n"
+        f"|---|---|---|---|---|\n{table}\n\n"
+        "Plots with hovers stand under Analytics; each trial has its architecture and learning "
+        "curve as artifacts. (`planter dashboard` writes this note until somebody edits it.)\n"
+    )
+
+
+def study_picture(front: Mapping[str, Any]) -> str:
+    """Accuracy against macs as SVG, the front as a step line."""
+    points = front["points"]
+
+    def places(rows: list[Mapping[str, Any]]) -> list[tuple[float, float]]:
+        return [(row["macs"], 100 * row["accuracy"]) for row in rows]
+
+    best = sorted(set(places([row for row in points if row["on_front"]])))
+    searched = [row for row in points if row["method"] in ("plant", "sample")]
+    beside = [row for row in points if row["method"] in ("teacher", "baseline")]
+    return chart(
+        [
+            Line("front", best, LOOKS["plant"].color, "step"),
+            Line("searched", places(searched), LOOKS["sample"].color, "points"),
+            Line("teacher, baselines", places(beside), LOOKS["teacher"].color, "points"),
+        ],
+        "macs",
+        "validation accuracy (%)",
+        log=True,
+    )
+
+
+def study_plots(run: Path, front: Mapping[str, Any], storage: BaseStorage) -> dict[str, str]:
+    """The report's figures as Plotly JSON, by name."""
+    study = run_study(run)
+    points = points_in(storage, study.name)
+    reference, limits = front["reference_point"], study.objectives.bounds.limits()
+    line = CourseLine(study.name, course(points, reference, limits))
+    figures = {"front": front_figure([with_networks(front, points)])}
+    figures["hypervolume"] = course_figure([line])
+    if rows := read_growth(run):
+        figures["planting"] = growth_figure(study.name, rows)
+    # The dashboard's own paper is white in one theme and dark in the other, ours is neither.
+    return {name: figure.to_json() for name, figure in figures.items()}
+
+
+def learning_curve(metrics: Path) -> str:
+    """The training loss over the epochs of a metrics.jsonl as SVG."""
+    epochs = [json.loads(line) for line in metrics.read_text().splitlines()]
+    points = [(epoch["epoch"], epoch["loss"]) for epoch in epochs]
+    return chart([Line("", points, LOOKS["sample"].color)], "epoch", "training loss")

@@ -1,0 +1,126 @@
+"""Gathers what the report page of a run shows, from its database and its folder."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages import BaseStorage
+from optuna.trial import TrialState
+
+from planter.course import course
+from planter.describe import with_networks
+from planter.driver.read import opened, points_in, read_growth, run_study, standing
+from planter.front import Point, read_front, write_text
+from planter.report import Facts, Importances, Report, page
+from planter.study import Study
+
+log = logging.getLogger(__name__)
+_ENOUGH = 10
+"""Finished sampled trials below which no importances are told."""
+
+
+def write_report(run: Path, control: Path | None = None, *, ended: bool = False) -> Path:
+    """Writes `report.html` into a run folder and returns its path.
+
+    `control` is another run to lay beside it; by default the run NAME-random in the same folder, if
+    there is one. `ended`: called by the search that is about to let go of the run. Raises
+    ValueError where a run cannot be read.
+    """
+    study = run_study(run)
+    front = read_front(run)
+    reference, limits = front["reference_point"], study.objectives.bounds.limits()
+    with opened(run, study) as storage:
+        points = points_in(storage, study.name)
+        facts = _facts(front, points, reference, limits, _failed(storage, study))
+        importances = _importances(storage, study)
+        why = None if ended else standing(storage, study.name)
+    file = run / "report.html"
+    report = Report(
+        run=facts,
+        control=_control(run, control, reference),
+        growth=read_growth(run),
+        importances=importances,
+        enough=_ENOUGH,
+        standing=why,
+        study=(run / "study.yaml").read_text(encoding="utf-8"),
+        environment=json.loads((run / "environment.json").read_text()),
+    )
+    write_text(file, page(report))
+    return file
+
+
+def _control(run: Path, given: Path | None, reference: Sequence[float]) -> Facts | None:
+    """The control's facts; of a run found by its name, None where it cannot be read."""
+    run = run.resolve()
+    folder = given or run.with_name(f"{run.name}-random")
+    if given is None and not (folder / "pareto.json").is_file():
+        return None
+    try:
+        study = run_study(folder)
+        with opened(folder, study) as storage:
+            points = points_in(storage, study.name)
+            failed = _failed(storage, study)
+        limits = study.objectives.bounds.limits()
+        return _facts(read_front(folder), points, reference, limits, failed)
+    except ValueError as error:
+        if given is not None:
+            raise
+        log.warning("the report leaves out the control: %s", error)
+        return None
+
+
+def _facts(
+    front: Mapping[str, Any],
+    points: Sequence[Point],
+    reference: Sequence[float],
+    limits: Mapping[str, int],
+    failed: int,
+) -> Facts:
+    seconds: dict[str, float] = {}
+    for point in {point.trial: point for point in points}.values():
+        seconds[point.method] = seconds.get(point.method, 0.0) + point.seconds
+    steps = course(points, reference, limits)
+    return Facts(with_networks(front, points), steps, seconds, failed)
+
+
+def _failed(storage: BaseStorage, study: Study) -> int:
+    """Trials of the sampled and planted books that failed."""
+    count = 0
+    for name in (f"{study.name}/sampling", f"{study.name}/planting"):
+        rows = _rows(storage, name)
+        count += sum(row.state == TrialState.FAIL for row in rows)
+    return count
+
+
+def _rows(storage: BaseStorage, name: str) -> list[optuna.trial.FrozenTrial]:
+    try:
+        return storage.get_all_trials(storage.get_study_id_from_name(name), deepcopy=False)
+    except KeyError:
+        return []
+
+
+def _importances(storage: BaseStorage, study: Study) -> Importances | None:
+    """What decided the first value a sampler is told: accuracy, or a family's hypervolume."""
+    from optuna.importance import FanovaImportanceEvaluator, get_param_importances
+
+    name = f"{study.name}/sampling"
+    finished = [row for row in _rows(storage, name) if row.state == TrialState.COMPLETE]
+    if len(finished) < _ENOUGH:
+        return None
+    sampling = optuna.load_study(study_name=name, storage=storage)
+    try:
+        shares = get_param_importances(
+            sampling,
+            evaluator=FanovaImportanceEvaluator(seed=0),
+            target=lambda row: row.values[0],
+        )
+    except (ValueError, RuntimeError) as error:  # e.g. every trial told the same value
+        log.warning("no parameter importances: %s", error)
+        return None
+    target = "hypervolume" if study.objectives.family else "accuracy"
+    return Importances(shares, target, len(finished)) if shares else None

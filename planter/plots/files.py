@@ -1,0 +1,58 @@
+"""What figures are written as: a page, a part of one, a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
+
+from planter.front import write_text
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<style>:root {{ color-scheme: light dark }} body {{ margin: 0 }}
+h1 {{ font: 600 17px/1.4 system-ui, sans-serif; margin: 12px 16px 0; overflow-wrap: anywhere }}
+body > div {{ height: calc(100vh - 80px); min-height: 480px }}</style>
+</head><body><h1>{title}</h1>{figure}</body></html>
+"""
+_WIDTH_PX, _HEIGHT_PX = 1000, 620
+
+
+def write_html(figure: go.Figure, file: Path) -> None:
+    """A page that needs nothing from the network."""
+    title = figure.layout.title.text
+    # As text of the page it may take several lines, which a figure's title may not.
+    drawn = figure_part(go.Figure(figure).update_layout(title=None, margin_t=30))
+    write_text(file, _PAGE.format(title=title, figure=drawing_code() + drawn))
+
+
+def drawing_code() -> str:
+    """The script that the figures of a page need before them, once."""
+    return f"<script>{get_plotlyjs()}</script>"
+
+
+def figure_part(figure: go.Figure, height: str = "100%") -> str:
+    """A figure as a part of a page; its own height, where it has one, stands."""
+    part: str = figure.to_html(
+        include_plotlyjs=False,
+        full_html=False,
+        default_height=height,
+        config={"displaylogo": False, "responsive": True},
+    )
+    return part
+
+
+def write_image(figure: go.Figure, file: Path, kind: str | None = None) -> None:
+    """A picture of `kind` png, svg or pdf, by default told by the file's ending. Raises ValueError
+    where the machine cannot draw one."""
+    light = go.Figure(figure).update_layout(paper_bgcolor="white", plot_bgcolor="white")
+    height = light.layout.height or _HEIGHT_PX
+    try:
+        light.write_image(file, format=kind, width=_WIDTH_PX, height=height, scale=2)
+    except Exception as error:  # kaleido and the browser it drives raise many kinds
+        raise ValueError(
+            f"cannot draw {file}: {error}. Pictures need `pip install planter[png]` and a Chrome "
+            "or Chromium; the HTML and CSV need neither"
+        ) from error

@@ -1,0 +1,189 @@
+"""The figure of one or several fronts: points by how they came about, fronts as step lines."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from html import escape
+from itertools import combinations
+from typing import Any, NamedTuple
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from planter.axes import AXES, corners
+from planter.plots.style import AXIS, DASHES, LAYOUT, LOOKS, RUNS
+
+# A symbol of a run's own beside the colour of the kind.
+_VARIANTS = ("", "-open", "-dot", "-open-dot")
+_PANEL_PX = 420
+
+
+class Series(NamedTuple):
+    """Points of one run and one kind, drawn together."""
+
+    run: str
+    kind: str
+    points: list[Mapping[str, Any]]
+
+
+class FrontInfo(NamedTuple):
+    """All decisions of the front's figure; drawing it takes no more.
+
+    `panels` are the pairs of objectives (across, up) that are drawn, one below the other; `steps`
+    the corners of each run's line in each panel, in the units of the axes.
+    """
+
+    series: list[Series]
+    panels: list[tuple[str, str]]
+    steps: dict[str, list[list[tuple[float, float]]]]
+
+
+def front_info(fronts: Sequence[Mapping[str, Any]]) -> FrontInfo:
+    """Sorts the points of one or more pareto.json documents, of the same objectives, into series
+    and their fronts into step lines. Of three objectives every pair has a panel."""
+    objectives = fronts[0]["objectives"]
+    panels = [(across, up) for up, across in combinations(objectives, 2)]
+    series: list[Series] = []
+    steps: dict[str, list[list[tuple[float, float]]]] = {}
+    for front in fronts:
+        by_kind: dict[str, list[Mapping[str, Any]]] = {kind: [] for kind in LOOKS}
+        for point in front["points"]:
+            if any(point.get(name) is None for name in objectives):
+                continue
+            cut = point["method"] == "sample" and point["pipeline"] != "base"
+            by_kind["pipeline" if cut else point["method"]].append(point)
+        run = front["study"]
+        if again := sum(s == run or s.startswith(f"{run} (") for s in steps):
+            run = f"{run} ({again + 1})"
+        series += [Series(run, kind, points) for kind, points in by_kind.items() if points]
+        steps[run] = [
+            [(_shown(across, x), _shown(up, y)) for x, y in corners(front["points"], across, up)]
+            for across, up in panels
+        ]
+    return FrontInfo(series, panels, steps)
+
+
+def front_figure(fronts: Sequence[Mapping[str, Any]]) -> go.Figure:
+    """One or several runs by the objectives that their documents name, at first accuracy against
+    macs: fronts as step lines, dominated points faint. A row's `network`, lines of text, stands in
+    its hover."""
+    info = front_info(fronts)
+    count = len(info.panels)
+    figure = make_subplots(rows=count, cols=1, vertical_spacing=0.09) if count > 1 else go.Figure()
+    for number in range(count):
+        _draw(figure, info, number)
+    title = " and ".join(info.steps)
+    against = ", ".join(AXES[name].short for name in fronts[0]["objectives"][1:])
+    first = AXES[fronts[0]["objectives"][0]].short
+    figure.update_layout(
+        LAYOUT,
+        title={"text": f"{escape(title)}: {first} against {against}", "font": {"size": 16}},
+        legend={"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom"},
+        margin={"l": 70, "r": 20, "t": 60, "b": 90},
+        height=None if count == 1 else _PANEL_PX * count,
+    )
+    return figure
+
+
+def _draw(figure: go.Figure, info: FrontInfo, number: int) -> None:
+    """Lines, points and axes of a panel."""
+    across, up = info.panels[number]
+    place = {} if len(info.panels) == 1 else {"row": number + 1, "col": 1}
+    for index, (run, panels) in enumerate(info.steps.items()):
+        line = {"width": 2, "dash": DASHES[index % len(DASHES)], "color": RUNS[index % len(RUNS)]}
+        name = "front" if len(info.steps) == 1 else f"front of {escape(run)}"
+        shown = {"name": name, "legendgroup": f"front {index}", "line": line, **place}
+        if number == 0:
+            # Of several runs the legend shows the symbols as well, which are a run's own.
+            mode = "lines" if len(info.steps) == 1 else "lines+markers"
+            marker = {"symbol": f"circle{_VARIANTS[index % len(_VARIANTS)]}", "size": 9}
+            figure.add_scatter(x=[None], y=[None], mode=mode, marker=marker, **shown)
+        shown["line"] = {**line, "shape": "hv"}  # from a corner right, then on to the next one
+        figure.add_scatter(
+            x=[x for x, _ in panels[number]],
+            y=[y for _, y in panels[number]],
+            mode="lines",
+            showlegend=False,
+            hoverinfo="skip",
+            **shown,
+        )
+    runs = list(info.steps)
+    told: set[str] = set()
+    for group in info.series:
+        variant = _VARIANTS[runs.index(group.run) % len(_VARIANTS)]
+        legend = number == 0 and group.kind not in told
+        _draw_series(figure, group, (across, up), variant, place, legend=legend)
+        told.add(group.kind)
+    for name, update in ((across, figure.update_xaxes), (up, figure.update_yaxes)):
+        values = [point[name] for group in info.series for point in group.points]
+        scale = {} if name == "accuracy" else _logarithmic(values)
+        update(**AXIS, ticks="outside", title={"text": AXES[name].title}, **scale, **place)
+
+
+def _draw_series(
+    figure: go.Figure,
+    group: Series,
+    panel: tuple[str, str],
+    variant: str,
+    place: Mapping[str, int],
+    *,
+    legend: bool,
+) -> None:
+    look = LOOKS[group.kind]
+    compared = group.kind in ("teacher", "baseline")
+    symbol = look.symbol + variant
+    marker = {"color": look.color, "symbol": symbol, "line": {"width": 1.5 if variant else 0}}
+    shown = {"mode": "markers", "name": look.label, "legendgroup": look.label, **place}
+    if legend:
+        # The legend's own marker: that of the points would be as faint as the first of them.
+        own = {"color": look.color, "symbol": look.symbol, "size": 11}
+        figure.add_scatter(x=[None], y=[None], marker=own, **shown)
+    across, up = panel
+    figure.add_scatter(
+        x=[_shown(across, point[across]) for point in group.points],
+        y=[_shown(up, point[up]) for point in group.points],
+        showlegend=False,
+        marker={
+            **marker,
+            "size": [11 if compared or p["on_front"] else 8 for p in group.points],
+            "opacity": [1.0 if compared or p["on_front"] else 0.45 for p in group.points],
+        },
+        customdata=[[point["id"], _told(point)] for point in group.points],
+        hovertemplate="%{customdata[1]}<extra></extra>",
+        **shown,
+    )
+
+
+def _shown(name: str, value: float) -> float:
+    """A value in the units of its axis."""
+    return 100 * value if name == "accuracy" else value
+
+
+def _told(point: Mapping[str, Any]) -> str:
+    """What a hover says of a point, lines short enough for a phone."""
+    test = point["test_accuracy"]
+    lines = [
+        f"<b>{escape(point['id'])}</b> ({point['method']})",
+        f"validation {100 * point['accuracy']:.2f} %"
+        + (", test not read" if test is None else f", test {100 * test:.2f} %"),
+        f"{point['macs']:,} macs, {point['params']:,} parameters",
+    ]
+    if (latency := point.get("latency_ms")) is not None:
+        lines.append(f"latency {latency:.3g} ms")
+    for line in point.get("network", []):
+        lines += [escape(part) for part in textwrap.wrap(line, 44)]
+    return "<br>".join(lines)
+
+
+def _logarithmic(values: Sequence[float]) -> dict[str, Any]:
+    """A logarithmic axis with ticks at 1, 2 and 5 times the powers of ten around the values:
+    plotly labels logarithmic axes with bare digits otherwise. Over many decades, powers alone."""
+    scale: dict[str, Any] = {"type": "log", "tickformat": "~s"}
+    if not values:
+        return scale
+    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
+    digits = (1, 2, 5) if high - low <= 3 else (1,)
+    ticks = [digit * 10.0**power for power in range(low, high + 1) for digit in digits]
+    return {**scale, "tickvals": ticks}

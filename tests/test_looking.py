@@ -1,0 +1,236 @@
+"""`planter pareto`, `report` and `show` on made runs: axes, bounds, faults of a run."""
+
+import csv
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from runs import POINTS, made_run
+
+from planter import cli
+from planter.driver.storage import PointBook, open_storage
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch, capsys):
+    """Runs `planter ARGUMENTS` beside a run `runs/made`; exit code, stdout, stderr."""
+    made_run(tmp_path / "runs" / "made")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["planter", *arguments])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, re.sub(r"\s+", " ", captured.err)
+
+    return run
+
+
+def _starred(text):
+    return {line.split()[1] for line in text.splitlines() if line.startswith("* ")}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "front"),
+    [
+        ([], {"p00-start/base", "s0001/cut2", "p01-conv1/base", "s0002/base"}),
+        (["--x", "params"], {"s0001/cut2", "s0001/base", "s0002/base"}),
+        (["--y", "macs", "--x", "params"], {"p00-start/base", "s0001/cut2"}),
+        (
+            ["--z", "params"],
+            {"p00-start/base", "s0001/cut2", "s0001/base", "p01-conv1/base", "s0002/base"},
+        ),
+    ],
+)
+def test_the_front_by_the_axes_that_are_asked_for(call, arguments, front):
+    code, out, _ = call("pareto", "made", *arguments, "--csv", "t.csv", "--html", "t.html")
+    assert code == 0
+    assert _starred(out) == front
+    with open("t.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["id"] for row in rows if row["on_front"] == "True"} == front
+    assert len(rows) == len(POINTS)
+    found = json.loads(call("pareto", "made", *arguments, "--json")[1])
+    assert {row["id"] for row in found["points"] if row["on_front"]} == front
+    assert (found["hypervolume"] is None) == bool(arguments)
+
+
+def test_the_page_of_a_front_tells_the_networks(call):
+    assert call("pareto", "made", "--html", "deep/t.html")[0] == 0
+    with open("deep/t.html", encoding="utf-8") as file:
+        text = file.read()
+    assert "pipeline cut2: before conv3, kernel 4" in text
+    assert "trained with cut2" in text
+    assert "kernels in training: kflo" in text
+
+
+def test_bounds_of_the_study_hold_for_other_axes_too(call, tmp_path):
+    settings = {"objectives": {"bounds": {"macs": 2500}}}
+    made_run(tmp_path / "runs" / "bound", name="bound", **settings)
+    assert "s0002/base" not in _starred(call("pareto", "bound", "--x", "params")[1])
+
+
+def test_the_best_point_under_a_bound_and_its_neighbours(call):
+    code, out, _ = call("show", "made", "--max-macs", "1.5k")
+    assert code == 0
+    assert _starred(out) == {"p01-conv1/base"}
+    lines = [line.strip() for line in out.splitlines()]
+    assert (
+        "next smaller on the front: s0001/cut2, -25.00 points of accuracy, -900 (-90%) macs, "
+        "-80 (-80%) parameters"
+    ) in lines
+    assert "conv1 5 -> 16, base -> cut2" in lines
+    assert (
+        "next larger on the front: s0002/base, +12.50 points of accuracy, +2,000 (+200%) macs, "
+        "+200 (+200%) parameters"
+    ) in lines
+    assert "conv1 5 -> 24" in lines
+
+
+def test_the_ends_of_a_front_have_one_neighbour(call):
+    out = call("show", "made", "--min-accuracy", "0.8")[1]
+    assert _starred(out) == {"s0002/base"}
+    assert "next larger on the front: none" in out
+    assert "next smaller on the front: none" in call("show", "made", "--max-macs", "60")[1]
+
+
+def test_the_knee_is_told_with_its_network(call):
+    # From (50, 0.25) to (3000, 0.875) on a logarithmic axis cut2 lies 0.23 above the line, and
+    # p01-conv1 0.07 (log10 of 2 and of 20 over that of 60, against 0.4 and 0.8).
+    out = call("show", "made", "--knee")[1]
+    assert _starred(out) == {"s0001/cut2"}
+    assert "pipeline cut2: before conv3, kernel 4, stride 2" in out
+
+
+def test_a_bound_that_nothing_meets_is_exit_code_3_and_names_the_nearest(call):
+    code, out, err = call("show", "made", "--max-macs", "10")
+    assert code == 3
+    assert out == ""
+    assert "the nearest is p00-start/base" in err
+    code, _, err = call("show", "made", "--min-accuracy", "0.95", "--max-macs", "1.5k")
+    assert code == 3
+    assert "the nearest is p01-conv1/base" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["show", "made", "s0001", "--knee"], "either the ID 's0001' or a bound"),
+        (["show", "made", "--knee", "--max-macs", "2M"], "either --knee or bounds"),
+        (["show", "made", "--max-macs", "few"], "macs 'few': expected a number"),
+        (["pareto", "made", "--x", "flops"], "expected different ones of accuracy, macs"),
+        (["pareto", "made", "--x", "accuracy"], "expected different ones"),
+        (["pareto", "made", "--x", "latency_ms"], "planter latency made measures it"),
+        (["report", "nosuch"], "no run 'nosuch'"),
+        (["report", "made", "nosuch"], "no run 'nosuch'"),
+    ],
+)
+def test_a_mistake_is_exit_code_2(call, arguments, message):
+    code, _, err = call(*arguments)
+    assert code == 2
+    assert message in err
+
+
+def test_a_machine_without_a_browser_still_writes_page_and_table(call, monkeypatch):
+    import plotly.graph_objects as go
+
+    def no_browser(*_, **__):
+        raise RuntimeError("Kaleido requires Google Chrome to be installed.")
+
+    monkeypatch.setattr(go.Figure, "write_image", no_browser)
+    files = ["--png", "f.png", "--csv", "f.csv", "--html", "f.html"]
+    code, _, err = call("pareto", "made", *files)
+    assert code == 2
+    assert "pip install planter[png]" in err
+    assert "Chromium" in err
+    assert Path("f.csv").read_text().count("\n") == len(POINTS) + 1
+    assert "Plotly.newPlot" in Path("f.html").read_text(encoding="utf-8")
+
+
+def test_a_run_that_is_going_says_so_and_shows_what_there_is(call, tmp_path):
+    storage = open_storage(f"sqlite:///{tmp_path / 'runs' / 'made' / 'study.db'}")
+    held = {"pid": 4711, "host": "there", "token": "x"}
+    PointBook(storage, "made")._study.set_user_attr("driver", held)
+    storage.close()
+    code, out, err = call("pareto", "made")
+    assert code == 0
+    assert len(_starred(out)) == 4
+    assert "made: Not finished: a search is at work on it, or was killed (process 4711" in err
+    assert "Not finished" in call("report", "made")[2]
+
+
+def test_an_empty_front_is_told_and_drawn(call, tmp_path):
+    made_run(tmp_path / "runs" / "empty", [p for p in POINTS if not p.searched], name="empty")
+    code, out, _ = call("pareto", "empty", "--html", "empty.html")
+    assert code == 0
+    assert "The front is empty: no searched network has finished" in out
+    assert "Plotly.newPlot" in Path("empty.html").read_text(encoding="utf-8")
+    assert call("report", "empty")[0] == 0
+    page = (tmp_path / "runs" / "empty" / "report.html").read_text(encoding="utf-8")
+    assert "The front is empty" in page
+    code, _, err = call("show", "empty", "--knee")
+    assert code == 2
+    assert "the front of empty is empty" in err
+
+
+def test_a_run_without_a_finished_trial_is_told(call, tmp_path):
+    (tmp_path / "runs" / "made" / "pareto.json").unlink()
+    for command in ("pareto", "show", "report"):
+        code, _, err = call(command, "made")
+        assert code == 2
+        assert "has no finished trial yet" in err
+
+
+def test_a_run_of_an_older_format_is_told(call, tmp_path):
+    run = tmp_path / "runs" / "made"
+    whole = json.loads((run / "pareto.json").read_text())
+    old = json.loads(json.dumps(whole))
+    del old["cost"]
+    for row in old["points"]:
+        del row["train_macs"]
+    (run / "pareto.json").write_text(json.dumps(old))
+    for command in ("pareto", "show", "report"):
+        code, _, err = call(command, "made")
+        assert code == 2
+        assert "is of an older planter: it lacks cost, train_macs" in err
+    (run / "pareto.json").write_text(json.dumps(whole))
+    (run / "resolved.yaml").write_text("name: made\nsearch_space: old\n")
+    code, _, err = call("pareto", "made")
+    assert code == 2
+    assert "of another version of planter (unknown or missing: search_space)" in err
+
+
+def test_a_row_of_the_database_without_a_field_is_told(call, tmp_path):
+    storage = open_storage(f"sqlite:///{tmp_path / 'runs' / 'made' / 'study.db'}")
+    study = PointBook(storage, "made")._study
+    study.add_trial(_row(study.trials[0], {"id": "old/base", "trial": "old"}))
+    storage.close()
+    code, _, err = call("show", "made", "old")
+    assert code == 2
+    assert "written by another version of planter" in err
+
+
+def _row(like, attributes):
+    from optuna.trial import create_trial
+
+    return create_trial(values=like.values, user_attrs=attributes)
+
+
+def test_a_run_whose_database_is_gone_is_told(call, tmp_path):
+    (tmp_path / "runs" / "made" / "study.db").unlink()
+    code, _, err = call("report", "made")
+    assert code == 2
+    assert "has no study.db" in err
+    code, out, err = call("pareto", "made")  # the front stands in a file
+    assert code == 0
+    assert len(_starred(out)) == 4
+    assert "shown without its networks" in err
+    assert not (tmp_path / "runs" / "made" / "study.db").exists()
