@@ -26,7 +26,7 @@ DEFAULT = ("accuracy", "macs")
 
 
 def front_by(
-    front: Mapping[str, Any], objectives: Sequence[str], limits: Mapping[str, int]
+    front: Mapping[str, Any], objectives: Sequence[str], limits: Mapping[str, float]
 ) -> dict[str, Any]:
     """A pareto.json document whose `on_front` is told by other objectives (keys of `AXES`, the
     vertical axis first); `limits` are the study's bounds, which points of a front keep.

@@ -19,7 +19,7 @@ class Step(NamedTuple):
 
 
 def course(
-    points: Sequence[Point], reference: Sequence[float], limits: Mapping[str, int]
+    points: Sequence[Point], reference: Sequence[float], limits: Mapping[str, float]
 ) -> list[Step]:
     """A step for each training, in the order of `points`, which is that of the database. Teacher
     and baselines cost but add no hypervolume; trainings that failed left no cost behind."""

@@ -78,7 +78,7 @@ def _facts(
     front: Mapping[str, Any],
     points: Sequence[Point],
     reference: Sequence[float],
-    limits: Mapping[str, int],
+    limits: Mapping[str, float],
     failed: int,
 ) -> Facts:
     seconds: dict[str, float] = {}
