@@ -2,62 +2,43 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from optuna.storages import BaseStorage
 
-from planter import checkpoint
-from planter.data import Split
-from planter.describe import with_networks
-from planter.disk import is_full, when_there_is_space
+from planter.disk import is_full
 from planter.driver.budget import Account
 from planter.driver.check import Prepared, prepare, worker_count
 from planter.driver.claim import Claim
+from planter.driver.documents import Documents
 from planter.driver.folder import (
     drop_checkpoints,
     drop_half_written,
-    drop_locks,
     lock_run,
     run_id,
     write_settings,
 )
 from planter.driver.jobs import Job, Outcome, SearchStoppedError
 from planter.driver.plain import Baselines, Teacher
-from planter.driver.report import write_report
 from planter.driver.rounds import Rounds
 from planter.driver.sampling import Sampling
 from planter.driver.schedule import Schedule
 from planter.driver.storage import PointBook, database_url, open_storage
 from planter.driver.worker import Worker
 from planter.front import (
-    COLUMNS,
-    PLANTING_COLUMNS,
     Point,
-    best_family,
     covered,
-    document,
-    to_csv,
-    trained_macs,
-    write_text,
 )
 from planter.modes import threads_of_torch
-from planter.plots import front_figure, growth_figure, write_html
 from planter.study import Study
 from planter.study_file import find_study, read_study
-from planter.train import evaluate
 
 log = logging.getLogger(__name__)
-_SHARE_OF_WRITING = 0.05
-"""Of the driver's time, at most, for documents while it searches."""
 
 
 @dataclass(frozen=True)
@@ -146,10 +127,8 @@ class _Search:
         self._study = study
         self._claim = claim
         self._run = run
-        self._data = prepared.data
         self._observe = observe
         self._limits = study.objectives.bounds.limits()
-        self._family = study.objectives.family
         self._book = PointBook(storage, study.name, self._limits)
         self._reference = self._book.reference(prepared.reference)
         self._workers = worker_count(study)
@@ -186,7 +165,7 @@ class _Search:
             self._rounds,
             self._sampling,
             study.resources.max_failures,
-            lambda: account.spent(self._trained_macs),
+            lambda: account.spent(self._documents.trained_macs),
         )
         self._worker = Worker(
             study,
@@ -197,15 +176,15 @@ class _Search:
             run.parent / ".teachers",
             "cuda" if study.resources.gpu else "cpu",
         )
-        self._due = 0.0
-        self._late = False
-        self._dropped: set[str] = set()
+        self._documents = Documents(
+            study, run, prepared.data, self._book, self._reference, self._rounds, self._sampling
+        )
 
     def train(self, ray_address: str | None) -> None:
         """Runs every job that is left."""
         for part in ("models", "trials"):
             drop_half_written(self._run / part)
-        self._refresh()
+        self._documents.refresh()
         self._tell_notices()
         if self._schedule.complete():
             return
@@ -216,8 +195,9 @@ class _Search:
                 self._train_on_ray(ray_address)
         finally:
             with suppress(SearchStoppedError):  # another driver may have the folder by now
-                self._due = 0.0
-                self._write_if_due()
+                if self._documents.late:
+                    self._claim.check()
+                    self._documents.refresh()
         self._schedule.stop_if_hopeless()
         if (open_ := self._schedule.left()) and (spent := self._schedule.spent()):
             self._tell(f"{spent}: {open_} trainings at most were not begun; with more it goes on")
@@ -275,7 +255,7 @@ class _Search:
         if "error" in outcome and not again and job.kind in ("plant", "grow", "sample"):
             for trial in job.trials:  # the others are tried again when the study goes on
                 drop_checkpoints(self._run / "trials" / trial)
-        self._late = True
+        self._documents.out_of_date()
         self._write_if_due()
         for name, one in job.outcomes(outcome).items() if "partial" not in outcome else []:
             self._tell(self._told(name, one, again=again))
@@ -304,115 +284,12 @@ class _Search:
     def report(self) -> dict[str, Any]:
         """Reads the test data for what is reported and writes the run's documents."""
         self._claim.check()
-        known = self._test_accuracies()
-        if (test := self._data.test) is not None:
-            for point in self._reported():
-                there = (self._run / "models" / point.id).is_dir()
-                if point.id not in known and there:
-                    known[point.id] = self._test_accuracy(point, test)
-        when_there_is_space(lambda: self._write(known), self._run)
-        found = self._document(known)
-        pages = {"pareto.html": front_figure([with_networks(found, self._book.points)])}
-        if self._rounds is not None and (rows := self._rounds.table()):
-            pages["planting.html"] = growth_figure(self._study.name, rows)
-        for name, figure in pages.items():
-            when_there_is_space(partial(write_html, figure, self._run / name), self._run)
-        when_there_is_space(partial(write_report, self._run, ended=True), self._run)
-        if not self._schedule.left():
-            drop_locks(self._run)
-            drop_checkpoints(self._run / "trials")
-        return found
-
-    def _reported(self) -> list[Point]:
-        """The front, the best family where one is asked for, the teacher and the baselines."""
-        points = self._book.points
-        others = [point for point in points if not point.searched]
-        front = self._book.front
-        if self._family:
-            family = best_family(points, self._reference, self._limits)
-            others += [point for point in family if point not in front]
-        return front + others
-
-    def _test_accuracy(self, point: Point, test: Split) -> float:
-        network = checkpoint.load(self._run / "models" / point.id, own_code=True)
-        return evaluate(network, test).accuracy
-
-    def _test_accuracies(self) -> dict[str, float]:
-        """What was read from the test data before; it is not read twice."""
-        file = self._run / "pareto.json"
-        if not file.is_file():
-            return {}
-        rows = json.loads(file.read_text())["points"]
-        return {r["id"]: r["test_accuracy"] for r in rows if r["test_accuracy"] is not None}
+        return self._documents.report(complete=not self._schedule.left())
 
     def _write_if_due(self) -> None:
-        """Writes what is late, unless that would take more of the time than its share: the
-        documents of a long study take longer to write than a trial of it to book."""
-        if self._late and time.monotonic() >= self._due:
+        if self._documents.due:
             self._claim.check()
-            self._refresh()
-
-    def _refresh(self) -> None:
-        """Writes what can be read before the end; not on a full disk, as it will be written anew
-        after the next job."""
-        try:
-            self._write()
-        except OSError as error:
-            if not is_full(error):
-                raise
-            log.warning("no space left in %s: pareto.json and others are not up to date", self._run)
-
-    def _write(self, test_accuracies: dict[str, float] | None = None) -> None:
-        """Brings the folder's documents and models up to the books."""
-        began, self._late = time.monotonic(), False
-        points = self._book.points
-        self._drop_models(points)
-        if not points:
-            return
-        known = self._test_accuracies() if test_accuracies is None else test_accuracies
-        found = self._document(known)
-        write_text(self._run / "pareto.json", json.dumps(found, indent=2) + "\n")
-        write_text(self._run / "pareto.csv", to_csv(found["points"], COLUMNS))
-        if self._rounds is not None:
-            text = to_csv(self._rounds.table(), PLANTING_COLUMNS)
-            write_text(self._run / "planting.csv", text)
-        self._due = time.monotonic() + (time.monotonic() - began) / _SHARE_OF_WRITING
-
-    def _document(self, test_accuracies: dict[str, float]) -> dict[str, Any]:
-        return document(
-            self._study.name,
-            self._book.points,
-            self._reference,
-            self._limits,
-            test_accuracies,
-            self._run,
-            family=self._family,
-            unfinished=self._unfinished(),
-        )
-
-    def _unfinished(self) -> dict[str, tuple[int, float]]:
-        return {} if self._sampling is None else self._sampling.unfinished()
-
-    def _trained_macs(self) -> int:
-        """Multiply-adds of all trainings, also of those that were stopped."""
-        others = sum(macs for macs, _ in self._unfinished().values())
-        return trained_macs(self._book.points) + others
-
-    def _drop_models(self, points: Sequence[Point]) -> None:
-        """Removes saved networks that are neither reported nor needed for planting to go on."""
-        if self._study.keep == "all":
-            return
-        kept = {point.id for point in self._reported()}
-        needed = self._rounds.needed() if self._rounds is not None else set()
-        for point in points:
-            if point.id in self._dropped:
-                continue
-            if point.id not in kept and point.trial not in needed:
-                self._dropped.add(point.id)
-                folder = self._run / "models" / point.id
-                shutil.rmtree(folder, ignore_errors=True)
-                with suppress(OSError):  # the trial's other pipelines may be kept
-                    folder.parent.rmdir()
+            self._documents.refresh()
 
     def _tell(self, event: str) -> None:
         front = self._book.front

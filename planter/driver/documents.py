@@ -1,0 +1,190 @@
+"""The run folder's documents and models, derived from the books: brought up to them while a search
+goes on, and reported at its end."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from planter import checkpoint
+from planter.data import Data, Split
+from planter.describe import with_networks
+from planter.disk import is_full, when_there_is_space
+from planter.driver.folder import drop_checkpoints, drop_locks
+from planter.driver.report import write_report
+from planter.driver.rounds import Rounds
+from planter.driver.sampling import Sampling
+from planter.driver.storage import PointBook
+from planter.front import (
+    COLUMNS,
+    PLANTING_COLUMNS,
+    Point,
+    best_family,
+    document,
+    to_csv,
+    trained_macs,
+    write_text,
+)
+from planter.plots import front_figure, growth_figure, write_html
+from planter.study import Study
+from planter.train import evaluate
+
+log = logging.getLogger(__name__)
+_SHARE_OF_WRITING = 0.05
+"""Of the driver's time, at most, for documents while it searches."""
+
+
+class Documents:
+    """What people and other commands read of a run."""
+
+    def __init__(
+        self,
+        study: Study,
+        run: Path,
+        data: Data,
+        book: PointBook,
+        reference: Sequence[float],
+        rounds: Rounds | None,
+        sampling: Sampling | None,
+    ) -> None:
+        self._study = study
+        self._run = run
+        self._data = data
+        self._book = book
+        self._reference = reference
+        self._rounds = rounds
+        self._sampling = sampling
+        self._limits = study.objectives.bounds.limits()
+        self._family = study.objectives.family
+        self._due = 0.0
+        self._late = False
+        self._dropped: set[str] = set()
+
+    def out_of_date(self) -> None:
+        """Says that the books hold more than the documents."""
+        self._late = True
+
+    @property
+    def due(self) -> bool:
+        """Whether what is late is to be written now: unless that would take more of the time than
+        its share, as the documents of a long study take longer to write than a trial of it to book.
+        """
+        return self._late and time.monotonic() >= self._due
+
+    @property
+    def late(self) -> bool:
+        """Whether the books hold more than the documents."""
+        return self._late
+
+    def refresh(self) -> None:
+        """Writes what can be read before the end; not on a full disk, as it will be written anew
+        after the next job."""
+        try:
+            self._write()
+        except OSError as error:
+            if not is_full(error):
+                raise
+            log.warning("no space left in %s: pareto.json and others are not up to date", self._run)
+
+    def report(self, *, complete: bool) -> dict[str, Any]:
+        """Reads the test data for what is reported and writes everything; of a run that is
+        `complete`, what only a search needs is removed."""
+        known = self._test_accuracies()
+        if (test := self._data.test) is not None:
+            for point in self._reported():
+                there = (self._run / "models" / point.id).is_dir()
+                if point.id not in known and there:
+                    known[point.id] = self._test_accuracy(point, test)
+        when_there_is_space(lambda: self._write(known), self._run)
+        found = self._document(known)
+        pages = {"pareto.html": front_figure([with_networks(found, self._book.points)])}
+        if self._rounds is not None and (rows := self._rounds.table()):
+            pages["planting.html"] = growth_figure(self._study.name, rows)
+        for name, figure in pages.items():
+            when_there_is_space(partial(write_html, figure, self._run / name), self._run)
+        when_there_is_space(partial(write_report, self._run, ended=True), self._run)
+        if complete:
+            drop_locks(self._run)
+            drop_checkpoints(self._run / "trials")
+        return found
+
+    def trained_macs(self) -> int:
+        """Multiply-adds of all trainings, also of those that were stopped."""
+        others = sum(macs for macs, _ in self._unfinished().values())
+        return trained_macs(self._book.points) + others
+
+    def _reported(self) -> list[Point]:
+        """The front, the best family where one is asked for, the teacher and the baselines."""
+        points = self._book.points
+        others = [point for point in points if not point.searched]
+        front = self._book.front
+        if self._family:
+            family = best_family(points, self._reference, self._limits)
+            others += [point for point in family if point not in front]
+        return front + others
+
+    def _test_accuracy(self, point: Point, test: Split) -> float:
+        network = checkpoint.load(self._run / "models" / point.id, own_code=True)
+        return evaluate(network, test).accuracy
+
+    def _test_accuracies(self) -> dict[str, float]:
+        """What was read from the test data before; it is not read twice."""
+        file = self._run / "pareto.json"
+        if not file.is_file():
+            return {}
+        rows = json.loads(file.read_text())["points"]
+        return {r["id"]: r["test_accuracy"] for r in rows if r["test_accuracy"] is not None}
+
+    def _write(self, test_accuracies: dict[str, float] | None = None) -> None:
+        """Brings the folder's documents and models up to the books."""
+        began, self._late = time.monotonic(), False
+        points = self._book.points
+        self._drop_models(points)
+        if not points:
+            return
+        known = self._test_accuracies() if test_accuracies is None else test_accuracies
+        found = self._document(known)
+        write_text(self._run / "pareto.json", json.dumps(found, indent=2) + "\n")
+        write_text(self._run / "pareto.csv", to_csv(found["points"], COLUMNS))
+        if self._rounds is not None:
+            text = to_csv(self._rounds.table(), PLANTING_COLUMNS)
+            write_text(self._run / "planting.csv", text)
+        self._due = time.monotonic() + (time.monotonic() - began) / _SHARE_OF_WRITING
+
+    def _document(self, test_accuracies: dict[str, float]) -> dict[str, Any]:
+        return document(
+            self._study.name,
+            self._book.points,
+            self._reference,
+            self._limits,
+            test_accuracies,
+            self._run,
+            family=self._family,
+            unfinished=self._unfinished(),
+        )
+
+    def _unfinished(self) -> dict[str, tuple[int, float]]:
+        return {} if self._sampling is None else self._sampling.unfinished()
+
+    def _drop_models(self, points: Sequence[Point]) -> None:
+        """Removes saved networks that are neither reported nor needed for planting to go on."""
+        if self._study.keep == "all":
+            return
+        kept = {point.id for point in self._reported()}
+        needed = self._rounds.needed() if self._rounds is not None else set()
+        for point in points:
+            if point.id in self._dropped:
+                continue
+            if point.id not in kept and point.trial not in needed:
+                self._dropped.add(point.id)
+                folder = self._run / "models" / point.id
+                shutil.rmtree(folder, ignore_errors=True)
+                with suppress(OSError):  # the trial's other pipelines may be kept
+                    folder.parent.rmdir()
