@@ -6,7 +6,7 @@ import pytest
 from test_driver import Interruption, write_study
 
 import planter
-from planter.driver import run as driver
+from planter.driver import documents
 from planter.driver import worker as worker_module
 from planter.driver.read import read_points
 
@@ -37,7 +37,7 @@ def test_late_documents_are_written_at_the_end_and_on_an_interruption(
         return do(self, job)
 
     monkeypatch.setattr(worker_module.Worker, "do", watched)
-    monkeypatch.setattr(driver, "_SHARE_OF_WRITING", 1e-9)
+    monkeypatch.setattr(documents, "_SHARE_OF_WRITING", 1e-9)
     overrides = [*FEW, "sample.trials=4", "recipe.epochs=1"]
     if interrupted:
         with pytest.raises(Interruption):
