@@ -65,7 +65,7 @@ def test_the_front_page_shows_a_point_under_the_pointer(page, run):
     page.wait_for_selector(".scatterlayer .point")
     page.locator(".scatterlayer .point").last.hover(force=True)
     page.wait_for_selector(".hovertext")
-    assert "convnet conv1=" in page.locator(".hovertext").inner_text()
+    assert "convnet conv1=" in page.locator(".hovertext").text_content()
 
 
 def test_the_report_is_whole_on_a_phone_and_without_the_network(page, run):

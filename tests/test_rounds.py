@@ -47,7 +47,7 @@ def counted(architecture: Architecture) -> Cost:
 @pytest.fixture(autouse=True, scope="module")
 def _counted_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("planter.driver.rounds.cost", counted)
+        patch.setattr("planter.driver.bounds.cost", counted)
         yield
 
 
