@@ -47,7 +47,7 @@ def call(place, monkeypatch, capsys):
     return run
 
 
-COMMANDS = ["search", "check", "pareto", "show", "cost", "dashboard", "latency"]
+COMMANDS = ["search", "check", "pareto", "show", "cost", "dashboard", "latency", "train"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

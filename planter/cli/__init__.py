@@ -10,7 +10,13 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from planter.cli import counting, latency, looking, searching  # noqa: F401 - they register their commands
+from planter.cli import (  # noqa: F401 - they register their commands
+    counting,
+    latency,
+    looking,
+    searching,
+    training,
+)
 from planter.cli.app import app, err, out
 
 
