@@ -67,7 +67,9 @@ def train_points(
     if "continued" in kinds:
         _check_kept(run, points)
     data = _data(run)
-    settings = {kind: {"recipe": recipes[kind].model_dump(), "guided": guided} for kind in kinds}
+    settings: dict[str, Any] = {
+        kind: {"recipe": recipes[kind].model_dump(), "guided": guided} for kind in kinds
+    }
     with _held(run / FINAL):
         file = FinalFile(run, study.name, points, settings)
         _bring_here(run, points, guided=guided)
