@@ -61,6 +61,13 @@ def save(
         (fresh / WEIGHTS).write_bytes(to_bytes(state))
 
 
+def copy(source: Path, folder: Path) -> None:
+    """Copies a saved network; the folder appears whole or not at all."""
+    with _appearing(folder) as fresh:
+        for name in (ARCHITECTURE, WEIGHTS):
+            shutil.copyfile(source / name, fresh / name)
+
+
 def load(folder: str | Path, *, own_code: bool = False) -> nn.Module:
     """The network saved in a folder such as `runs/quickstart/models/s0012/cut2`: a plain module in
     eval mode that takes normalised images `[batch, channels, height, width]`.

@@ -49,6 +49,7 @@ def call(place, monkeypatch, capsys):
 
 COMMANDS = [
     "search", "check", "pareto", "report", "show", "cost", "dashboard", "export", "latency",
+    "train",
 ]  # fmt: skip
 
 

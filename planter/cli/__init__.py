@@ -17,6 +17,7 @@ from planter.cli import (  # noqa: F401 - they register their commands
     latency,
     looking,
     searching,
+    training,
 )
 from planter.cli.app import app, err, out
 

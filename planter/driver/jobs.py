@@ -27,7 +27,7 @@ class Job:
     together. `params` is all its kind needs beside the study, fit for JSON."""
 
     id: str
-    kind: Literal["teacher", "baseline", "start", "plant", "grow", "sample"]
+    kind: Literal["teacher", "baseline", "start", "plant", "grow", "sample", "final"]
     params: Mapping[str, Any] = field(default_factory=dict)
 
     @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 import math
 import time
@@ -26,8 +25,10 @@ from planter.assembly import build_network
 from planter.backbones import source_key
 from planter.data import Data, Split
 from planter.disk import NoSpaceError, when_there_is_space
+from planter.driver.alone import train_alone
 from planter.driver.folder import drop_checkpoints, drop_half_written
 from planter.driver.jobs import Job, Outcome, SearchStoppedError, seed_of
+from planter.driver.kept import kept_info
 from planter.driver.logs import epochs_to, logged_to
 from planter.driver.networks import network_of
 from planter.driver.plants import grow, plant_round, write_learned
@@ -51,7 +52,6 @@ from planter.train import (
 )
 
 log = logging.getLogger(__name__)
-_PACKAGES = ("planter", "torch", "optuna", "ray", "numpy")
 _LOGITS = "logits.safetensors"
 _CHECKPOINT = "checkpoint.pt"
 
@@ -70,6 +70,7 @@ class Worker:
     _plant = plant_round
     _grow = grow
     _sample = sample
+    _final = train_alone
 
     def do(self, job: Job) -> Outcome:
         """Trains, scores and saves what the job asks for; an exception becomes an `error`."""
@@ -153,7 +154,7 @@ class Worker:
                 on_epoch=self.metrics(job.id),
             )
             recalibrate_batchnorm_(network, self.data.train)
-            self._save(folder, network, architecture, "base", {"settings": settings})
+            self.save(folder, network, architecture, "base", {"settings": settings})
             part.unlink(missing_ok=True)
         return network
 
@@ -277,25 +278,9 @@ class Worker:
                 "kernels": kernels,
                 "norms": norms,
             }
-            info = {
-                "study": self.study.name,
-                "trial": trial,
-                "seed": seed_of(self.study.seed, trial),
-                "accuracy": score.accuracy,
-                "loss": score.loss,
-                "macs": costs[name].macs,
-                "macs_all": costs[name].macs_all,
-                "params": costs[name].params,
-                "kernels": kernels,
-                "norms": norms,
-                "class_names": list(self.data.class_names),
-                "mean": self.data.train.mean.flatten().tolist(),
-                "std": self.data.train.std.flatten().tolist(),
-                "data": self.fingerprint,
-                "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
-            }
+            info = kept_info(self, trial, score, costs[name], kernels, norms)
             folder = self.run / "models" / trial / name
-            self._save(folder, network, architecture, name, info)
+            self.save(folder, network, architecture, name, info)
             points.append(fields)
         return {"points": points, "train_macs": train_macs}
 
@@ -380,7 +365,7 @@ class Worker:
             when_there_is_space(lambda: checkpoint.write_tensors(file, kept), file.parent)
         return logits
 
-    def _save(self, folder: Path, *network: Any) -> None:
+    def save(self, folder: Path, *network: Any) -> None:
         when_there_is_space(lambda: checkpoint.save(folder, *network), folder)
 
     def checkpoint_of(self, trial: str) -> Path:

@@ -1,0 +1,144 @@
+"""`planter train`: the front's networks trained alone, with several seeds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from planter.cli.app import RunArgument, app, err, out, shown_path
+from planter.targets import run_folder
+
+
+@app.command(epilog="Example: planter train quickstart --front --seeds 3")
+def train(
+    run: RunArgument,
+    points: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[ID]...", help="Trials or points. Default: the run's front."),
+    ] = None,
+    front: Annotated[
+        bool, typer.Option("--front", help="The front, beside the points that are named.")
+    ] = False,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each kind and point.")] = 3,
+    from_scratch: Annotated[
+        bool, typer.Option("--from-scratch", help="Train fresh weights only.")
+    ] = False,
+    continued: Annotated[
+        bool, typer.Option("--continued", help="Train the run's weights further only.")
+    ] = False,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Epochs of each training. Default: the study's.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Override recipe.KEY, continued.KEY (the recipe of further training: the same "
+            "with lr / 10) or resources.KEY. Repeatable.",
+        ),
+    ] = None,
+    guided: Annotated[
+        bool, typer.Option("--guided", help="Learn from the run's teacher as well as labels.")
+    ] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Trainings at a time; 0 trains in this process.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what final.json says.")] = False,
+) -> None:
+    """Train points of a run alone: their weights further, and their architectures from scratch.
+
+    Three accuracies of each point, of several seeds: with the weights the search left, with these
+    trained further, and of the architecture alone. The run itself is not changed; results and
+    networks are in RUN/final. The same command goes on where it was interrupted, and trains what
+    is missing.
+    """
+    folder = run_folder(run).resolve()
+    with err.status("loading"):
+        from planter.driver.final import train_points
+        from planter.driver.jobs import SearchStoppedError
+        from planter.final_file import KINDS
+        from planter.memory import keep_memory
+
+    given = list(overrides or [])
+    if epochs is not None:
+        given.append(f"recipe.epochs={epochs}")
+    if workers is not None:
+        given.append(f"resources.workers={workers}")
+    asked = {"continued": continued, "stand-alone": from_scratch}
+    keep_memory()  # with workers: 0 it is this process that trains
+    try:
+        found = train_points(
+            folder,
+            points or [],
+            front=front,
+            kinds=[kind for kind in KINDS if asked[kind] or not any(asked.values())],
+            seeds=seeds,
+            overrides=given,
+            guided=guided,
+            observe=lambda event: err.print(event, markup=False, soft_wrap=True),
+        )
+    except KeyboardInterrupt:
+        err.print(
+            f"\ninterrupted; what is finished stays in {shown_path(folder)}/final; "
+            "the same command goes on from there",
+            soft_wrap=True,
+        )
+        raise typer.Exit(130) from None
+    except SearchStoppedError as error:
+        err.print(f"[red]stopped:[/red] {escape(str(error))}; the same command goes on")
+        raise typer.Exit(4) from None
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+    else:
+        _print(found["points"])
+        shown = shown_path(folder)
+        first = found["rows"][-1]["model"] or "final/models/ID/KIND-SEED"
+        out.print(
+            f"\nwritten to {shown}/final: final.json, final.csv, models\n"
+            f"next: planter latency {shown}/{first} · planter show {shown}",
+            soft_wrap=True,
+        )
+    if found["failed"]:
+        err.print(f"{len(found['failed'])} trainings failed; the same command tries them again")
+        raise typer.Exit(4)
+
+
+def _print(points: Sequence[Mapping[str, Any]]) -> None:
+    from planter.final_file import KINDS
+
+    names = {"accuracy": "validation accuracy", "test_accuracy": "test accuracy"}
+    for measure, title in names.items():
+        if measure == "test_accuracy":
+            if all(point["shared"][measure] is None for point in points):
+                continue
+            out.print()
+        table = Table(title, "macs", "shared", *KINDS, box=None, pad_edge=False)
+        for column in table.columns[1:]:
+            column.justify = "right"
+        for point in points:
+            shared = point["shared"][measure]
+            table.add_row(
+                point["id"],
+                f"{point['macs']:,}",
+                "" if shared is None else f"{100 * shared:.2f} %",
+                *(_shown(point.get(kind), measure) for kind in KINDS),
+            )
+        out.print(table)
+    counts = {point[kind]["seeds"] for point in points for kind in KINDS if kind in point}
+    if counts:
+        number = " to ".join(map(str, sorted({min(counts), max(counts)})))
+        out.print(f"\nmean ± standard deviation of {number} seeds")
+
+
+def _shown(summary: Mapping[str, Any] | None, measure: str) -> str:
+    """Mean and standard deviation in percent; nothing where there is none."""
+    if summary is None or summary[measure] is None:
+        return ""
+    mean, std = summary[measure]["mean"], summary[measure]["std"]
+    return f"{100 * mean:.2f} %" if std is None else f"{100 * mean:.2f} ± {100 * std:.2f} %"

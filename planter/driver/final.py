@@ -1,0 +1,302 @@
+"""Final training: points of a finished search trained alone, further and from scratch."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+
+from planter import checkpoint
+from planter.data import Data, load_data
+from planter.disk import when_there_is_space
+from planter.driver.check import worker_count
+from planter.driver.folder import drop_half_written, drop_locks
+from planter.driver.jobs import Job, Outcome, SearchStoppedError
+from planter.driver.read import read_points
+from planter.driver.worker import Worker
+from planter.final_file import FINAL, KINDS, FinalFile, Kind, Row
+from planter.front import Point, front_of, read_front
+from planter.modes import threads_of_torch
+from planter.recipe import Recipe
+from planter.study import Study
+from planter.study_file import read_study
+from planter.train import evaluate
+
+_SMALLER = 10
+"""The recipe's rate over that of further training: at its peak a full rate would undo what the
+weights have learned, and further training would be a second training from scratch."""
+_TRIES = 2
+
+
+def train_points(
+    run: Path,
+    names: Sequence[str] = (),
+    *,
+    front: bool = False,
+    kinds: Sequence[Kind] = KINDS,
+    seeds: int = 3,
+    overrides: Sequence[str] = (),
+    guided: bool = False,
+    observe: Callable[[str], None] = lambda event: None,
+) -> dict[str, Any]:
+    """Trains points of a run alone, as `kinds` say, and returns what `final/final.json` says.
+
+    `names` are trials or points; without any, or with `front`, the run's front. `overrides` are
+    KEY=VALUE of `recipe`, `continued` (the recipe of further training: by default the same with a
+    tenth of its rate) and `resources`. `guided` adds the run's teacher to the labels. What is
+    trained already is not trained again; the run itself is read only. Raises ValueError where that
+    cannot be done, before anything is trained, SearchStoppedError where the disk stays full,
+    KeyboardInterrupt on Ctrl-C.
+    """
+    study, recipes = _recipes(run, overrides)
+    points = _chosen(run, study, names, front=front)
+    if guided and study.teacher is None:
+        raise ValueError(f"--guided: {run} has no teacher; without it, the labels guide")
+    if study.resources.gpu and not torch.cuda.is_available():
+        raise ValueError(
+            f"resources.gpu {study.resources.gpu}: this machine has no GPU torch can use; "
+            "--set resources.gpu=0"
+        )
+    if "continued" in kinds:
+        _check_kept(run, points)
+    data = _data(run)
+    settings: dict[str, Any] = {
+        kind: {"recipe": recipes[kind].model_dump(), "guided": guided} for kind in kinds
+    }
+    with _held(run / FINAL):
+        file = FinalFile(run, study.name, points, settings)
+        _bring_here(run, points, guided=guided)
+        for row in _shared(run, points):
+            file.add(row)
+        jobs = [
+            _job(run, point, kind, seed, recipes[kind], guided=guided)
+            for seed in range(seeds)
+            for point in points
+            for kind in kinds
+            if file.take_up(point.id, kind, seed) is None
+        ]
+        file.write()
+        _train(_worker(run, study, data), _Queue(jobs, file, observe))
+        _read_test(run, study, file, data)
+        drop_locks(run / FINAL)
+    return file.document()
+
+
+def _recipes(run: Path, overrides: Sequence[str]) -> tuple[Study, dict[str, Recipe]]:
+    """The study as overridden, and the recipe of each kind."""
+    plain, further = [], []
+    for text in overrides:
+        section = text.partition("=")[0].partition(".")[0]
+        if section not in ("recipe", "continued", "resources"):
+            raise ValueError(
+                f"--set {text!r}: expected a key of recipe, continued or resources, "
+                "e.g. recipe.lr=0.01"
+            )
+        if section == "continued":
+            further.append("recipe" + text.removeprefix("continued"))
+        else:
+            plain.append(text)
+    resolved = run / "resolved.yaml"
+    study = read_study(resolved, plain)
+    smaller = f"recipe.lr={study.recipe.lr / _SMALLER!r}"
+    continued = read_study(resolved, [*plain, smaller, *further]).recipe
+    return study, {"continued": continued, "stand-alone": study.recipe}
+
+
+def _chosen(run: Path, study: Study, names: Sequence[str], *, front: bool) -> list[Point]:
+    """The points that are named, by rising macs."""
+    read_front(run)  # tells what is wrong where there is nothing to read
+    points = read_points(run)
+    found: dict[str, Point] = {}
+    if front or not names:
+        on_front = front_of(points, study.objectives.bounds.limits())
+        if not on_front:
+            raise ValueError(f"{run} has no point on its front yet; planter show {run} lists all")
+        found |= {point.id: point for point in on_front}
+    for name in names:
+        matching = {point.id: point for point in points if name in (point.trial, point.id)}
+        if not matching:
+            raise ValueError(f"{run} has no trial or point {name!r}; planter show {run} lists them")
+        found |= matching
+    return sorted(found.values(), key=lambda p: (p.macs, p.id))
+
+
+def _check_kept(run: Path, points: Sequence[Point]) -> None:
+    """Raises ValueError for points whose weights are gone."""
+    gone = [
+        point.id
+        for point in points
+        if not any(place.is_dir() for place in (run / "models" / point.id, _copy(run, point)))
+    ]
+    if gone:
+        raise ValueError(
+            f"the weights of {', '.join(gone)} were not kept (keep: front), so they cannot be "
+            "trained further; --from-scratch needs none, and a search with --set keep=all keeps all"
+        )
+
+
+def _data(run: Path) -> Data:
+    """The images of the run. Raises ValueError where they are others by now."""
+    data = load_data(run)
+    begun = json.loads((run / "environment.json").read_text()).get("data")
+    if (now := data.fingerprint()) != begun:
+        raise ValueError(
+            f"the images or labels are not those of {run}: fingerprint {now}, expected {begun}"
+        )
+    return data
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Keeps a second final training of the same run out. Raises ValueError where one is at work."""
+    folder.mkdir(exist_ok=True)
+    try:
+        lock = FileLock(folder / ".lock").acquire(timeout=0)
+    except Timeout:
+        raise ValueError(
+            f"another planter train is at work in {folder}: wait until it has ended"
+        ) from None
+    with lock:
+        for part in ("models", "trials"):
+            drop_half_written(folder / part)
+        yield
+
+
+def _copy(run: Path, point: Point) -> Path:
+    """Where a point's weights of the run lie for training: a search that goes on drops what it
+    finds dominated."""
+    return run / FINAL / "models" / point.id / "shared"
+
+
+def _bring_here(run: Path, points: Sequence[Point], *, guided: bool) -> None:
+    """Copies the networks of the run that the trainings start from or learn from."""
+    wanted = {run / "models" / point.id: _copy(run, point) for point in points}
+    if guided:
+        name = Path("models", "teacher", "base")
+        wanted[run / name] = run / FINAL / name
+    for source, place in wanted.items():
+        if source.is_dir() and not place.is_dir():
+            checkpoint.load(source, own_code=True)  # a damaged one is told now, not by every job
+            checkpoint.copy(source, place)
+
+
+def _shared(run: Path, points: Sequence[Point]) -> list[Row]:
+    """The points as the search left them, with what it has read from the test data."""
+    tests = {row["id"]: row["test_accuracy"] for row in read_front(run)["points"]}
+    rows = []
+    for point in points:
+        place = _copy(run, point)
+        model = str(place.relative_to(run)) if place.is_dir() else None
+        row = Row(point.id, "shared", None, point.accuracy, tests.get(point.id), None, None, model)
+        rows.append(row)
+    return rows
+
+
+def _job(run: Path, point: Point, kind: Kind, seed: int, recipe: Recipe, *, guided: bool) -> Job:
+    start = str(_copy(run, point).relative_to(run / FINAL)) if kind == "continued" else None
+    params = {
+        "point": point.id,
+        "kind": kind,
+        "seed": seed,
+        "pipeline": point.pipeline,
+        "architecture": point.architecture,
+        "recipe": recipe.model_dump(),
+        "guided": guided,
+        "start": start,
+    }
+    return Job(f"{point.id}/{kind}-{seed}", "final", params)
+
+
+def _worker(run: Path, study: Study, data: Data) -> Worker:
+    """A worker whose run folder is the one of final training: the run's own it leaves alone."""
+    device = "cuda" if study.resources.gpu else "cpu"
+    known = data.fingerprint()
+    return Worker(
+        study, run / FINAL, replace(data, test=None), known, run.parent / ".teachers", device
+    )
+
+
+class _Queue:
+    """Trainings that are left, handed out in order; what became of them goes into the file."""
+
+    def __init__(
+        self, jobs: Sequence[Job], file: FinalFile, observe: Callable[[str], None]
+    ) -> None:
+        self._open = deque(jobs)
+        self._tries = dict.fromkeys((job.id for job in jobs), 0)
+        self._running = 0
+        self._done, self._all = 0, len(jobs)
+        self._file = file
+        self._observe = observe
+
+    def left(self) -> int:
+        return len(self._open) + self._running
+
+    def next(self) -> Job | None:
+        if not self._open:
+            return None
+        job = self._open.popleft()
+        self._tries[job.id] += 1
+        self._running += 1
+        return job
+
+    def finish(self, job: Job, outcome: Outcome) -> None:
+        """Books an outcome; a training whose worker died is tried once more. Raises
+        SearchStoppedError where no other can go on either."""
+        self._running -= 1
+        if outcome.get("stop"):
+            raise SearchStoppedError(outcome["error"])
+        if outcome.get("retry") and self._tries[job.id] < _TRIES:
+            self._open.append(job)
+            self._observe(f"{job.id} failed: {outcome['error']}; it is tried again")
+            return
+        self._done += 1
+        which = job.params["point"], job.params["kind"], job.params["seed"]
+        if "error" in outcome:
+            self._file.fail(*which, outcome["error"])
+            told = f"failed: {outcome['error']}; see {FINAL}/trials/{job.id}/log.txt"
+        else:
+            self._file.take_up(*which)
+            told = f"{100 * outcome['points'][0]['accuracy']:.2f} %"
+        self._file.write()
+        self._observe(f"[{self._done}/{self._all}] {job.id} {told}")
+
+
+def _train(worker: Worker, queue: _Queue) -> None:
+    workers = min(worker_count(worker.study), queue.left())
+    if workers:
+        from planter.driver.cluster import train_on_ray
+
+        train_on_ray(
+            worker,
+            queue.next,
+            lambda job, outcome: None,
+            queue.finish,
+            lambda: not queue.left(),
+            workers,
+            None,
+        )
+        return
+    here = replace(worker, data=worker.data.to(worker.device))
+    with threads_of_torch(worker.study.resources.cpu):
+        while (job := queue.next()) is not None:
+            queue.finish(job, here.do(job))
+
+
+def _read_test(run: Path, study: Study, file: FinalFile, data: Data) -> None:
+    """Scores every network on the test images that was not scored before."""
+    if data.test is not None:
+        with threads_of_torch(study.resources.cpu):
+            for row in file.rows:
+                if row.test_accuracy is None and row.model is not None:
+                    network = checkpoint.load(run / row.model, own_code=True)
+                    score = evaluate(network, data.test)
+                    file.add(replace(row, test_accuracy=score.accuracy))
+    when_there_is_space(file.write, run / FINAL)
