@@ -216,7 +216,7 @@ class EarlyStopping(_Section):
     ] = [0.0625, 0.1875, 0.3125, 0.5625]
     keep: Annotated[
         float, Field(gt=0, lt=1, description="share of the trials on a rung that goes on")
-    ] = 0.75
+    ] = 0.72
     wait: Annotated[
         int, Field(ge=1, description="trials that reach a rung before the first of them goes on")
     ] = 12
