@@ -158,7 +158,9 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         row = dict.fromkeys(COLUMNS)
         row |= {"id": name, "method": method, "on_front": front, "accuracy": 0.5, "macs": 100}
         points.append({**row, "latency_ms": 99.0, "model": f"models/{name}" if saved else None})
-    (folder / "pareto.json").write_text(json.dumps({"points": points}))
+    told = {"study": "done", "objectives": ["accuracy", "macs"], "points": points}
+    told |= {"hypervolume": 0.5, "reference_point": [0.1, 1000], "cost": {}}
+    (folder / "pareto.json").write_text(json.dumps(told))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(engines, "onnx_is_here", lambda: False)  # an export takes a second
     return folder

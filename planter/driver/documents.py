@@ -109,7 +109,8 @@ class Documents:
             pages["planting.html"] = growth_figure(self._study.name, rows)
         for name, figure in pages.items():
             when_there_is_space(partial(write_html, figure, self._run / name), self._run)
-        when_there_is_space(partial(write_report, self._run, ended=True), self._run)
+        if found["points"]:
+            when_there_is_space(partial(write_report, self._run, ended=True), self._run)
         if complete:
             drop_locks(self._run)
             drop_checkpoints(self._run / "trials")

@@ -48,6 +48,7 @@ from kills import (
 from test_driver import assert_complete, write_study
 
 KILLS_A_TURN = 5
+NOTICED_S = 120.0
 DIED = "its worker process died"
 TIMING_FREE = ("teacher", "baseline", "plant")
 WAYS = {
@@ -117,12 +118,22 @@ class Soak:
             found += unlike_their_models(folder / "run")
         except Exception:  # a broken run may raise anything; it is one finding among others
             found.append(traceback.format_exc())
-        alive = [pid for pid, since in self.orphans.items() if since and born(pid) == since]
+        alive = self._left_alive()
         found += [f"process {pid} of a killed driver still runs" for pid in alive]
         kill(*alive)
         self.orphans.clear()
         self.problems += [f"{folder.name}: {problem}" for problem in found]
         print(f"{folder.name} ({way}): {'; '.join(found) or 'sound'}", flush=True)
+
+    def _left_alive(self) -> list[int]:
+        """Processes of killed drivers that have not ended within two minutes of the search's end:
+        Ray's agents notice late."""
+        end = time.monotonic() + NOTICED_S
+        while True:
+            alive = [pid for pid, since in self.orphans.items() if since and born(pid) == since]
+            if not alive or time.monotonic() > end:
+                return alive
+            time.sleep(0.5)
 
     def ended(self, folder: Path, way: str, process: subprocess.Popen[bytes]) -> None:
         """Waits for a search's end and judges it."""

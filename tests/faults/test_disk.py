@@ -23,10 +23,11 @@ from torch.nn import functional
 import planter
 from planter import checkpoint, cli, disk, train
 from planter.data import load_data
-from planter.driver import patience
+from planter.driver import documents, patience
 from planter.driver import run as run_module
 from planter.driver import worker as worker_module
 from planter.driver.jobs import SearchStoppedError
+from planter.front import read_front
 from planter.recipe import Recipe
 
 
@@ -94,7 +95,7 @@ PLACES: dict[str, tuple[Any, str]] = {
     "optimiser": (checkpoint, "write_training"),
     "metrics": (worker_module.Worker, "metrics"),
     "round": (worker_module.Worker, "_plant"),
-    "pages": (run_module, "write_html"),
+    "pages": (documents, "write_html"),
     "book": (optuna.Study, "tell"),
 }
 
@@ -186,32 +187,53 @@ def test_the_command_says_what_to_do_about_a_full_disk(
 
 
 def test_workers_wait_for_space_too(
-    small_disk: Disk, whole: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_disk: Disk, whole: dict[str, Any], tmp_path: Path
 ) -> None:
-    run = small_disk.folder / "run"
-    times = fill_before_job(monkeypatch, 2, small_disk.fill)
+    study, run = write_study(tmp_path), small_disk.folder / "run"
+    # In a process of its own: Ray keeps what it has read of the environment when it was imported.
+    program = "import sys, test_disk; print(test_disk.search_on_a_disk_that_fills(*sys.argv[1:]))"
+    command = [sys.executable, "-c", program, str(study), str(run)]
+    folders = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+    path = os.pathsep.join([*folders, *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    assert done.returncode == 0, done.stderr
+    waited = done.stdout.split()[-1]
+    assert_whole(read_front(run), run, whole)
+    # Written when there was space again.
+    assert "next try in" in (run / "trials" / waited / "log.txt").read_text()
+
+
+def search_on_a_disk_that_fills(study: str, run: str) -> str:
+    """Searches on a worker, on a disk that is full from the second job on until the worker could
+    not write the line of an epoch; that trial."""
+    disk, trials = Disk(Path(run).parent), Path(run) / "trials"
     waited: list[str] = []
     over = threading.Event()
+    with pytest.MonkeyPatch.context() as patch:
+        times = fill_before_job(patch, 2, disk.fill)
 
-    def free_when_awaited() -> None:
-        """Frees the disk when a worker could not write the line of an epoch."""
-        while not waited and not over.wait(0.1):
-            empty = [f for f in run.glob("trials/*/metrics.jsonl") if f.stat().st_size == 0]
-            if len(times) >= 2 and empty and not over.wait(0.5) and empty[0].stat().st_size == 0:
-                waited.append(empty[0].parent.name)
-        small_disk.free()
+        def free_when_awaited() -> None:
+            while not waited and not over.wait(0.1):
+                empty = [f for f in trials.glob("*/metrics.jsonl") if f.stat().st_size == 0]
+                if len(times) >= 2 and empty and not over.wait(0.5):
+                    waited.extend(f.parent.name for f in empty[:1] if f.stat().st_size == 0)
+            disk.free()
 
-    thread = threading.Thread(target=free_when_awaited)
-    thread.start()
-    try:
-        front = planter.search(write_study(tmp_path), out=run, overrides=["resources.workers=1"])
-    finally:
-        over.set()
-        thread.join()
-    assert waited
-    assert_whole(front, run, whole)
-    # Written when there was space again.
-    assert "next try in" in (run / "trials" / waited[0] / "log.txt").read_text()
+        thread = threading.Thread(target=free_when_awaited)
+        thread.start()
+        try:
+            planter.search(study, out=run, overrides=["resources.workers=1"])
+        finally:
+            over.set()
+            thread.join()
+    return waited[0]
 
 
 def fill_before_job(
