@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+import sqlite3
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, make_server
@@ -40,15 +41,28 @@ def run_study(run: Path) -> Study:
 
 @contextmanager
 def opened(run: Path, study: Study) -> Iterator[BaseStorage]:
-    """A run's storage, for reading. Raises ValueError where it is not there."""
+    """A run's storage, for reading. Raises ValueError where it is not there, or not yet."""
     file = run / "study.db"
     if study.storage is None and not file.is_file():
         raise ValueError(f"{run} has no study.db; expected the database beside resolved.yaml")
+    if study.storage is None and not _is_made(file):
+        raise ValueError(f"{file} is only being made: expected a search that has begun; try again")
     storage = open_storage(database_url(run, study.storage))
     try:
         yield storage
     finally:
         storage.close()
+
+
+def _is_made(file: Path) -> bool:
+    """Whether a database has its tables: who opens one without makes them, under the hands of the
+    search that is at it. Optuna makes this one last."""
+    last = "SELECT count(*) FROM sqlite_master WHERE name = 'alembic_version'"
+    try:
+        with closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)) as database:
+            return bool(database.execute(last).fetchone()[0])
+    except sqlite3.OperationalError:  # locked, or half there
+        return False
 
 
 def points_in(storage: BaseStorage, name: str) -> list[Point]:
