@@ -1,13 +1,17 @@
-"""Hypothesis' profiles; one torch thread and one seed for every test."""
+"""Profiles, one torch thread and one seed for every test; commands on a finished run."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
+
+Command = Callable[..., tuple[int, str, str]]
 
 settings.register_profile("here", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)
@@ -21,3 +25,49 @@ def _one_thread_one_seed() -> Iterator[None]:
     torch.manual_seed(0)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder that holds a finished run, runs/small."""
+    from test_driver import write_study
+
+    import planter
+
+    folder = tmp_path_factory.mktemp("place")
+    write_study(folder)
+    planter.search(folder / "small.yaml", out=folder / "runs" / "small")
+    return folder
+
+
+@pytest.fixture
+def command_in(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[[Path], Command]:
+    """A function that runs `planter ARGUMENTS` in a folder; exit code, stdout and stderr."""
+    from planter import cli
+
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["planter", *arguments])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    def within(folder: Path) -> Command:
+        monkeypatch.chdir(folder)
+        return run
+
+    return within
+
+
+@pytest.fixture
+def call(place: Path, command_in: Callable[[Path], Command]) -> Command:
+    """Runs `planter ARGUMENTS` beside the finished run."""
+    return command_in(place)

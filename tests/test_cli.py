@@ -11,41 +11,8 @@ import threading
 import urllib.request
 
 import pytest
-from test_driver import write_study
 
-import planter
-from planter import cli
 from planter.driver.read import read_points, serve_dashboard
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A working folder that holds a finished run, runs/small."""
-    folder = tmp_path_factory.mktemp("place")
-    write_study(folder)
-    planter.search(folder / "small.yaml", out=folder / "runs" / "small")
-    return folder
-
-
-@pytest.fixture
-def call(place, monkeypatch, capsys):
-    """Runs `planter ARGUMENTS` in that folder; its exit code, stdout and stderr."""
-    monkeypatch.chdir(place)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["planter", *arguments])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as end:
-            code = int(end.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
-
 
 COMMANDS = [
     "search", "check", "pareto", "report", "show", "cost", "dashboard", "export", "latency",

@@ -3,44 +3,12 @@
 import json
 import re
 import shutil
-import sys
 
 import pytest
 import torch
-from test_driver import write_study
 from torch import nn
 
 import planter
-from planter import cli
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A working folder with a finished run, runs/small."""
-    folder = tmp_path_factory.mktemp("place")
-    write_study(folder)
-    planter.search(folder / "small.yaml", out=folder / "runs" / "small")
-    return folder
-
-
-@pytest.fixture
-def call(place, monkeypatch, capsys):
-    """Runs `planter ARGUMENTS` in that folder; its exit code, stdout and stderr."""
-    monkeypatch.chdir(place)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["planter", *arguments])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as end:
-            code = int(end.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture

@@ -1,37 +1,30 @@
 """`planter pareto`, `report` and `show` on made runs: axes, bounds, faults of a run."""
 
+import contextlib
 import csv
 import json
 import re
-import sys
+import sqlite3
 from pathlib import Path
 
 import pytest
 from runs import POINTS, made_run
 
-from planter import cli
+from planter.driver.read import read_points
 from planter.driver.storage import PointBook, open_storage
 
 
 @pytest.fixture
-def call(tmp_path, monkeypatch, capsys):
-    """Runs `planter ARGUMENTS` beside a run `runs/made`; exit code, stdout, stderr."""
+def call(tmp_path, command_in):
+    """Runs `planter ARGUMENTS` beside a run `runs/made`; exit code, stdout, stderr on one line."""
     made_run(tmp_path / "runs" / "made")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setenv("COLUMNS", "200")
+    run = command_in(tmp_path)
 
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["planter", *arguments])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as end:
-            code = int(end.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, re.sub(r"\s+", " ", captured.err)
+    def told(*arguments):
+        code, out, err = run(*arguments)
+        return code, out, re.sub(r"\s+", " ", err)
 
-    return run
+    return told
 
 
 def _starred(text):
@@ -234,3 +227,20 @@ def test_a_run_whose_database_is_gone_is_told(call, tmp_path):
     assert len(_starred(out)) == 4
     assert "shown without its networks" in err
     assert not (tmp_path / "runs" / "made" / "study.db").exists()
+
+
+@pytest.mark.parametrize("tables", [(), ("studies", "trials")])
+def test_a_database_that_is_only_being_made_is_left_alone(tmp_path, tables):
+    """As a driver has it in its first moments: without tables, or with some of them."""
+    made_run(tmp_path / "runs" / "made")
+    file = tmp_path / "runs" / "made" / "study.db"
+    file.unlink()
+    with contextlib.closing(sqlite3.connect(file)) as database:
+        for table in tables:
+            database.execute(f"CREATE TABLE {table} (number INTEGER)")
+        database.commit()
+    with pytest.raises(ValueError, match="only being made"):
+        read_points(tmp_path / "runs" / "made")
+    with contextlib.closing(sqlite3.connect(file)) as database:
+        found = database.execute("SELECT name FROM sqlite_master").fetchall()
+    assert found == [(table,) for table in tables]

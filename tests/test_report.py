@@ -14,6 +14,7 @@ from test_driver import write_study
 
 import planter
 from planter.course import course
+from planter.driver import report as report_module
 from planter.driver.read import read_points, run_study, standing
 from planter.driver.report import _importances, write_report
 from planter.driver.storage import METRICS, PointBook, open_storage, open_study
@@ -145,6 +146,17 @@ def test_importances_name_what_decides_the_accuracy(run):
     assert found.shares["strong"] > 0.9
     bars = importance_figure(found.shares).data[0]
     assert list(bars.y) == ["weak", "strong"]  # the lowest is drawn first
+
+
+def test_importances_of_a_long_study_are_told_of_trials_all_over_it(run, monkeypatch):
+    monkeypatch.setattr(report_module, "_MOST", 20)
+    storage = InMemoryStorage()
+    # What decides changes in the middle: the first or the last twenty alone would see one of both.
+    _sampled(storage, 50, lambda strong, weak: strong)
+    _sampled(storage, 50, lambda strong, weak: weak)
+    found = _importances(storage, run_study(run))
+    assert found.trials == 20
+    assert min(found.shares.values()) > 0.1
 
 
 def test_trials_that_do_not_differ_have_no_importances(run):
