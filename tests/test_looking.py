@@ -8,7 +8,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from runs import POINTS, made_run
+from made_runs import POINTS, made_run
 
 from planter.driver.read import read_points
 from planter.driver.storage import PointBook, open_storage

@@ -5,9 +5,9 @@ import xml.etree.ElementTree as ElementTree
 
 import optuna
 import pytest
+from made_runs import POINTS, made_run
 from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.trial import TrialState
-from runs import POINTS, made_run
 
 from planter.driver.storage import open_storage
 from planter.driver.view import DashboardView
