@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,15 @@ def start(
     for override in [*SETTINGS, *overrides]:
         command += ["--set", override]
     with (folder / "log.txt").open("a") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=env)
+        return subprocess.Popen(
+            command,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            env=env,
+            # Tests that a script has started in the background would hand on that it is ignored.
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+        )
 
 
 def log_of(folder: Path) -> str:
