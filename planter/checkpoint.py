@@ -25,6 +25,8 @@ from planter.arch import Architecture
 from planter.assembly import build_network, code_called
 from planter.blocks import expanded_layers
 from planter.disk import is_full
+from planter.pipelines import Pipelines
+from planter.places import is_staged
 
 FORMAT = 1
 ARCHITECTURE, WEIGHTS = "arch.json", "weights.safetensors"
@@ -39,13 +41,18 @@ def save(
     pipeline: str,
     info: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes a detached network; the folder appears whole or not at all.
+    """Writes a network, detached or as `build` gives it (then `pipeline` of it is saved); the
+    folder appears whole or not at all.
 
     `info` (metrics, seed, versions, normalisation, ...) is kept in `arch.json` beside the spec.
     Raises ValueError for a network with expanded kernels: it would not be the architecture's.
     """
     if expanded := expanded_layers(network):
         raise ValueError(f"{expanded[0]} is expanded; collapse_kernels_(model) before saving")
+    if is_staged(network):
+        network = Pipelines(network, {})
+    if isinstance(network, Pipelines):
+        network = network.detach(pipeline)
     spec = {
         "format": FORMAT,
         "architecture": architecture.to_dict(),

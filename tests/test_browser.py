@@ -60,6 +60,14 @@ def test_the_front_page_draws_every_point_without_the_network(page, run):
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 
 
+@pytest.mark.parametrize("name", ["pareto.html", "planting.html"])
+def test_the_figure_of_a_page_fills_the_window(page, run, name):
+    page.set_viewport_size({"width": 1300, "height": 1000})
+    page.goto(f"file://{run / name}")
+    page.wait_for_selector(".main-svg")
+    assert page.locator(".svg-container").bounding_box()["height"] > 850
+
+
 def test_the_front_page_shows_a_point_under_the_pointer(page, run):
     page.goto(f"file://{run / 'pareto.html'}")
     page.wait_for_selector(".scatterlayer .point")

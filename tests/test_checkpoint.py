@@ -6,6 +6,7 @@ import json
 import pickle
 import shutil
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,16 @@ def _save(folder, accuracy=0.5, seed=0):
     network = _network(_CONVNET, "cut2", seed)
     save(folder, network, _CONVNET, "cut2", {"accuracy": accuracy})
     return network
+
+
+@pytest.mark.parametrize(("pipelines", "name"), [({}, "base"), (_CUT, "base"), (_CUT, "cut2")])
+def test_a_network_as_it_was_built_is_saved_as_well(tmp_path, pipelines, name):
+    architecture = replace(_CONVNET, pipelines=pipelines)
+    network = assembly.build(architecture, seed=3).eval()
+    save(tmp_path / "net", network, architecture, name)
+    images = torch.randn(5, 1, 8, 8)
+    logits = network(images, [name])[name] if pipelines else network(images)
+    assert torch.equal(load(tmp_path / "net")(images), logits)
 
 
 def _equal_states(one, other):

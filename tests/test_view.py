@@ -64,6 +64,12 @@ def test_each_row_has_its_network_curve_and_metrics(view, run):
     assert len(seen) == 3 * len(POINTS)
 
 
+def test_the_timeline_shows_trainings_not_the_writing_of_points(view):
+    for row in view.get_all_trials(view.get_study_id_from_name("made")):
+        took = row.datetime_complete - row.datetime_start
+        assert took.total_seconds() == pytest.approx(row.user_attrs["seconds"])
+
+
 def test_the_study_has_a_note_a_picture_and_plots(view):
     (study,) = view.get_all_studies()
     attributes = study.system_attrs

@@ -125,7 +125,8 @@ def _print(exported: Exported, found: Mapping[str, Any]) -> None:
     out.print(f"{found['id']} -> {files} ({found['bytes']:,} bytes)", soft_wrap=True)
     out.print(escape(f"takes {found['input']}"), soft_wrap=True)
     if exported.folded_norms:
-        out.print(f"{exported.folded_norms} batch norms folded")
+        norms = "norm" if exported.folded_norms == 1 else "norms"
+        out.print(f"{exported.folded_norms} batch {norms} folded")
     shown = f"{found['accuracy']:.2%} of {found['images']:,} validation images"
     if exported.calibration:
         out.print(

@@ -122,8 +122,8 @@ def _measured(
     load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
     if load is not None and load > 0.5:
         err.print(
-            f"[yellow]warning:[/yellow] this machine is busy (load {load} on {os.cpu_count()} "
-            "cores): times are longer than on an idle one",
+            f"[yellow]warning:[/yellow] a load of {load} over the last minute on "
+            f"{os.cpu_count()} cores: where other processes are still at work, times are longer",
             soft_wrap=True,
         )
     if not onnx_is_here():
@@ -171,5 +171,5 @@ def _print(found: Mapping[str, Any], points: Mapping[str, Any], *, as_json: bool
 def _shown(timing: Mapping[str, float] | None) -> str:
     if timing is None:
         return ""
-    median, lower, upper = (f"{timing[f'{q}_ms']:.4g}" for q in ("median", "lower", "upper"))
+    median, lower, upper = (f"{timing[f'{q}_ms']:.3g}" for q in ("median", "lower", "upper"))
     return f"{median} ({lower}-{upper})"

@@ -16,6 +16,9 @@ from planter.plots import CourseLine, course_figure, front_figure, growth_figure
 from planter.plots.style import LOOKS
 from planter.svg import Line, chart
 
+# The dashboard's frames are of one height, too low for three figures below one another else.
+_SMALL = {"font_size": 11, "margin": {"t": 50, "b": 45}, "legend": {"y": 0.4, "font_size": 10}}
+
 
 def study_note(front: Mapping[str, Any], picture: str) -> str:
     """The front as Markdown: a picture at its address, a table, what it cost."""
@@ -32,7 +35,7 @@ def study_note(front: Mapping[str, Any], picture: str) -> str:
         f"{cost['train_macs']:.3g} training multiply-adds.\n\n![the front]({picture})\n\n"
         "| point | method | validation accuracy | macs | parameters |\n"
         f"|---|---|---|---|---|\n{table}\n\n"
-        "Plots with hovers stand under Analytics; each trial has its architecture and learning "
+        "Plots with hovers stand under History; each trial has its architecture and learning "
         "curve as artifacts. (`planter dashboard` writes this note until somebody edits it.)\n"
     )
 
@@ -68,7 +71,7 @@ def study_plots(run: Path, front: Mapping[str, Any], storage: BaseStorage) -> di
     figures = {"front": front_figure([with_networks(front, points)])}
     figures["hypervolume"] = course_figure([line])
     if rows := read_growth(run):
-        figures["planting"] = growth_figure(study.name, rows)
+        figures["planting"] = growth_figure(study.name, rows).update_layout(_SMALL)
     # The dashboard's own paper is white in one theme and dark in the other, ours is neither.
     return {name: figure.to_json() for name, figure in figures.items()}
 

@@ -9,6 +9,7 @@ import re
 import threading
 import uuid
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -44,7 +45,8 @@ def _refused(method: Callable[..., Any]) -> Any:
 
 class DashboardView(BaseStorage):
     """Adds to what a storage holds, as it is asked for: to each row its architecture, learning
-    curve and log as artifacts, to the study of points a note and plots of the front.
+    curve and log as artifacts and when its training began, to the study of points a note and plots
+    of the front.
 
     Nothing of that is written, so a search pays nothing for it and any run has it. Notes of people
     are the only writes let through; they take the place of the study's own. It is the artifact
@@ -135,6 +137,9 @@ class DashboardView(BaseStorage):
         if (metrics := folder / "metrics.jsonl").is_file():
             files["learning-curve.svg"] = lambda: learning_curve(metrics).encode()
         shown = copy.copy(row)
+        if row.datetime_complete is not None and (took := row.user_attrs.get("seconds")):
+            # Points are written when their training has ended; the timeline shows trainings.
+            shown.datetime_start = row.datetime_complete - timedelta(seconds=took)
         shown._system_attrs = {**row._system_attrs, **self._artifacts(row.user_attrs["id"], files)}
         return shown
 

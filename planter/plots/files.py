@@ -14,8 +14,8 @@ _PAGE = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <style>:root {{ color-scheme: light dark }} body {{ margin: 0 }}
 h1 {{ font: 600 17px/1.4 system-ui, sans-serif; margin: 12px 16px 0; overflow-wrap: anywhere }}
-body > div {{ height: calc(100vh - 80px); min-height: 480px }}</style>
-</head><body><h1>{title}</h1>{figure}</body></html>
+main {{ height: calc(100vh - 80px); min-height: 480px }}</style>
+</head><body><h1>{title}</h1><main>{figure}</main></body></html>
 """
 _WIDTH_PX, _HEIGHT_PX = 1000, 620
 

@@ -58,7 +58,7 @@ def growth_figure(name: str, rows: Sequence[Mapping[str, Any]]) -> go.Figure:
         vertical_spacing=0.07,
         subplot_titles=(
             "fall of the loss by plant (ringed: accepted)",
-            "widths of the network",
+            "widths that grew",
             "its validation loss and accuracy",
         ),
         specs=[[{}], [{}], [{"secondary_y": True}]],
@@ -128,7 +128,7 @@ def growth_figure(name: str, rows: Sequence[Mapping[str, Any]]) -> go.Figure:
     figure.update_yaxes(title_text="channels", row=2, col=1)
     figure.update_yaxes(title_text="loss", row=3, col=1)
     figure.update_yaxes(
-        title_text="accuracy (%)", row=3, col=1, secondary_y=True, showgrid=False, tickformat=".1f"
+        title_text="accuracy (%)", row=3, col=1, secondary_y=True, showgrid=False, tickmode="auto"
     )
     figure.update_xaxes(title_text="round", row=3, col=1)
     figure.update_layout(
