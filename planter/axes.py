@@ -9,18 +9,20 @@ from planter.pareto import pareto_front
 
 
 class Axis(NamedTuple):
-    """An objective: the key of a point, the title of its axis, and whether more is better."""
+    """An objective: the title of its axis, its name in a sentence, whether more is better, and how
+    its ticks are written (as D3 says it)."""
 
     title: str
     short: str
     maximise: bool = False
+    tickformat: str = "~s"
 
 
 AXES = {
     "accuracy": Axis("validation accuracy (%)", "accuracy", maximise=True),
     "macs": Axis("macs (conv + linear, one image)", "multiply-adds"),
     "params": Axis("parameters", "parameters"),
-    "latency_ms": Axis("latency (ms)", "latency"),
+    "latency_ms": Axis("latency (ms)", "latency", tickformat="~g"),
 }
 DEFAULT = ("accuracy", "macs")
 

@@ -3,6 +3,8 @@
 from html.parser import HTMLParser
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from planter.plots import (
     Series,
@@ -12,6 +14,7 @@ from planter.plots import (
     growth_info,
     write_html,
 )
+from planter.plots.front import log_ticks
 
 
 def _point(id_, method, accuracy, macs, *, on_front=False, test=None):
@@ -176,6 +179,30 @@ def test_two_runs_of_one_study_both_keep_their_front():
 
 def test_macs_stand_on_a_logarithmic_axis():
     assert front_figure([_front()]).layout.xaxis.type == "log"
+
+
+@given(st.floats(1e-3, 1e9), st.floats(1.01, 1e6))
+def test_a_logarithmic_axis_has_some_ticks_and_not_too_many(low, ratio):
+    high = low * ratio
+    ticks = log_ticks(low, high)
+    assert 3 <= sum(low * (1 - 1e-9) <= tick <= high * (1 + 1e-9) for tick in ticks) <= 10
+    assert ticks == sorted(set(ticks))
+
+
+def test_ticks_of_known_ranges():
+    between = [tick for tick in log_ticks(14_576, 615_680) if 14_576 <= tick <= 615_680]
+    assert between == [20e3, 50e3, 100e3, 200e3, 500e3]
+    assert [tick for tick in log_ticks(1, 1e6) if tick <= 1e6] == [10.0**n for n in range(7)]
+    between = [tick for tick in log_ticks(0.117, 0.197) if 0.117 <= tick <= 0.197]
+    assert between == [0.12, 0.13, 0.14, 0.15, 0.16, 0.17, 0.18, 0.19]
+    assert log_ticks(5, 5)
+
+
+def test_milliseconds_are_not_labelled_in_thousandths():
+    front = {**_front(), "objectives": ["accuracy", "latency_ms"]}
+    for point in front["points"]:
+        point["latency_ms"] = 0.15
+    assert front_figure([front]).layout.xaxis.tickformat == "~g"
 
 
 def test_of_three_objectives_every_pair_has_a_panel():

@@ -72,7 +72,9 @@ def latency(
             write_column(run)
     _print(found, rows, as_json=as_json)
     err.print(f"written: {shown_path(run)}/latency.json")
-    if not alone:
+    if alone:
+        err.print(f"next: planter report {shown_path(run)} · planter pareto RUN --x latency_ms")
+    else:
         err.print("the search at work brings the column latency_ms up to it with its next trial")
 
 

@@ -118,7 +118,7 @@ def _draw(figure: go.Figure, info: FrontInfo, number: int) -> None:
         told.add(group.kind)
     for name, update in ((across, figure.update_xaxes), (up, figure.update_yaxes)):
         values = [point[name] for group in info.series for point in group.points]
-        scale = {} if name == "accuracy" else _logarithmic(values)
+        scale = {} if name == "accuracy" else _logarithmic(values, AXES[name].tickformat)
         update(**AXIS, ticks="outside", title={"text": AXES[name].title}, **scale, **place)
 
 
@@ -177,13 +177,22 @@ def _told(point: Mapping[str, Any]) -> str:
     return "<br>".join(lines)
 
 
-def _logarithmic(values: Sequence[float]) -> dict[str, Any]:
-    """A logarithmic axis with ticks at 1, 2 and 5 times the powers of ten around the values:
-    plotly labels logarithmic axes with bare digits otherwise. Over many decades, powers alone."""
-    scale: dict[str, Any] = {"type": "log", "tickformat": "~s"}
-    if not values:
-        return scale
-    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
-    digits = (1, 2, 5) if high - low <= 3 else (1,)
-    ticks = [digit * 10.0**power for power in range(low, high + 1) for digit in digits]
-    return {**scale, "tickvals": ticks}
+def _logarithmic(values: Sequence[float], tickformat: str) -> dict[str, Any]:
+    """A logarithmic axis around values, its ticks labelled with their whole values: plotly labels
+    such an axis with bare digits otherwise, and one of less than a decade hardly at all."""
+    scale: dict[str, Any] = {"type": "log", "tickformat": tickformat}
+    return {**scale, "tickvals": log_ticks(min(values), max(values))} if values else scale
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Ticks from below `low` to above `high`, both positive: 1, 2 and 5 times the powers of ten;
+    over many decades the powers alone, and where hardly any of those lie between, even steps."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    digits = (1, 2, 5) if last - first <= 3 else (1,)
+    ticks = [digit * 10.0**power for power in range(first, last + 1) for digit in digits]
+    if high == low or sum(low <= tick <= high for tick in ticks) >= 3:
+        return ticks
+    power = math.floor(math.log10((high - low) / 8))
+    step = next(s for s in (1, 2, 5, 10) if s * 10.0**power >= (high - low) / 8)
+    near = range(math.floor(low / 10.0**power / step), math.ceil(high / 10.0**power / step) + 1)
+    return [round(number * step * 10.0**power, -power) for number in near if number]
