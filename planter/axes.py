@@ -31,7 +31,8 @@ def front_by(
     front: Mapping[str, Any], objectives: Sequence[str], limits: Mapping[str, float]
 ) -> dict[str, Any]:
     """A pareto.json document whose `on_front` is told by other objectives (keys of `AXES`, the
-    vertical axis first); `limits` are the study's bounds, which points of a front keep.
+    vertical axis first). Points of a front keep the study's bounds: as the row says, and by
+    `limits` where it is of a planter that did not say.
 
     Points without one of the values are on no front. The hypervolume, defined for accuracy and
     macs, is None for others. Raises ValueError for unknown or equal objectives, and where no point
@@ -54,7 +55,7 @@ def front_by(
         for row in rows
         if row["method"] in ("plant", "sample")
         and all(row.get(name) is not None for name in objectives)
-        and all(row[name] <= limit for name, limit in limits.items())
+        and row.get("within_bounds", _keeps(row, limits))
     ]
     kept = pareto_front(
         [[row[name] for name in objectives] for row in judged],
@@ -65,6 +66,11 @@ def front_by(
     for row, on_front in zip(judged, kept, strict=True):
         row["on_front"] = bool(on_front)
     return {**front, "objectives": list(objectives), "points": rows, "hypervolume": None}
+
+
+def _keeps(row: Mapping[str, Any], limits: Mapping[str, float]) -> bool:
+    """The rule of `planter.front.within`."""
+    return all(row.get(name) is not None and row[name] <= most for name, most in limits.items())
 
 
 def corners(rows: Sequence[Mapping[str, Any]], across: str, up: str) -> list[tuple[float, float]]:

@@ -8,9 +8,19 @@ from typing import NamedTuple
 from planter.front import Point, covered
 
 
+class Stopped(NamedTuple):
+    """A training without a point, stopped early or on its way: what it took so far, and after how
+    many others it took it."""
+
+    trial: str
+    train_macs: int
+    seconds: float
+    after: int
+
+
 class Step(NamedTuple):
-    """Where a search stood after a training: how many it had finished, their multiply-adds in sum,
-    the hypervolume of the points so far."""
+    """Where a search stood after a training: how many there were, their multiply-adds in sum, the
+    hypervolume of the points so far."""
 
     trial: str
     trainings: int
@@ -19,19 +29,26 @@ class Step(NamedTuple):
 
 
 def course(
-    points: Sequence[Point], reference: Sequence[float], limits: Mapping[str, float]
+    points: Sequence[Point],
+    reference: Sequence[float],
+    limits: Mapping[str, float],
+    stopped: Sequence[Stopped] = (),
 ) -> list[Step]:
-    """A step for each training, in the order of `points`, which is that of the database. Teacher
-    and baselines cost but add no hypervolume; trainings that failed left no cost behind."""
+    """A step for each training, in the order of `points`, which is that of the database, and for
+    each of the `stopped` ones between them. Teacher and baselines cost but add no hypervolume, and
+    so does what was stopped; trainings that failed left no cost behind."""
     by_trial: dict[str, list[Point]] = {}
     for point in points:
         by_trial.setdefault(point.trial, []).append(point)
+    trainings = [(trial, own[0].train_macs, own) for trial, own in by_trial.items()]
+    for one in sorted(stopped, key=lambda one: one.after, reverse=True):
+        trainings.insert(one.after, (one.trial, one.train_macs, []))
     steps: list[Step] = []
     so_far: list[Point] = []
     macs = 0
-    for trial, own in by_trial.items():
+    for trial, train_macs, own in trainings:
         so_far += own
-        macs += own[0].train_macs
+        macs += train_macs
         volume = covered(so_far, reference, limits)
         steps.append(Step(trial, len(steps) + 1, macs, volume))
     return steps

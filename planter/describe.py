@@ -9,10 +9,21 @@ if TYPE_CHECKING:
     from planter.front import Point
 
 
+_OF_THE_DATA = ("classes", "image")
+"""Options that all networks of a run share."""
+
+
 def widths_text(architecture: Mapping[str, Any]) -> str:
-    """`convnet conv1=8 conv2=16 ...`; the builder alone where it takes no widths."""
-    widths = " ".join(f"{name}={width}" for name, width in architecture["widths"].items())
-    return f"{architecture['builder']} {widths}".strip()
+    """`resnet depth=20 conv1=16 ...`: the builder, its options and widths, if any."""
+    named = {**_options(architecture), **architecture["widths"]}
+    return " ".join(
+        [architecture["builder"], *(f"{name}={value}" for name, value in named.items())]
+    )
+
+
+def _options(architecture: Mapping[str, Any]) -> dict[str, Any]:
+    options = architecture.get("options", {})
+    return {name: value for name, value in options.items() if name not in _OF_THE_DATA}
 
 
 def pipeline_text(spec: Mapping[str, Any]) -> str:
@@ -48,17 +59,26 @@ def with_networks(front: Mapping[str, Any], points: Sequence[Point]) -> dict[str
 
 
 def difference(this: Point, other: Point) -> str:
-    """How another point's network differs: builder, widths, pipeline; whether it shares weights."""
+    """How another point's network differs: builder, options, widths, pipeline, form of the kernels
+    in training; whether it shares weights."""
     mine, its = this.architecture, other.architecture
-    parts = []
-    if mine["builder"] != its["builder"]:
-        parts.append(f"{mine['builder']} -> {its['builder']}")
-    for name in dict.fromkeys([*mine["widths"], *its["widths"]]):
-        before, after = mine["widths"].get(name, "none"), its["widths"].get(name, "none")
-        if before != after:
-            parts.append(f"{name} {before} -> {after}")
+    parts = _changes({"": mine["builder"]}, {"": its["builder"]})
+    parts += _changes(_options(mine), _options(its)) + _changes(mine["widths"], its["widths"])
     if this.pipeline != other.pipeline:
         parts.append(f"{this.pipeline} -> {other.pipeline}")
+    else:
+        ways = (one["pipelines"].get(this.pipeline, {}) for one in (mine, its))
+        parts += [f"{this.pipeline}: {change}" for change in _changes(*ways)]
     if this.trial == other.trial:
         parts.append("of the same training")
-    return ", ".join(parts) or "the same widths, trained otherwise"
+    elif not parts:
+        forms = ({"kernels": form_text(point.kernels)} for point in (this, other))
+        parts = ["the same network, trained otherwise", *_changes(*forms)]
+    return ", ".join(parts)
+
+
+def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """`conv1 8 -> 16` for each name whose value differs; "none" where one lacks it."""
+    names = dict.fromkeys([*before, *after])
+    pairs = {name: (before.get(name, "none"), after.get(name, "none")) for name in names}
+    return [f"{name} {b} -> {a}".strip() for name, (b, a) in pairs.items() if b != a]

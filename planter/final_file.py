@@ -60,13 +60,18 @@ class FinalFile:
         else:
             rows = []
         given = json.loads(json.dumps(settings))
-        for kind in given:
+        for kind in (kind for kind in given if self._begun(kind, rows)):
             _refuse_others(run, kind, before["settings"].get(kind, given[kind]), given[kind])
         self._settings = {**before["settings"], **given}
         self._costs = {p["id"]: {k: p[k] for k in ("macs", "params")} for p in before["points"]}
         self._costs |= {p.id: {"macs": p.macs, "params": p.params} for p in points}
         self._rows = {(row.id, row.kind, row.seed): row for row in rows}
         self._failed: list[dict[str, Any]] = []
+
+    def _begun(self, kind: str, rows: Iterable[Row]) -> bool:
+        """Whether a training of that kind has ended, or has a checkpoint to go on from."""
+        open_ones = (self._run / FINAL / "trials").glob(f"*/*/{kind}-*/checkpoint.pt")
+        return any(row.kind == kind for row in rows) or any(open_ones)
 
     @property
     def rows(self) -> list[Row]:

@@ -22,8 +22,10 @@ LATENCY_FILE = "latency.json"
 Method = Literal["plant", "sample", "teacher", "baseline"]
 COLUMNS = [
     "id", "trial", "pipeline", "method", "accuracy", "test_accuracy", "macs", "params",
-    "on_front", "model", "train_macs", "latency_ms",
+    "on_front", "model", "train_macs", "latency_ms", "within_bounds",
 ]  # fmt: skip
+_YOUNGER = ("latency_ms", "within_bounds")
+"""Columns that documents of older runs may lack."""
 _KEYS = ("study", "objectives", "points", "hypervolume", "reference_point", "cost")
 PLANTING_COLUMNS = [
     "round", "layer", "channels", "accepted", "widths", "params", "macs", "val_loss",
@@ -138,7 +140,8 @@ def document(
                 "on_front": point.id in on_front,
                 "model": str(model) if (run / model).is_dir() else None,
                 "train_macs": point.train_macs,
-                "latency_ms": measured.get(point.id, point.latency_ms),
+                "latency_ms": measured.get(point.id) if measured else point.latency_ms,
+                "within_bounds": within(point, limits),
             }
         )
     best = best_family(points, reference, limits) if family else []
@@ -173,8 +176,8 @@ def document(
 
 
 def measured_latency(run: Path) -> dict[str, float]:
-    """Median milliseconds of a forward pass of one image, by point, as `planter latency` measured
-    them last; empty where it did not."""
+    """Median milliseconds of a forward pass of one image, by point, of the last measurement that
+    `planter latency` made; empty where it made none."""
     path = run / LATENCY_FILE
     if not path.is_file():
         return {}
@@ -192,22 +195,23 @@ def measured_latency(run: Path) -> dict[str, float]:
 
 
 def read_front(run: Path) -> dict[str, Any]:
-    """pareto.json of a run. Raises ValueError where the folder is no run, has no point yet or is of
-    an older planter."""
+    """pareto.json of a run. Raises ValueError where the folder is no run or has no point yet, and
+    where the file is damaged or of an older planter."""
     path = run / "pareto.json"
     if not path.is_file():
         known = "the run has no finished trial yet" if run.is_dir() else "there is no such folder"
         raise ValueError(f"{run} has no pareto.json: {known}; expected a run folder, runs/NAME")
-    found: dict[str, Any] = json.loads(path.read_text())
-    missing = [key for key in _KEYS if key not in found]
-    needed = [name for name in COLUMNS if name != "latency_ms"]  # younger than the others
-    rows = found.get("points", [])
-    missing += [key for key in needed if not all(key in row for row in rows)]
+    again = "the search command that made the run writes it anew without training anything"
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        rows = found.get("points", [])
+        missing = [key for key in _KEYS if key not in found]
+        needed = [name for name in COLUMNS if name not in _YOUNGER]
+        missing += [key for key in needed if not all(key in row for row in rows)]
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); {again}") from None
     if missing:
-        raise ValueError(
-            f"{path} is of an older planter: it lacks {', '.join(missing)}; the search command "
-            "that made the run writes it anew without training anything"
-        )
+        raise ValueError(f"{path} is of an older planter: it lacks {', '.join(missing)}; {again}")
     return found
 
 
@@ -222,6 +226,8 @@ def to_csv(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Replaces a file so that a reader or a kill never meets half of it."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; name a file")
     fresh = path.with_name(f".{path.name}.new")
     try:
         with fresh.open("w", encoding="utf-8") as file:

@@ -23,6 +23,7 @@ from planter.front import (
 )
 from planter.timing import Timing
 
+_SAME = ("machine", "threads", "batch")
 _PACKAGES = ("planter", "torch", "onnxruntime")
 
 
@@ -59,26 +60,33 @@ def measurement(
     }
 
 
+def read_measurements(run: Path) -> list[dict[str, Any]]:
+    """What latency.json holds. Raises ValueError where it is damaged."""
+    path = run / LATENCY_FILE
+    if not path.is_file():
+        return []
+    try:
+        every: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["measurements"]
+        for one in every:
+            _ = [one[key] for key in _SAME]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged: {error!r}; remove it") from error
+    return every
+
+
 def write_measurement(run: Path, found: Mapping[str, Any]) -> None:
     """Adds a measurement to latency.json, in the place of an earlier one of the same machine,
     threads and batch. Raises ValueError where the file is damaged."""
-    path = run / LATENCY_FILE
-    every: list[Any] = []
-    if path.is_file():
-        try:
-            every = json.loads(path.read_text())["measurements"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is damaged: {error!r}; remove it") from error
-    same = ("machine", "threads", "batch")
-    kept = [one for one in every if any(one[key] != found[key] for key in same)]
-    write_text(path, json.dumps({"measurements": [*kept, found]}, indent=2) + "\n")
+    every = read_measurements(run)
+    kept = [one for one in every if any(one[key] != found[key] for key in _SAME)]
+    write_text(run / LATENCY_FILE, json.dumps({"measurements": [*kept, found]}, indent=2) + "\n")
 
 
 def write_column(run: Path) -> None:
     """Brings pareto.json and pareto.csv up to latency.json, where no search writes them."""
     front, measured = read_front(run), measured_latency(run)
-    for row in front["points"]:
-        row["latency_ms"] = measured.get(row["id"], row.get("latency_ms"))
+    for row in front["points"] if measured else []:
+        row["latency_ms"] = measured.get(row["id"])
     write_text(run / "pareto.json", json.dumps(front, indent=2) + "\n")
     write_text(run / "pareto.csv", to_csv(front["points"], COLUMNS))
 

@@ -9,7 +9,7 @@ from html import escape
 from statistics import median
 from typing import Any
 
-from planter.course import Step
+from planter.course import Step, Stopped
 from planter.plots import (
     CourseLine,
     course_figure,
@@ -36,12 +36,14 @@ class Importances:
 
 @dataclass(frozen=True)
 class Facts:
-    """A run as a report shows it: its pareto.json with the networks in words, its course, and how
-    many trainings failed. Of a control, by the reference point of the run it stands beside."""
+    """A run as a report shows it: its pareto.json with the networks in words, its course, what its
+    trainings took by method, which were stopped, how many failed. Of a control, by the reference
+    point of the run it stands beside."""
 
     front: Mapping[str, Any]
     steps: Sequence[Step]
     seconds: Mapping[str, float]
+    stopped: Sequence[Stopped]
     failed: int
 
 
@@ -85,7 +87,9 @@ def page(report: Report) -> str:
 
 def without_password(text: str) -> str:
     """A study file's text with the passwords of storage URLs starred out."""
-    return re.sub(r"(://[^\s:/@'\"]*):\S+@", r"\1:***@", text)
+    # To the last @ of the line, as a password may hold one, or blanks.
+    text = re.sub(r"(://[^\s:/@'\"]*):[^\n]+@", r"\1:***@", text)
+    return re.sub(r"([?&;](?:password|passwd|pwd)=)[^&\s'\"]*", r"\1***", text, flags=re.IGNORECASE)
 
 
 def _section(anchor: str, title: str, *parts: str) -> str:
@@ -188,8 +192,9 @@ def _course(report: Report) -> str:
         figure_part(course_figure(lines), "600px"),
         f"<p>Over accuracy (0 to 1) and log10 macs, from the reference point ({accuracy:.3g}, "
         f"{macs:,.0f} macs). Trainings in the order in which they were written, teacher and "
-        "baselines among them; a round of planting is written when it is decided. Trainings that "
-        f"failed ({report.run.failed}) are in neither count.</p>",
+        "baselines among them, and those that were stopped early when they had taken what they "
+        "took; a round of planting is written when it is decided. Trainings that failed "
+        f"({report.run.failed}) are in neither count.</p>",
     )
 
 
@@ -298,6 +303,10 @@ def _cost(run: Facts) -> str:
         ]
         for method, costs in trials.items()
     ]
+    if run.stopped:
+        took = sum(one.train_macs for one in run.stopped)
+        lasted = duration(sum(one.seconds for one in run.stopped))
+        rows.append(["sample, stopped early", f"{len(run.stopped):,}", "0", f"{took:.3g}", lasted])
     cost = run.front["cost"]
     total = [f"{cost['trials']:,}", f"{len(run.front['points']):,}", f"{cost['train_macs']:.3g}"]
     rows.append(["all", *total, duration(cost["seconds"])])

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
 
+from planter.ticks import log_ticks
+
 _WIDTH, _HEIGHT = 640, 380
 _LEFT, _RIGHT, _TOP, _BOTTOM = 76, 16, 30, 52
 _INK = "#59636e"
@@ -85,10 +87,9 @@ def _span(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _ticks(low: float, high: float, *, log: bool = False) -> list[float]:
-    """About five round values within an axis; of a logarithmic one, 1, 2 and 5 times powers."""
+    """About five round values within an axis; with `log`, whose ends are powers of ten."""
     if log:
-        powers = range(math.floor(low), math.ceil(high) + 1)
-        every = [digit * 10.0**power for power in powers for digit in (1, 2, 5)]
+        every = log_ticks(10.0**low, 10.0**high)
         return [tick for tick in every if low <= math.log10(tick) <= high]
     step = 10 ** math.floor(math.log10((high - low) / 5))
     step *= next(times for times in (1, 2, 5, 10) if (high - low) / (step * times) <= 6)

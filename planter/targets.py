@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,16 @@ def run_folder(name: str) -> Path:
     there = sorted(f.parent.name for f in Path("runs").glob("*/resolved.yaml"))
     known = f"runs here are {', '.join(there)}" if there else "there are no runs here"
     raise ValueError(f"no run {name!r}: expected a run folder, or a name under runs/; {known}")
+
+
+def split_target(target: str) -> tuple[Path, str | None]:
+    """The run that RUN or RUN/ID names, and the point or trial of it. Raises ValueError, naming the
+    runs there are, where there is none."""
+    parts = target.rstrip("/").split("/")
+    for at in range(len(parts), 0, -1):
+        with suppress(ValueError):
+            return run_folder("/".join(parts[:at])), "/".join(parts[at:]) or None
+    return run_folder(target), None  # raises
 
 
 def architecture_of_builder(
@@ -66,18 +77,13 @@ def point_of(target: str) -> tuple[Point, str | None]:
     Raises ValueError where there is none."""
     from planter.driver.read import read_points
 
-    parts = target.split("/")
-    for at in range(len(parts) - 1, 0, -1):
-        run, wanted = "/".join(parts[:at]), "/".join(parts[at:])
-        try:
-            folder = run_folder(run)
-        except ValueError:
-            continue
-        for point in read_points(folder):
-            if wanted in (point.trial, point.id):
-                return point, point.pipeline if wanted == point.id else None
-        raise ValueError(f"{run} has no point {wanted!r}; planter show {run} lists them")
-    raise ValueError(f"no run in {target!r}: expected RUN/ID, e.g. quickstart/s0012/cut2")
+    folder, wanted = split_target(target)
+    if wanted is None:
+        raise ValueError(f"{target!r} is a run: expected RUN/ID, e.g. quickstart/s0012/cut2")
+    for point in read_points(folder):
+        if wanted in (point.trial, point.id):
+            return point, point.pipeline if wanted == point.id else None
+    raise ValueError(f"{folder} has no point {wanted!r}; planter show {folder} lists them")
 
 
 def _pair(flag: str, text: str) -> tuple[str, Any]:

@@ -13,7 +13,10 @@ import pytest
 from test_driver import SPACE, write_study
 
 import planter
+from planter.course import Step
 from planter.driver.read import read_points, serve_dashboard
+from planter.report import Facts, Importances, Report
+from planter.report import page as report_page
 
 pytestmark = pytest.mark.browser
 
@@ -241,15 +244,33 @@ def hostile_front() -> dict:
         {
             "id": f"{text}/base", "trial": text, "pipeline": text, "method": "sample",
             "accuracy": 0.4 + 0.05 * i, "test_accuracy": None, "macs": 1000 * 3**i, "params": 100,
-            "on_front": True, "model": text, "train_macs": 1,
+            "on_front": True, "model": text, "train_macs": 1, "network": [text],
         }
         for i, text in enumerate(SCRIPTS)
     ]  # fmt: skip
     study = "".join(SCRIPTS)
     return {
         "study": study, "objectives": ["accuracy", "macs"], "points": points, "hypervolume": 0.1,
-        "reference_point": [0.1, 1e6], "cost": {},
+        "reference_point": [0.1, 1e6],
+        "cost": {"trials": 6, "unfinished": 0, "train_macs": 6, "seconds": 1.0},
     }  # fmt: skip
+
+
+def hostile_report() -> str:
+    facts = Facts(hostile_front(), [Step("s", 1, 1, 0.1)], {}, [], 0)
+    every = "".join(SCRIPTS)
+    return report_page(
+        Report(
+            run=facts,
+            control=facts,
+            growth=hostile_growth(),
+            importances=Importances(dict.fromkeys(SCRIPTS, 0.1), every, 60),
+            enough=10,
+            standing=every,
+            study=every,
+            environment={every: every, "versions": {every: every}},
+        )
+    )
 
 
 def hostile_growth() -> list[dict]:
@@ -263,15 +284,17 @@ def hostile_growth() -> list[dict]:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("which", ["pareto", "planting"])
+@pytest.mark.parametrize("which", ["pareto", "planting", "report"])
 def test_no_text_of_a_run_is_run_as_a_script(page, tmp_path, which):
     from planter.plots import front_figure, growth_figure, write_html
 
     file = tmp_path / "page.html"
     if which == "pareto":
         write_html(front_figure([hostile_front(), hostile_front()]), file)
-    else:
+    elif which == "planting":
         write_html(growth_figure("".join(SCRIPTS), hostile_growth()), file)
+    else:
+        file.write_text(hostile_report(), encoding="utf-8")
     page.set_viewport_size({"width": 1000, "height": 900})
     page.goto(f"file://{file}")
     page.wait_for_selector(".scatterlayer .point")
@@ -293,6 +316,18 @@ def test_no_text_of_a_run_is_run_as_a_script(page, tmp_path, which):
     assert page.evaluate("window.hacked") is None
     assert page.locator("img, svg svg[onload], [onerror], [onmouseover]").count() == 0
     assert page.complaints == []
+
+
+def test_no_text_of_a_run_is_run_in_the_dashboard(page, run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "pareto.json").write_text(json.dumps(hostile_front()))
+    page.set_viewport_size({"width": 1300, "height": 900})
+    with dashboard(tmp_path / "run") as address:
+        page.goto(f"{address}/note")
+        page.get_by_role("img", name="the front").wait_for(timeout=60_000)
+        assert page.get_by_text("window.hacked = 1").count() > 0, "the texts were shown"
+        assert page.evaluate("window.hacked") is None
+        assert page.locator("img[src=x], [onerror], [onmouseover], svg[onload]").count() == 0
 
 
 def test_the_page_of_scripts_would_catch_one(page, tmp_path):

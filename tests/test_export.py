@@ -1,6 +1,8 @@
 """Exported files against the plain torch network they come from, loaded by other programs."""
 
 import json
+import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -306,6 +308,69 @@ def test_an_old_file_stays_when_a_new_one_fails(tmp_path, monkeypatch):
     with pytest.raises(ExportError, match="cannot be written as onnx: RuntimeError: no such oper"):
         export_network(network, tmp_path / "net.onnx", data, force=True)
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+
+
+def test_no_name_becomes_code(tmp_path):
+    network, data = _made(small("toy"))
+    place = tmp_path / "ran"
+    for number, name in enumerate(
+        (
+            f's1/base"""\nopen({str(place)!r}, "w")\n"""',
+            f's1/base\\"""\nopen({str(place)!r}, \'w\')\n"""',
+            "C:\\users\\new",
+            'ends in a quote"',
+        )
+    ):
+        done = export_network(
+            network, tmp_path / f"n{number}.safetensors", data, about={"id": name}
+        )
+        names = {"__file__": str(done.files[1]), "__name__": "net"}
+        exec(done.files[1].read_text(encoding="utf-8"), names)
+        assert names["__doc__"].startswith(f"{name} in plain PyTorch")
+        assert not place.exists()
+
+
+class _Unwritable(nn.Module):
+    def forward(self, images):
+        logits = images.flatten(1)[:, :7]
+        return logits if images.sum() > 0 else -logits
+
+
+@pytest.mark.parametrize("kind", ["onnx", "pt2"])
+def test_why_a_network_cannot_be_written_is_told(tmp_path, kind):
+    data = _made(small("toy"))[1]
+    with pytest.raises(ExportError) as told:
+        export_network(_Unwritable(), tmp_path / f"net.{kind}", data)
+    assert "step 1/3" not in str(told.value)
+    assert "\x1b" not in str(told.value)
+    assert re.search("data.dependent", str(told.value), re.IGNORECASE), told.value
+
+
+def test_an_interruption_within_an_exporter_is_one(tmp_path, monkeypatch):
+    network, data = _made(small("toy"))
+
+    def interrupted(*_):
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            raise RuntimeError("step 1/3") from error
+
+    monkeypatch.setitem(export.FORMATS, "onnx", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        export_network(network, tmp_path / "net.onnx", data)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_export_left_long_ago_is_removed(tmp_path):
+    network, data = _made(small("toy"))
+    names = ("n.pt2.aaaaaaaa", "n.pt2.bbbbbbbb", "m")
+    old, new, other = (tmp_path / f".{name}.new" for name in names)
+    for folder in (old, new, other):
+        folder.mkdir()
+    for folder in (old, other):
+        os.utime(folder, (0, 0))
+    export_network(network, tmp_path / "n.pt2", data)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [other.name, new.name, "n.pt2"]
 
 
 def test_the_checking_process_cannot_import_planter():

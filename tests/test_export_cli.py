@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import planter
+from planter.driver.storage import open_storage
 
 
 @pytest.fixture
@@ -150,15 +151,16 @@ def test_a_trial_of_several_networks_wants_one_named(call, place):
     assert f"{trial}/base" in err
 
 
-def test_a_run_that_goes_on_is_exported_with_a_note(call, copied, tmp_path):
-    def unread(front):
-        for point in front["points"]:
-            point["test_accuracy"] = None
-
-    copied(unread)
+def test_a_run_that_goes_on_is_exported_with_a_note(call, copied, place, tmp_path):
+    storage = open_storage(f"sqlite:///{place / 'runs' / 'other' / 'study.db'}")
+    storage.create_new_trial(storage.get_study_id_from_name("small/sampling"))  # and never ended
+    storage.close()
     code, _, err = call("export", "other/teacher", "-o", str(tmp_path / "x.onnx"))
     assert code == 0, err
-    assert "runs/other has not ended" in err
+    assert "runs/other: Not finished" in err
+    code, _, err = call("export", "small/teacher", "-o", str(tmp_path / "y.onnx"))
+    assert code == 0, err
+    assert "ot finished" not in err
 
 
 @pytest.mark.parametrize(
@@ -180,7 +182,12 @@ def test_a_run_of_another_time_is_told(call, copied, change, message):
 @pytest.mark.parametrize(
     ("file", "old", "new", "message"),
     [
-        ("resolved.yaml", "subset: 240", "subset: 230", "images of runs/other are not those"),
+        (
+            "resolved.yaml",
+            "subset: 240",
+            "subset: 230",
+            "images or labels are not those of runs/other",
+        ),
         ("resolved.yaml", "subset:", "part:", "resolved.yaml is of another planter"),
         ("models/teacher/base/arch.json", '"format": 1', '"format": 0', "has format 0"),
     ],

@@ -18,6 +18,7 @@ from torch.nn import functional
 from typer.testing import CliRunner
 
 import planter
+from planter import checkpoint
 from planter.arch import Architecture
 from planter.assembly import build_network
 from planter.cli.app import app
@@ -330,3 +331,66 @@ def test_a_training_that_fails_is_told_and_tried_again(
     found = json.loads((run / "final" / "final.json").read_text())
     assert found["failed"] == []
     assert found["points"][0]["stand-alone"]["seeds"] == 2
+
+
+def test_the_teacher_still_guides_when_it_was_trained_itself(run: Path) -> None:
+    final.train_points(run, ["teacher"], seeds=1)
+    name = cut_point(run)
+    found = final.train_points(run, [name], kinds=["continued"], seeds=1, guided=False)
+    assert found["failed"] == []
+    shutil.rmtree(run / "final" / "models" / name)
+    found = final.train_points(run, [name], kinds=["stand-alone"], seeds=1)
+    shutil.move(run / "final", run / "first")
+    final.train_points(run, ["teacher"], kinds=["stand-alone"], seeds=1)
+    found = final.train_points(run, [name], kinds=["continued"], seeds=1, guided=True)
+    assert found["failed"] == []
+
+
+def test_a_kind_that_was_never_begun_binds_nobody(run: Path) -> None:
+    name = cut_point(run)
+    final.train_points(run, [name], kinds=["stand-alone"], seeds=1)
+    file = run / "final" / "final.json"
+    told = json.loads(file.read_text())
+    told["settings"]["continued"] = told["settings"]["stand-alone"]  # asked for, interrupted
+    file.write_text(json.dumps(told))
+    more = ["continued.epochs=1"]
+    found = final.train_points(run, [name], kinds=["continued"], seeds=1, overrides=more)
+    assert found["settings"]["continued"]["recipe"]["epochs"] == 1
+
+
+def test_a_search_that_goes_on_keeps_its_test_images_to_itself(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    front = json.loads((run / "pareto.json").read_text())
+    for row in front["points"]:
+        row["test_accuracy"] = None
+    (run / "pareto.json").write_text(json.dumps(front))
+    monkeypatch.setattr(final, "run_standing", lambda run: "Not finished: so it is.")
+    heard: list[str] = []
+    found = final.train_points(run, [cut_point(run)], seeds=1, observe=heard.append)
+    assert heard[0] == "Not finished: so it is."
+    told = {row["kind"]: row["test_accuracy"] is None for row in found["rows"]}
+    assert told == {"shared": True, "continued": False, "stand-alone": False}
+
+
+def test_a_point_that_is_dropped_while_its_weights_are_copied_is_told(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = cut_point(run)
+    copy = checkpoint.copy
+
+    def dropped(source: Path, place: Path) -> None:
+        shutil.rmtree(source)
+        copy(source, place)
+
+    monkeypatch.setattr(checkpoint, "copy", dropped)
+    with pytest.raises(ValueError, match=f"the weights of {name} were not kept"):
+        final.train_points(run, [name], seeds=1)
+
+
+def test_damaged_weights_are_told_with_their_place(run: Path) -> None:
+    name = cut_point(run)
+    (run / "models" / name / "weights.safetensors").write_bytes(b"cut")
+    for _ in range(2):  # and no copy is left to be taken for sound
+        with pytest.raises(ValueError, match=f"models/{name}: weights.safetensors is damaged"):
+            final.train_points(run, [name], seeds=1)

@@ -24,7 +24,7 @@ from planter.front import (
 _KEYS = {"study", "objectives", "points", "hypervolume", "reference_point", "cost"}
 _POINT_KEYS = {
     "id", "trial", "pipeline", "method", "accuracy", "test_accuracy", "macs", "params",
-    "on_front", "model", "train_macs", "latency_ms",
+    "on_front", "model", "train_macs", "latency_ms", "within_bounds",
 }  # fmt: skip
 
 
@@ -74,6 +74,31 @@ def test_document_is_strict_json_and_reads_back(tmp_path):
     made = _document(tmp_path)
     write_text(tmp_path / "pareto.json", json.dumps(made, allow_nan=False))
     assert read_front(tmp_path) == made
+
+
+@pytest.mark.parametrize("text", ['{"study": ', "[]", "null", '{"points": 3}', '{"points": [1]}'])
+def test_a_damaged_document_is_told_with_its_place_and_what_to_do(tmp_path, text):
+    (tmp_path / "pareto.json").write_text(text)
+    with pytest.raises(ValueError, match=r"pareto.json is damaged .*writes it anew"):
+        read_front(tmp_path)
+
+
+def test_of_a_run_that_was_measured_no_point_keeps_another_latency(tmp_path):
+    points = [dataclasses.replace(point, latency_ms=7.0) for point in _POINTS]
+    assert {row["latency_ms"] for row in _document(tmp_path, points=points)["points"]} == {7.0}
+    rows = [{"id": "s0001/cut2", "torch": {"median_ms": 0.5}}]
+    measured = {"measurements": [{"batch": 1, "column": "torch", "rows": rows}]}
+    (tmp_path / "latency.json").write_text(json.dumps(measured))
+    made = {row["id"]: row["latency_ms"] for row in _document(tmp_path, points=points)["points"]}
+    assert made.pop("s0001/cut2") == 0.5
+    assert set(made.values()) == {None}
+
+
+def test_whether_a_point_keeps_the_bounds_is_told_by_what_they_were_checked_with(tmp_path):
+    points = [dataclasses.replace(p, latency_ms=float(i)) for i, p in enumerate(_POINTS)]
+    found = document("study", points, [0.1, 1000], {"latency_ms": 1.0}, {}, tmp_path)
+    told = {row["id"]: row["within_bounds"] for row in found["points"]}
+    assert told == {point.id: i <= 1 for i, point in enumerate(points)}
 
 
 def test_teacher_and_baselines_are_points_but_never_on_the_front(tmp_path):
@@ -171,6 +196,7 @@ def test_csv_holds_what_the_document_holds(tmp_path):
             "model": row["model"] or None,
             "train_macs": int(row["train_macs"]),
             "latency_ms": float(row["latency_ms"]) if row["latency_ms"] else None,
+            "within_bounds": {"True": True, "False": False}[row["within_bounds"]],
         }
         for row in read
     ]

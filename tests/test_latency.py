@@ -11,6 +11,7 @@ from typing import Any
 import onnxruntime
 import pytest
 import torch
+import yaml
 from filelock import FileLock
 from typer.testing import CliRunner
 
@@ -197,14 +198,16 @@ def test_what_a_run_reports_is_measured_and_becomes_its_column(run: Path, asked:
         "lower_ms": 2, "median_ms": 3, "upper_ms": 4, "runs": 20,
     }  # fmt: skip
     assert (kept["threads"], kept["batch"], kept["column"]) == (1, 1, "torch")
+    # What was not measured has no latency beside those that were.
     expected = {
-        **dict.fromkeys(["s0001/base", "s0002/base"], 99.0),
+        **dict.fromkeys(["s0001/base", "s0002/base"]),
         **dict(zip(REPORTED, (2, 3, 4), strict=True)),
     }
     rows = json.loads((run / "pareto.json").read_text())["points"]
     assert {row["id"]: row["latency_ms"] for row in rows} == expected
     with (run / "pareto.csv").open() as file:
-        assert {r["id"]: float(r["latency_ms"]) for r in csv.DictReader(file)} == expected
+        read = {r["id"]: r["latency_ms"] for r in csv.DictReader(file)}
+    assert {name: float(told) if told else None for name, told in read.items()} == expected
     assert "3 (2-4)" in result.output
     assert "50.00 %" in result.output
 
@@ -218,6 +221,31 @@ def test_several_images_and_threads_are_kept_beside_the_column(run: Path, asked:
     assert json.loads((run / "latency.json").read_text()) == {"measurements": [found]}
     rows = json.loads((run / "pareto.json").read_text())["points"]
     assert {row["latency_ms"] for row in rows} == {99.0}
+
+
+def test_a_damaged_file_is_told_before_anything_is_measured(run: Path, asked: list[Any]) -> None:
+    for text in ('{"measurements": [{}]}', "{", "[]"):
+        (run / "latency.json").write_text(text)
+        result = CliRunner().invoke(app, ["latency", "done"])
+        assert isinstance(result.exception, ValueError)
+        assert "latency.json is damaged" in str(result.exception)
+    assert asked == []
+
+
+@pytest.mark.skipif(not NO_GPU, reason="is of a machine without a GPU")
+def test_a_run_of_a_gpu_is_measured_where_there_is_none(run: Path, asked: list[Any]) -> None:
+    file = run / "resolved.yaml"
+    study = yaml.safe_load(file.read_text())
+    study["resources"]["gpu"] = 1
+    file.write_text(yaml.safe_dump(study))
+    result = CliRunner().invoke(app, ["latency", "done"])
+    assert result.exit_code == 0, result.output
+    assert measured_latency(run).keys() == set(REPORTED)
+
+
+def test_tensors_alone_are_not_timed() -> None:
+    result = CliRunner().invoke(app, ["latency", "net.safetensors"])
+    assert "holds tensors alone" in str(result.exception)
 
 
 def test_a_run_with_a_search_at_work_is_refused_unless_asked_for(
@@ -236,7 +264,7 @@ def test_a_run_with_a_search_at_work_is_refused_unless_asked_for(
     assert measured_latency(run).keys() == set(REPORTED)
     write_column(run)
     rows = json.loads((run / "pareto.json").read_text())["points"]
-    assert {row["id"] for row in rows if row["latency_ms"] != 99.0} == set(REPORTED)
+    assert {row["id"] for row in rows if row["latency_ms"] is not None} == set(REPORTED)
 
 
 def test_no_search_begins_while_a_run_is_measured(

@@ -3,15 +3,19 @@
 import contextlib
 import csv
 import json
+import os
 import re
 import sqlite3
+import tempfile
 from pathlib import Path
 
 import pytest
 from made_runs import POINTS, made_run
 
+from planter.describe import difference, network_lines
 from planter.driver.read import read_points
 from planter.driver.storage import PointBook, open_storage
+from planter.front import Point
 
 
 @pytest.fixture
@@ -244,3 +248,74 @@ def test_a_database_that_is_only_being_made_is_left_alone(tmp_path, tables):
     with contextlib.closing(sqlite3.connect(file)) as database:
         found = database.execute("SELECT name FROM sqlite_master").fetchall()
     assert found == [(table,) for table in tables]
+
+
+def test_a_run_that_may_not_be_written_to_is_read_all_the_same(tmp_path, monkeypatch):
+    """With an open log, as a search that was killed leaves one."""
+    run = made_run(tmp_path / "runs" / "made")
+    before = sorted(path.name for path in run.iterdir())
+    access = os.access
+
+    def of_somebody_else(path, mode, **options):
+        return run not in (path, Path(path).parent) and access(path, mode, **options)
+
+    monkeypatch.setattr(os, "access", of_somebody_else)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "copies"))
+    (tmp_path / "copies").mkdir()
+    assert [point.id for point in read_points(run)] == [point.id for point in POINTS]
+    assert sorted(path.name for path in run.iterdir()) == before
+    assert list((tmp_path / "copies").iterdir()) == []
+
+
+@pytest.mark.parametrize("command", [["show"], ["pareto", "--csv"]])
+def test_names_are_shown_as_they_are(call, tmp_path, command):
+    made_run(tmp_path / "runs" / "q[red]s[/x]", name="q")
+    files = ["o[bold].csv"] if "--csv" in command else []
+    code, out, err = call(command[0], "q[red]s[/x]", *command[1:], *files)
+    assert code == 0, err
+    assert ("o[bold].csv" if files else "q[red]s[/x]") in out + err
+
+
+def test_the_best_point_of_a_run_that_is_going_says_so(call, tmp_path):
+    storage = open_storage(f"sqlite:///{tmp_path / 'runs' / 'made' / 'study.db'}")
+    held = {"pid": 4711, "host": "there", "token": "x"}
+    PointBook(storage, "made")._study.set_user_attr("driver", held)
+    storage.close()
+    for arguments in ([], ["--knee"], ["s0001"]):
+        assert "Not finished" in call("show", "made", *arguments)[2]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--png", "n.gif"], "n.gif: a picture's ending is one of .png, .svg, .pdf"),
+        (["--html", "runs"], "runs is a folder; name a file"),
+        (["--csv", "runs"], "runs is a folder; name a file"),
+        (["--pdf", "runs"], "runs is a folder; name a file"),
+    ],
+)
+def test_a_place_that_takes_no_file_is_told(call, options, message):
+    code, _, err = call("pareto", "made", *options)
+    assert code == 2
+    assert message in err
+
+
+def test_the_difference_names_all_that_differs():
+    def point(pipeline="base", trial="s1", kernels="plain", depth=20, width=8, **spec):
+        pipelines = {"cut2": {"before": "stage2", "kernel": 2, "stride": 2, **spec}}
+        options = {"depth": depth, "classes": 10, "image": [3, 32, 32]}
+        data = {"builder": "resnet", "widths": {"stem": width}, "options": options}
+        cost = (0.5, 0.1, 10, 10, 10, 1.0)
+        return Point(
+            trial, pipeline, "sample", *cost, {**data, "pipelines": pipelines}, kernels=kernels
+        )
+
+    assert difference(point(), point(trial="s2", depth=32)) == "depth 20 -> 32"
+    assert difference(point(), point(trial="s2", width=9)) == "stem 8 -> 9"
+    assert difference(point("cut2"), point("cut2", "s2", kernel=4, stride=4)) == (
+        "cut2: kernel 2 -> 4, cut2: stride 2 -> 4"
+    )
+    assert difference(point(), point("cut2")) == "base -> cut2, of the same training"
+    told = difference(point(), point(trial="s2", kernels="kflo:2x1"))
+    assert told == "the same network, trained otherwise, kernels plain -> kflo:2x1"
+    assert network_lines(point(depth=32))[0] == "resnet depth=32 stem=8"

@@ -14,7 +14,7 @@ from planter.plots import (
     growth_info,
     write_html,
 )
-from planter.plots.front import log_ticks
+from planter.ticks import log_ticks
 
 
 def _point(id_, method, accuracy, macs, *, on_front=False, test=None):
@@ -203,6 +203,13 @@ def test_milliseconds_are_not_labelled_in_thousandths():
     for point in front["points"]:
         point["latency_ms"] = 0.15
     assert front_figure([front]).layout.xaxis.tickformat == "~g"
+
+
+def test_the_line_goes_up_first_where_more_is_better_across():
+    front = {**_front(), "objectives": ["macs", "accuracy"]}
+    shapes = {line.line.shape for line in _lines(front_figure([front]))}
+    assert shapes == {"vh"}  # what lies between two accuracies costs as much as the higher one
+    assert {line.line.shape for line in _lines(front_figure([_front()]))} == {"hv"}
 
 
 def test_of_three_objectives_every_pair_has_a_panel():

@@ -13,7 +13,7 @@ from optuna.trial import create_trial
 from test_driver import write_study
 
 import planter
-from planter.course import course
+from planter.course import Stopped, course
 from planter.driver import report as report_module
 from planter.driver.read import read_points, run_study, standing
 from planter.driver.report import _importances, write_report
@@ -189,6 +189,11 @@ def test_passwords_of_a_storage_are_not_shown():
     assert (
         without_password(text) == "storage: postgresql+psycopg://me:***@host:5432/db\nroot: /data\n"
     )
+    for url, starred in (
+        ("postgresql://h/db?user=u&password=se&x=1", "postgresql://h/db?user=u&password=***&x=1"),
+        ("'postgresql://u:p w@h/d'", "'postgresql://u:***@h/d'"),
+    ):
+        assert without_password(f"storage: {url}\n") == f"storage: {starred}\n"
     plain = "storage: sqlite:////tmp/x.db\n# see http://host/a:b\n"
     assert without_password(plain) == plain
 
@@ -234,6 +239,15 @@ def test_the_course_adds_rectangles_and_costs_in_the_order_of_writing():
     expected = [0, 0.25, 1.0, 1.0, 1.0]
     assert [step.hypervolume for step in steps] == pytest.approx(expected, rel=1e-12)
     assert [s.hypervolume for s in course(points, [0.25, 10_000], {"macs": 99})] == [0] * 5
+
+
+def test_what_was_stopped_costs_where_it_took_its_time():
+    points = [_point("s0", 0.5, 1000, 20), _point("s1", 0.75, 100, 30)]
+    stopped = [Stopped("s2", 3, 1.0, after=1), Stopped("s3", 4, 1.0, after=2)]
+    steps = course(points, [0.25, 10_000], {}, stopped)
+    assert [step.trial for step in steps] == ["s0", "s2", "s1", "s3"]
+    assert [step.train_macs for step in steps] == [20, 23, 53, 57]
+    assert [step.hypervolume for step in steps] == pytest.approx([0.25, 0.25, 1.0, 1.0])
 
 
 def test_a_trial_of_several_pipelines_is_one_training(run):

@@ -1,13 +1,16 @@
 """Early stopping in a search: what is trained, what the books say, what an interruption costs."""
 
 import json
+import shutil
 
 import pytest
 from test_driver import Interruption, rows, write_study
 
 import planter
+from planter.course import course
 from planter.driver import run as run_module
 from planter.driver import worker as worker_module
+from planter.driver.read import opened, points_in, run_study, stopped_in
 
 EPOCHS, TRIALS = 8, 12
 STOPPING = "sample.early_stopping={rungs: [0.25, 0.5], keep: 0.5, wait: 4}"
@@ -39,6 +42,29 @@ def stopped(place):
     return planter.search(
         place / "small.yaml", out=place / "stopped", overrides=overrides(STOPPING)
     )
+
+
+def test_the_report_counts_what_was_stopped(place, stopped):
+    run = place / "stopped"
+    page = (run / "report.html").read_text(encoding="utf-8")
+    number = stopped["cost"]["unfinished"]
+    assert f"<td>sample, stopped early</td><td class=n>{number}</td>" in page
+    study = run_study(run)
+    with opened(run, study) as storage:
+        left = stopped_in(storage, study.name)
+        steps = course(points_in(storage, study.name), [0.1, 1e9], {}, left)
+    assert len(left) == number > 0
+    assert len(steps) == stopped["cost"]["trials"]
+    assert steps[-1].train_macs == stopped["cost"]["train_macs"]
+
+
+def test_what_was_stopped_still_counts_in_a_study_that_no_longer_stops(place, stopped, tmp_path):
+    shutil.copytree(place / "stopped", tmp_path / "run")
+    more = overrides(f"sample.trials={TRIALS + 1}")
+    found = planter.search(
+        place / "small.yaml", out=tmp_path / "run", overrides=more, accept_changes=True
+    )
+    assert found["cost"]["unfinished"] == stopped["cost"]["unfinished"]
 
 
 def sampled(front):

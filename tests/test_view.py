@@ -98,6 +98,27 @@ def test_the_note_follows_the_front(view, run):
     assert after["dashboard:note_ver"] != before["dashboard:note_ver"]
 
 
+@pytest.mark.parametrize("text", ['{"study": ', "[]", '{"study": "made", "points": []}'])
+def test_a_document_that_cannot_be_read_is_told_in_the_note(view, run, text):
+    (run / "pareto.json").write_text(text)
+    attributes = view.get_study_system_attrs(view.get_study_id_from_name("made"))
+    assert "pareto.json is" in attributes["dashboard:note_str:0"]
+    assert view.get_all_trials(view.get_study_id_from_name("made"))
+
+
+def test_the_curve_of_a_training_that_goes_on_is_drawn(view, run):
+    metrics = run / "trials" / "s0002" / "metrics.jsonl"
+    with metrics.open("a") as file:
+        file.write('{"epoch": 5, "lo')
+    (row,) = [
+        row
+        for row in view.get_all_trials(view.get_study_id_from_name("made"))
+        if row.user_attrs["id"] == "s0002/base"
+    ]
+    svg = view.open_reader(_files(row)["learning-curve.svg"]).read()
+    ElementTree.fromstring(svg)
+
+
 def test_looking_writes_nothing(view, run):
     before = _written(run)
     number = view.get_study_id_from_name("made")
@@ -168,6 +189,15 @@ def test_a_chart_places_points_by_their_values():
     assert up[0] - up[1] == pytest.approx(up[1] - up[2], abs=0.11)
     assert up[0] > up[2]
     assert {"<a>", "x", "y", "10", "100", "1k"} <= set(texts)
+
+
+@pytest.mark.parametrize("ends", [(14_000, 16_000), (21_000, 49_000), (1, 1e7)])
+def test_a_chart_of_a_narrow_and_of_a_wide_front_has_ticks(ends):
+    line = Line("", [(x, 50.0) for x in ends], "black")
+    texts = ElementTree.fromstring(chart([line], "macs", "accuracy", log=True)).iter(
+        "{http://www.w3.org/2000/svg}text"
+    )
+    assert sum(text.get("text-anchor") == "middle" for text in texts) >= 3
 
 
 def test_a_chart_of_nothing_of_one_point_and_of_no_numbers_is_a_chart():

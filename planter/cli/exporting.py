@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +11,7 @@ import typer
 from rich.markup import escape
 
 from planter.cli.app import Knee, MaxMacs, MinAccuracy, app, err, out
-from planter.targets import run_folder
+from planter.targets import split_target
 
 if TYPE_CHECKING:
     from planter.export import Exported
@@ -64,7 +63,7 @@ def export(
     with err.status("loading"):
         from planter.export.points import export_point, find_row, open_run
 
-        folder, wanted = _split(target)
+        folder, wanted = split_target(target)
         run = open_run(folder)
     if wanted is None:
         row = chosen(run.front, max_macs=max_macs, min_accuracy=min_accuracy, at_knee=knee)
@@ -72,8 +71,8 @@ def export(
         raise ValueError(f"{target} is one network; --max-macs and the like choose one of a RUN")
     else:
         row = find_row(run.front, wanted)
-    if not run.ended:
-        err.print(f"note: the search of {folder} has not ended; its front may still change")
+    if run.standing is not None:
+        err.print(f"{escape(str(folder))}: {escape(run.standing)}", soft_wrap=True)
     with err.status(f"writing and checking {row['id']}"):
         exported = export_point(
             run,
@@ -89,15 +88,6 @@ def export(
         typer.echo(json.dumps(found, indent=2))
     else:
         _print(exported, found)
-
-
-def _split(target: str) -> tuple[Path, str | None]:
-    """The run that a target names, and the point or trial of it."""
-    parts = target.rstrip("/").split("/")
-    for at in range(len(parts), 0, -1):
-        with suppress(ValueError):
-            return run_folder("/".join(parts[:at])), "/".join(parts[at:]) or None
-    return run_folder(target), None  # raises, naming the runs there are
 
 
 def _told(exported: Exported, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,7 +112,8 @@ def _told(exported: Exported, row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _print(exported: Exported, found: Mapping[str, Any]) -> None:
     files = " and ".join(str(file) for file in exported.files)
-    out.print(f"{found['id']} -> {files} ({found['bytes']:,} bytes)", soft_wrap=True)
+    told = f"{found['id']} -> {files} ({found['bytes']:,} bytes)"
+    out.print(told, soft_wrap=True, markup=False)
     out.print(escape(f"takes {found['input']}"), soft_wrap=True)
     if exported.folded_norms:
         norms = "norm" if exported.folded_norms == 1 else "norms"

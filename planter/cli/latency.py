@@ -54,9 +54,16 @@ def latency(
         return
     if len(targets) > 1:
         raise ValueError(f"expected one RUN, or files; got {', '.join(targets)}")
+    import torch
+
     from planter.driver.read import run_study
     from planter.front import read_front
-    from planter.measured import reported, write_column, write_measurement
+    from planter.measured import (
+        read_measurements,
+        reported,
+        write_column,
+        write_measurement,
+    )
 
     run = run_folder(targets[0])
     resources = run_study(run).resources
@@ -65,22 +72,29 @@ def latency(
         if not rows:
             raise ValueError(f"{run} holds no saved network of its front, teacher or baselines")
         places = {name: run / row["model"] for name, row in rows.items()}
-        column = "cuda" if resources.gpu else "torch"
+        read_measurements(run)  # what is damaged is told before the time is spent
+        column = "cuda" if resources.gpu and torch.cuda.is_available() else "torch"
         found = _measured(places, threads or resources.cpu, batch, seconds, column, own_code=True)
         write_measurement(run, found)
         if alone:
             write_column(run)
     _print(found, rows, as_json=as_json)
-    err.print(f"written: {shown_path(run)}/latency.json")
+    told = f"written: {shown_path(run)}/latency.json"
     if alone:
-        err.print(f"next: planter report {shown_path(run)} · planter pareto RUN --x latency_ms")
-    else:
+        told += f"\nnext: planter report {shown_path(run)} · planter pareto RUN --x latency_ms"
+    err.print(told, soft_wrap=True, markup=False)
+    if not alone:
         err.print("the search at work brings the column latency_ms up to it with its next trial")
 
 
 def _is_file(target: str) -> bool:
     """Whether a target is a network, or a file that ought to be one, rather than a run."""
     path = Path(target)
+    if path.suffix == ".safetensors":
+        raise ValueError(
+            f"{target} holds tensors alone: time the folder it was exported from "
+            "(RUN/models/TRIAL/PIPELINE), or export it as .onnx or .pt2"
+        )
     return path.suffix in (".onnx", ".pt2") or (path / "arch.json").is_file()
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from planter.cli.app import (
     Knee,
@@ -77,7 +76,7 @@ def pareto(
         rows = [{"study": f["study"], **point} for f in fronts for point in f["points"]]
         csv.parent.mkdir(parents=True, exist_ok=True)
         write_text(csv, to_csv(rows, ["study", *COLUMNS]))
-        err.print(f"written: {csv}")
+        err.print(f"written: {csv}", soft_wrap=True, markup=False)
     pictures = [(png, None), (svg, "svg"), (pdf, "pdf")]
     if html is not None or any(file is not None for file, _ in pictures):
         drawn = [with_networks(*pair) for pair in zip(fronts, points, strict=True)]
@@ -91,10 +90,11 @@ def _looked_up(run: str, folder: Path) -> list[Point]:
 
     try:
         if (why := run_standing(folder)) is not None:
-            err.print(f"{run}: {why}", soft_wrap=True)
+            err.print(f"{run}: {why}", soft_wrap=True, markup=False)
         return read_points(folder)
     except ValueError as error:
-        err.print(f"{run}: shown without its networks: {escape(str(error))}", soft_wrap=True)
+        told = f"{run}: shown without its networks: {error}"
+        err.print(told, soft_wrap=True, markup=False)
         return []
 
 
@@ -110,12 +110,12 @@ def _draw(
     if html is not None:
         html.parent.mkdir(parents=True, exist_ok=True)
         write_html(figure, html)
-        err.print(f"written: {html}")
+        err.print(f"written: {html}", soft_wrap=True, markup=False)
     for file, kind in pictures:
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
             write_image(figure, file, kind)
-            err.print(f"written: {file}")
+            err.print(f"written: {file}", soft_wrap=True, markup=False)
 
 
 @app.command(epilog="Example: planter report quickstart quickstart-random")
@@ -133,8 +133,8 @@ def report(
     folder = run_folder(run)
     file = write_report(folder, None if control is None else run_folder(control))
     if (why := run_standing(folder)) is not None:
-        err.print(f"{run}: {why}", soft_wrap=True)
-    out.print(f"written: {shown_path(file.resolve())}", soft_wrap=True)
+        err.print(f"{run}: {why}", soft_wrap=True, markup=False)
+    out.print(f"written: {shown_path(file.resolve())}", soft_wrap=True, markup=False)
 
 
 @app.command(epilog="Example: planter show quickstart s0010/cut3")
@@ -148,11 +148,11 @@ def show(
     at_knee: Knee = False,
 ) -> None:
     """Show a run's points, one trial, or the best point under a bound and its neighbours."""
-    from planter.driver.read import read_points
     from planter.front import read_front
 
     folder = run_folder(run)
     front = read_front(folder)
+    points = _looked_up(run, folder)
     bounded = max_macs is not None or min_accuracy is not None or at_knee
     if bounded:
         if point is not None:
@@ -160,15 +160,17 @@ def show(
         from planter.choose import chosen
 
         row = chosen(front, max_macs=max_macs, min_accuracy=min_accuracy, at_knee=at_knee)
-        print_choice(out, front, row, read_points(folder))
+        print_choice(out, front, row, points)
         if row["model"] is not None:
-            out.print(f"\nfiles: {shown_path(folder)}/{row['model']}/", soft_wrap=True)
+            files = f"\nfiles: {shown_path(folder)}/{row['model']}/"
+            out.print(files, soft_wrap=True, markup=False)
         return
     if point is None:
         print_front(out, front, every=True)
-        out.print(f"\nnext: planter show {run} ID · planter cost {run}/ID", soft_wrap=True)
+        told = f"\nnext: planter show {run} ID · planter cost {run}/ID"
+        out.print(told, soft_wrap=True, markup=False)
         return
-    matching = [p for p in read_points(folder) if point in (p.trial, p.id)]
+    matching = [p for p in points if point in (p.trial, p.id)]
     if not matching:
         trials = sorted({p["trial"] for p in front["points"]})
         raise ValueError(f"{run} has no trial or point {point!r}; trials are {', '.join(trials)}")
@@ -176,13 +178,14 @@ def show(
     first = matching[0]
     out.print(f"[bold]{first.trial}[/bold], {first.method}, {first.seconds:.1f} s of training")
     widths = " ".join(f"{name}={width}" for name, width in first.architecture["widths"].items())
-    out.print(f"{first.architecture['builder']}: {widths}", soft_wrap=True)
+    out.print(f"{first.architecture['builder']}: {widths}", soft_wrap=True, markup=False)
     if first.kernels != "plain":
         out.print(f"kernels in training: {form_text(first.kernels)}", soft_wrap=True)
     for name, spec in first.architecture["pipelines"].items():
         out.print(f"{name}: " + " ".join(f"{key}={value}" for key, value in spec.items()))
     print_points(out, [rows[p.id] for p in matching if p.id in rows])
-    out.print(f"\nfiles: {shown_path(folder)}/trials/{first.trial}/ (log.txt, metrics.jsonl)")
+    files = f"\nfiles: {shown_path(folder)}/trials/{first.trial}/ (log.txt, metrics.jsonl)"
+    out.print(files, soft_wrap=True, markup=False)
 
 
 @app.command(epilog="Example: planter dashboard quickstart --port 8080")
@@ -199,7 +202,7 @@ def dashboard(
     folder = run_folder(run)
 
     def ready(address: str) -> None:
-        out.print(f"{run} at {address} (Ctrl-C ends)", soft_wrap=True)
+        out.print(f"{run} at {address} (Ctrl-C ends)", soft_wrap=True, markup=False)
 
     try:
         serve_dashboard(folder, host, port, ready)

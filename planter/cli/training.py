@@ -88,6 +88,7 @@ def train(
             f"\ninterrupted; what is finished stays in {shown_path(folder)}/final; "
             "the same command goes on from there",
             soft_wrap=True,
+            markup=False,
         )
         raise typer.Exit(130) from None
     except SearchStoppedError as error:
@@ -103,6 +104,7 @@ def train(
             f"\nwritten to {shown}/final: final.json, final.csv, models\n"
             f"next: planter latency {shown}/{first} · planter show {shown}",
             soft_wrap=True,
+            markup=False,
         )
     if found["failed"]:
         err.print(f"{len(found['failed'])} trainings failed; the same command tries them again")

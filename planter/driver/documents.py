@@ -140,8 +140,12 @@ class Documents:
         file = self._run / "pareto.json"
         if not file.is_file():
             return {}
-        rows = json.loads(file.read_text())["points"]
-        return {r["id"]: r["test_accuracy"] for r in rows if r["test_accuracy"] is not None}
+        try:
+            rows = json.loads(file.read_text(encoding="utf-8"))["points"]
+            return {r["id"]: r["test_accuracy"] for r in rows if r["test_accuracy"] is not None}
+        except (ValueError, KeyError, TypeError) as error:
+            log.warning("%s is damaged (%r): test accuracies are read anew", file, error)
+            return {}
 
     def _write(self, test_accuracies: dict[str, float] | None = None) -> None:
         """Brings the folder's documents and models up to the books."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,12 +14,12 @@ import torch
 from filelock import FileLock, Timeout
 
 from planter import checkpoint
-from planter.data import Data, load_data
+from planter.data import Data
 from planter.disk import when_there_is_space
 from planter.driver.check import worker_count
 from planter.driver.folder import drop_half_written, drop_locks
 from planter.driver.jobs import Job, Outcome, SearchStoppedError
-from planter.driver.read import read_points
+from planter.driver.read import images_of, read_points, run_standing
 from planter.driver.worker import Worker
 from planter.final_file import FINAL, KINDS, FinalFile, Kind, Row
 from planter.front import Point, front_of, read_front
@@ -33,6 +33,8 @@ _SMALLER = 10
 """The recipe's rate over that of further training: at its peak a full rate would undo what the
 weights have learned, and further training would be a second training from scratch."""
 _TRIES = 2
+_GUIDE = "guide"
+"""Of `final/models`: the copy of the run's teacher that others learn from."""
 
 
 def train_points(
@@ -51,9 +53,9 @@ def train_points(
     `names` are trials or points; without any, or with `front`, the run's front. `overrides` are
     KEY=VALUE of `recipe`, `continued` (the recipe of further training: by default the same with a
     tenth of its rate) and `resources`. `guided` adds the run's teacher to the labels. What is
-    trained already is not trained again; the run itself is read only. Raises ValueError where that
-    cannot be done, before anything is trained, SearchStoppedError where the disk stays full,
-    KeyboardInterrupt on Ctrl-C.
+    trained already is not trained again; the run itself is read only, also while a search is at
+    work on it. Raises ValueError where that cannot be done, before anything is trained,
+    SearchStoppedError where the disk stays full, KeyboardInterrupt on Ctrl-C.
     """
     study, recipes = _recipes(run, overrides)
     points = _chosen(run, study, names, front=front)
@@ -64,15 +66,17 @@ def train_points(
             f"resources.gpu {study.resources.gpu}: this machine has no GPU torch can use; "
             "--set resources.gpu=0"
         )
-    if "continued" in kinds:
-        _check_kept(run, points)
-    data = _data(run)
+    data = images_of(run)
+    if (unfinished := run_standing(run)) is not None:
+        observe(unfinished)
     settings: dict[str, Any] = {
         kind: {"recipe": recipes[kind].model_dump(), "guided": guided} for kind in kinds
     }
     with _held(run / FINAL):
-        file = FinalFile(run, study.name, points, settings)
         _bring_here(run, points, guided=guided)
+        if "continued" in kinds:
+            _check_kept(run, points)
+        file = FinalFile(run, study.name, points, settings)
         for row in _shared(run, points):
             file.add(row)
         jobs = [
@@ -84,7 +88,7 @@ def train_points(
         ]
         file.write()
         _train(_worker(run, study, data), _Queue(jobs, file, observe))
-        _read_test(run, study, file, data)
+        _read_test(run, study, file, data, shared=unfinished is None)
         drop_locks(run / FINAL)
     return file.document()
 
@@ -130,27 +134,12 @@ def _chosen(run: Path, study: Study, names: Sequence[str], *, front: bool) -> li
 
 def _check_kept(run: Path, points: Sequence[Point]) -> None:
     """Raises ValueError for points whose weights are gone."""
-    gone = [
-        point.id
-        for point in points
-        if not any(place.is_dir() for place in (run / "models" / point.id, _copy(run, point)))
-    ]
+    gone = [point.id for point in points if not _copy(run, point).is_dir()]
     if gone:
         raise ValueError(
             f"the weights of {', '.join(gone)} were not kept (keep: front), so they cannot be "
             "trained further; --from-scratch needs none, and a search with --set keep=all keeps all"
         )
-
-
-def _data(run: Path) -> Data:
-    """The images of the run. Raises ValueError where they are others by now."""
-    data = load_data(run)
-    begun = json.loads((run / "environment.json").read_text()).get("data")
-    if (now := data.fingerprint()) != begun:
-        raise ValueError(
-            f"the images or labels are not those of {run}: fingerprint {now}, expected {begun}"
-        )
-    return data
 
 
 @contextmanager
@@ -176,15 +165,24 @@ def _copy(run: Path, point: Point) -> Path:
 
 
 def _bring_here(run: Path, points: Sequence[Point], *, guided: bool) -> None:
-    """Copies the networks of the run that the trainings start from or learn from."""
+    """Copies the networks of the run that the trainings start from or learn from, those that are
+    there: a search at work drops what it finds dominated."""
     wanted = {run / "models" / point.id: _copy(run, point) for point in points}
     if guided:
-        name = Path("models", "teacher", "base")
-        wanted[run / name] = run / FINAL / name
+        # Not under the teacher's own name: that is where its own final trainings lie.
+        wanted[run / "models" / "teacher" / "base"] = run / FINAL / "models" / _GUIDE / "base"
     for source, place in wanted.items():
-        if source.is_dir() and not place.is_dir():
-            checkpoint.load(source, own_code=True)  # a damaged one is told now, not by every job
+        if place.is_dir():
+            continue
+        try:
             checkpoint.copy(source, place)
+        except FileNotFoundError:
+            continue
+        try:
+            checkpoint.load(place, own_code=True)  # a damaged one is told now, not by every job
+        except ValueError as error:
+            shutil.rmtree(place)
+            raise ValueError(str(error).replace(str(place), str(source))) from None
 
 
 def _shared(run: Path, points: Sequence[Point]) -> list[Row]:
@@ -216,10 +214,14 @@ def _job(run: Path, point: Point, kind: Kind, seed: int, recipe: Recipe, *, guid
 
 def _worker(run: Path, study: Study, data: Data) -> Worker:
     """A worker whose run folder is the one of final training: the run's own it leaves alone."""
-    device = "cuda" if study.resources.gpu else "cpu"
-    known = data.fingerprint()
     return Worker(
-        study, run / FINAL, replace(data, test=None), known, run.parent / ".teachers", device
+        study,
+        run / FINAL,
+        replace(data, test=None),
+        data.fingerprint(),
+        run.parent / ".teachers",
+        device="cuda" if study.resources.gpu else "cpu",
+        teacher_trial=_GUIDE,
     )
 
 
@@ -290,12 +292,14 @@ def _train(worker: Worker, queue: _Queue) -> None:
             queue.finish(job, here.do(job))
 
 
-def _read_test(run: Path, study: Study, file: FinalFile, data: Data) -> None:
-    """Scores every network on the test images that was not scored before."""
+def _read_test(run: Path, study: Study, file: FinalFile, data: Data, *, shared: bool) -> None:
+    """Scores every network on the test images that was not scored before; the `shared` ones, which
+    are the search's, not while it goes on: it reads the test images once, at its end."""
     if data.test is not None:
         with threads_of_torch(study.resources.cpu):
             for row in file.rows:
-                if row.test_accuracy is None and row.model is not None:
+                wanted = shared or row.kind != "shared"
+                if wanted and row.test_accuracy is None and row.model is not None:
                     network = checkpoint.load(run / row.model, own_code=True)
                     score = evaluate(network, data.test)
                     file.add(replace(row, test_accuracy=score.accuracy))

@@ -61,6 +61,11 @@ def beyond(job: Job) -> Job:
     return replace(job, params={**job.params, "rungs": job.params["rungs"][1:]})
 
 
+def trial_id(number: int) -> str:
+    """The id of a sampled trial, by the number of its row."""
+    return f"s{number:04d}"
+
+
 def seed_of(study_seed: int, job_id: str) -> int:
     """A trial's own seed: a function of the study's seed and the trial's id alone."""
     digest = hashlib.sha256(f"{study_seed}/{job_id}".encode()).digest()

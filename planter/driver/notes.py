@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from optuna.storages import BaseStorage
 
 from planter.course import course
 from planter.describe import with_networks
-from planter.driver.read import points_in, read_growth, run_study
+from planter.driver.read import points_in, read_growth, run_study, stopped_in
 from planter.plots import CourseLine, course_figure, front_figure, growth_figure
 from planter.plots.style import LOOKS
 from planter.svg import Line, chart
@@ -67,7 +68,8 @@ def study_plots(run: Path, front: Mapping[str, Any], storage: BaseStorage) -> di
     study = run_study(run)
     points = points_in(storage, study.name)
     reference, limits = front["reference_point"], study.objectives.bounds.limits()
-    line = CourseLine(study.name, course(points, reference, limits))
+    steps = course(points, reference, limits, stopped_in(storage, study.name))
+    line = CourseLine(study.name, steps)
     figures = {"front": front_figure([with_networks(front, points)])}
     figures["hypervolume"] = course_figure([line])
     if rows := read_growth(run):
@@ -78,6 +80,9 @@ def study_plots(run: Path, front: Mapping[str, Any], storage: BaseStorage) -> di
 
 def learning_curve(metrics: Path) -> str:
     """The training loss over the epochs of a metrics.jsonl as SVG."""
-    epochs = [json.loads(line) for line in metrics.read_text().splitlines()]
-    points = [(epoch["epoch"], epoch["loss"]) for epoch in epochs]
+    points = []
+    for line in metrics.read_text(encoding="utf-8").splitlines():
+        with suppress(ValueError):  # the last one, under the hands of who writes it
+            epoch = json.loads(line)
+            points.append((epoch["epoch"], epoch["loss"]))
     return chart([Line("", points, LOOKS["sample"].color)], "epoch", "training loss")

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import csv
+import json
+import os
+import shutil
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Set
+from contextlib import ExitStack, closing, contextmanager, nullcontext
+from datetime import datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, make_server
@@ -15,12 +21,17 @@ from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 from pydantic import ValidationError
 
+from planter.course import Stopped
+from planter.driver.jobs import trial_id
+from planter.driver.stopping import partial_cost
 from planter.driver.storage import database_url, open_storage, point_of_row
 from planter.front import Point
 from planter.study import Study
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+    from planter.data import Data
 
 
 def run_study(run: Path) -> Study:
@@ -42,16 +53,34 @@ def run_study(run: Path) -> Study:
 @contextmanager
 def opened(run: Path, study: Study) -> Iterator[BaseStorage]:
     """A run's storage, for reading. Raises ValueError where it is not there, or not yet."""
+    with _database(run) if study.storage is None else nullcontext(run) as place:
+        storage = open_storage(database_url(place, study.storage))
+        try:
+            yield storage
+        finally:
+            storage.close()
+
+
+@contextmanager
+def _database(run: Path) -> Iterator[Path]:
+    """A folder with the run's study.db: its own, or where that may not be written to one of a copy,
+    as SQLite keeps its log beside a database even to read it."""
     file = run / "study.db"
-    if study.storage is None and not file.is_file():
+    if not file.is_file():
         raise ValueError(f"{run} has no study.db; expected the database beside resolved.yaml")
-    if study.storage is None and not _is_made(file):
-        raise ValueError(f"{file} is only being made: expected a search that has begun; try again")
-    storage = open_storage(database_url(run, study.storage))
-    try:
-        yield storage
-    finally:
-        storage.close()
+    with ExitStack() as stack:
+        if not all(os.access(path, os.W_OK) for path in (run, file)):
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="planter-")))
+            for part in (file, file.with_name(f"{file.name}-wal")):
+                if part.is_file():
+                    shutil.copyfile(part, folder / part.name)
+            file = folder / file.name
+        if not _is_made(file):
+            raise ValueError(
+                f"{run}/study.db is only being made, or locked: expected a search that has begun; "
+                "try again"
+            )
+        yield file.parent
 
 
 def _is_made(file: Path) -> bool:
@@ -79,6 +108,46 @@ def points_in(storage: BaseStorage, name: str) -> list[Point]:
             f"the points of {name} were written by another version of planter ({error}); expected "
             "the version that environment.json names, or a new run of study.yaml"
         ) from None
+
+
+def stopped_in(storage: BaseStorage, name: str) -> list[Stopped]:
+    """The sampled trainings of a study that took something and have no point. A training is taken
+    to have stood still only at its end: its cost came to be when it began and lasted so long."""
+    try:
+        number = storage.get_study_id_from_name(f"{name}/sampling")
+    except KeyError:
+        return []
+    ends: dict[str, datetime] = {}
+    for row in storage.get_all_trials(storage.get_study_id_from_name(name), deepcopy=False):
+        if row.datetime_complete is not None:
+            ends.setdefault(row.user_attrs["trial"], row.datetime_complete)
+    found = []
+    for row in storage.get_all_trials(number, deepcopy=False):
+        cost, trial = partial_cost(row), trial_id(row.number)
+        if cost is not None and trial not in ends and row.datetime_start is not None:
+            when = row.datetime_start + timedelta(seconds=cost[1])
+            found.append(Stopped(trial, *cost, after=sum(end <= when for end in ends.values())))
+    return found
+
+
+def images_of(run: Path) -> Data:
+    """The images of a run. Raises ValueError where they are not those it was searched with, or it
+    does not say which."""
+    from planter.data import load_data
+
+    file = run / "environment.json"
+    if not file.is_file():
+        raise ValueError(f"{run} has no environment.json, which says what its images were")
+    begun = json.loads(file.read_text(encoding="utf-8")).get("data")
+    try:
+        data = load_data(run)
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"{run}/resolved.yaml is of another planter: {error}") from error
+    if (now := data.fingerprint()) != begun:
+        raise ValueError(
+            f"the images or labels are not those of {run}: fingerprint {now}, expected {begun}"
+        )
+    return data
 
 
 def read_points(run: Path) -> list[Point]:
@@ -159,19 +228,27 @@ def serve_dashboard(run: Path, host: str, port: int, ready: Callable[[str], None
             ) from None
         view = DashboardView(storage, run, study.name)
         app = optuna_dashboard.wsgi(view, artifact_store=view)
-        if host == "127.0.0.1":
-            app = _for_this_machine(app)
+        if host == "localhost" or _is_loopback(host):
+            app = _for_this_machine(app, {host, "127.0.0.1", "localhost"})
         with make_server(host, port, app, handler_class=_Quiet) as server:
             ready(f"http://{host}:{server.server_port}/dashboard/studies/{number}")
             server.serve_forever()
 
 
-def _for_this_machine(app: WSGIApplication) -> WSGIApplication:
-    """The application, closed to pages of others whose name was made to lead to this machine: the
-    browser sends that name, and optuna-dashboard lets whoever reaches it change a study."""
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:  # a name
+        return False
+
+
+def _for_this_machine(app: WSGIApplication, names: Set[str]) -> WSGIApplication:
+    """The application under these names of the machine, closed to pages of others whose name was
+    made to lead to it: the browser sends that name, and optuna-dashboard lets whoever reaches it
+    change a study."""
 
     def answer(environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
-        if environ.get("HTTP_HOST", "").partition(":")[0] in ("127.0.0.1", "localhost"):
+        if environ.get("HTTP_HOST", "").partition(":")[0] in names:
             return app(environ, start)
         start("403 Forbidden", [("Content-Type", "text/plain")])
         return [b"planter dashboard answers at 127.0.0.1 and localhost\n"]

@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 
 from planter.course import course
 from planter.describe import with_networks
-from planter.driver.read import opened, points_in, read_growth, run_study, standing
+from planter.driver.read import opened, points_in, read_growth, run_study, standing, stopped_in
 from planter.front import Point, read_front, write_text
 from planter.report import Facts, Importances, Report, page
 from planter.study import Study
@@ -36,10 +36,10 @@ def write_report(run: Path, control: Path | None = None, *, ended: bool = False)
     """
     study = run_study(run)
     front = read_front(run)
-    reference, limits = front["reference_point"], study.objectives.bounds.limits()
+    reference = front["reference_point"]
     with opened(run, study) as storage:
         points = points_in(storage, study.name)
-        facts = _facts(front, points, reference, limits, _failed(storage, study))
+        facts = _facts(front, points, reference, study, storage)
         importances = _importances(storage, study)
         why = None if ended else standing(storage, study.name)
     file = run / "report.html"
@@ -67,9 +67,7 @@ def _control(run: Path, given: Path | None, reference: Sequence[float]) -> Facts
         study = run_study(folder)
         with opened(folder, study) as storage:
             points = points_in(storage, study.name)
-            failed = _failed(storage, study)
-        limits = study.objectives.bounds.limits()
-        return _facts(read_front(folder), points, reference, limits, failed)
+            return _facts(read_front(folder), points, reference, study, storage)
     except ValueError as error:
         if given is not None:
             raise
@@ -81,14 +79,16 @@ def _facts(
     front: Mapping[str, Any],
     points: Sequence[Point],
     reference: Sequence[float],
-    limits: Mapping[str, float],
-    failed: int,
+    study: Study,
+    storage: BaseStorage,
 ) -> Facts:
     seconds: dict[str, float] = {}
     for point in {point.trial: point for point in points}.values():
         seconds[point.method] = seconds.get(point.method, 0.0) + point.seconds
-    steps = course(points, reference, limits)
-    return Facts(with_networks(front, points), steps, seconds, failed)
+    stopped = stopped_in(storage, study.name)
+    steps = course(points, reference, study.objectives.bounds.limits(), stopped)
+    failed = _failed(storage, study)
+    return Facts(with_networks(front, points), steps, seconds, stopped, failed)
 
 
 def _failed(storage: BaseStorage, study: Study) -> int:

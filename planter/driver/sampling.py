@@ -12,9 +12,17 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from planter.data import Data
 from planter.driver.bounds import LATENCY, Latencies
-from planter.driver.jobs import Job, Outcome, SearchStoppedError, beyond, points_of, seed_of
+from planter.driver.jobs import (
+    Job,
+    Outcome,
+    SearchStoppedError,
+    beyond,
+    points_of,
+    seed_of,
+    trial_id,
+)
 from planter.driver.networks import candidate_architecture, recipes_of
-from planter.driver.stopping import Stopping, partial_results
+from planter.driver.stopping import Stopping, partial_cost, partial_results
 from planter.driver.storage import (
     METRICS,
     Direction,
@@ -76,6 +84,7 @@ class Sampling:
         self._space_failures = 0
         self.notices: list[str] = []
         self._stopped: list[str] = []
+        self._left: dict[str, tuple[int, float]] = {}
         self._interrupted: list[FrozenTrial] = []
         stopping = study.sample.early_stopping
         self._stopping = None if stopping is None else Stopping(stopping, self._study, self._best)
@@ -145,15 +154,17 @@ class Sampling:
     def unfinished(self) -> dict[str, tuple[int, float]]:
         """Multiply-adds and seconds of the trainings that were stopped early, wait or go on: what
         they took up to their last comparison."""
-        costs = {} if self._stopping is None else self._stopping.costs()
+        costs = self._left if self._stopping is None else self._stopping.costs()
         done = {point.trial for point in self._book.points}
         return {trial: cost for trial, cost in costs.items() if trial not in done}
 
     def _read_rungs(self, row: FrozenTrial) -> bool:
         """Takes the partial results of a row over; whether it waits to be compared."""
+        name = trial_id(row.number)
         if self._stopping is None:
+            if (cost := partial_cost(row)) is not None:  # of a study that stopped trials before
+                self._left[name] = cost
             return False
-        name = _id(row.number)
         reached = [self._figures(name, partial) for partial in partial_results(row)]
         return self._stopping.read(name, row, reached)
 
@@ -207,7 +218,7 @@ class Sampling:
         # first trials again.
         assert self._settings.sample is not None
         self._study.sampler = make_sampler(
-            self._settings.sample.sampler, seed_of(self._settings.seed, _id(number))
+            self._settings.sample.sampler, seed_of(self._settings.seed, trial_id(number))
         )
         if row is not None:
             return Trial(self._study, row._trial_id)
@@ -227,7 +238,7 @@ class Sampling:
         except Exception as error:  # a space is the user's code: what it raises fails its trial
             place = traceback.extract_tb(error.__traceback__)[-1]
             reason = f"{type(error).__name__}: {error} ({place.filename}, line {place.lineno})"
-            self.notices.append(f"{_id(trial.number)} failed: {reason}")
+            self.notices.append(f"{trial_id(trial.number)} failed: {reason}")
             self._space_failures += 1
             self._fail(trial.number, trial._trial_id, reason)
             return None
@@ -241,7 +252,8 @@ class Sampling:
             trial.set_user_attr("refused", beyond)
             self._close(trial.number, state=TrialState.PRUNED)
             misses = ", ".join(f"{name} by {value:.0%}" for name, value in beyond.items())
-            self.notices.append(f"{_id(trial.number)} refused before training: beyond {misses}")
+            name = trial_id(trial.number)
+            self.notices.append(f"{name} refused before training: beyond {misses}")
             return None
         row = self._study._storage.get_trial(trial._trial_id)
         chosen: dict[str, Any] = {
@@ -250,14 +262,14 @@ class Sampling:
         }
         if self._stopping is not None:
             epochs = recipes_of(candidate, self._settings).network.epochs
-            chosen["rungs"] = self._stopping.ahead(_id(trial.number), epochs)
-        job = Job(_id(trial.number), "sample", {"trial": row.params, **chosen})
+            chosen["rungs"] = self._stopping.ahead(trial_id(trial.number), epochs)
+        job = Job(trial_id(trial.number), "sample", {"trial": row.params, **chosen})
         self._handed[job.id] = row
         return job
 
     def _tell(self, row: FrozenTrial, outcome: Outcome) -> None:
-        points = points_of(_id(row.number), "sample", outcome)
-        before = [p for p in self._book.front if p.trial != _id(row.number)]
+        points = points_of(trial_id(row.number), "sample", outcome)
+        before = [p for p in self._book.front if p.trial != trial_id(row.number)]
         if self._family:
             self._close(row.number, covered(points, self._reference, self._limits))
             return
@@ -273,7 +285,7 @@ class Sampling:
         self._close(row.number, [best.accuracy, best.macs])
 
     def _publish(self, row: FrozenTrial, outcome: Outcome) -> None:
-        points = points_of(_id(row.number), "sample", outcome)
+        points = points_of(trial_id(row.number), "sample", outcome)
         self._book.add(points, row.params, row.distributions)
 
     def _fail(self, number: int, trial_id: int, reason: str) -> None:
@@ -289,10 +301,6 @@ class Sampling:
     ) -> None:
         self._study.tell(number, values, state=state)
         self._open.discard(number)
-
-
-def _id(number: int) -> str:
-    return f"s{number:04d}"
 
 
 def draw(space: Space, count: int, seed: int) -> list[Candidate | Exception]:

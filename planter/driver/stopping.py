@@ -78,14 +78,21 @@ class Stopping:
 
     def costs(self) -> dict[str, tuple[int, float]]:
         """Multiply-adds and seconds up to the last rung of every trial that has reached one."""
-        return {
-            trial: (int(partial[-1]["train_macs"]), self.seconds(trial))
-            for trial, partial in self._partial.items()
-            if partial
-        }
+        return {trial: _cost(partial) for trial, partial in self._partial.items() if partial}
 
     def _write(self, trial: str, key: str, value: Any) -> None:
         self._study._storage.set_trial_user_attr(self._rows[trial]._trial_id, key, value)
+
+
+def partial_cost(row: FrozenTrial) -> tuple[int, float] | None:
+    """Multiply-adds and seconds up to the last rung that a row's trial has reached, if any."""
+    partial = partial_results(row)
+    return _cost(partial) if partial else None
+
+
+def _cost(partial: Sequence[Outcome]) -> tuple[int, float]:
+    seconds = float(sum(one["seconds"] for one in partial))
+    return int(partial[-1]["train_macs"]), seconds
 
 
 def partial_results(row: FrozenTrial) -> list[Outcome]:

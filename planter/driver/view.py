@@ -164,7 +164,10 @@ class DashboardView(BaseStorage):
             return self._seen[1]
 
     def _drawn(self) -> dict[str, Any]:
-        front = read_front(self._run)
+        try:
+            front = read_front(self._run)
+        except ValueError as error:  # damaged, or older: Optuna's own pages stand all the same
+            return {_NOTE: 1, "dashboard:note_str:0": f"{error}\n"}
         picture = study_picture(front).encode()
         artifacts = self._artifacts("study", {"front.svg": lambda: picture})
         number = next(iter(artifacts)).removeprefix("artifacts:")

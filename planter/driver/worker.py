@@ -58,7 +58,8 @@ _CHECKPOINT = "checkpoint.pt"
 
 @dataclass
 class Worker:
-    """Everything a training needs beside its job: the study, its run folder and its images."""
+    """Everything a training needs beside its job: the study, its run folder and its images. The
+    network of `teacher_trial` is the one that others learn from."""
 
     study: Study
     run: Path
@@ -66,6 +67,7 @@ class Worker:
     fingerprint: str
     teachers: Path
     device: str = "cpu"
+    teacher_trial: str = "teacher"
 
     _plant = plant_round
     _grow = grow
@@ -328,7 +330,7 @@ class Worker:
 
     @cached_property
     def _teacher_network(self) -> nn.Module:
-        return self.saved("teacher").requires_grad_(False)
+        return self.saved(self.teacher_trial).requires_grad_(False)
 
     def saved(self, trial: str) -> nn.Module:
         """A network of this run that others learn from. Raises SearchStoppedError where its folder
@@ -343,7 +345,7 @@ class Worker:
 
     @cached_property
     def teacher_macs(self) -> int:
-        spec = checkpoint.read_spec(self.run / "models" / "teacher" / "base")
+        spec = checkpoint.read_spec(self.run / "models" / self.teacher_trial / "base")
         return int(spec["macs"])
 
     @cached_property

@@ -7,10 +7,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from glob import escape
 from importlib import metadata as packages
 from pathlib import Path
 from typing import Any
@@ -176,9 +178,14 @@ def _write(
     except OSError:
         raise
     except Exception as error:  # a network may be the user's code; exporters raise many kinds
-        first = str(error).strip().splitlines() or [""]
+        reason: BaseException = error
+        while (before := reason.__cause__ or reason.__context__) is not None:
+            reason = before
+            if isinstance(reason, KeyboardInterrupt):  # torch's exporter takes it for a failure
+                raise KeyboardInterrupt from error
+        first = str(reason).strip().splitlines() or [""]
         raise ExportError(
-            f"this network cannot be written as {kind}: {type(error).__name__}: {first[0]}"
+            f"this network cannot be written as {kind}: {type(reason).__name__}: {first[0]}"
         ) from error
 
 
@@ -249,6 +256,7 @@ def _beside(file: Path) -> Iterator[Path]:
     folder = file.parent / f".{file.name}.{uuid.uuid4().hex[:8]}.new"
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
+        _remove_left(file)
         folder.mkdir()
     except OSError as error:
         raise ValueError(f"cannot write in {file.parent}: {error.strerror or error}") from error
@@ -256,6 +264,14 @@ def _beside(file: Path) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_left(file: Path) -> None:
+    """Removes what an export that was killed has left beside the file; what is younger than an hour
+    may be another one at work."""
+    for left in file.parent.glob(f".{escape(file.name)}.????????.new"):
+        if left.is_dir() and time.time() - left.stat().st_mtime > 3600:
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _move(folder: Path, file: Path) -> tuple[Path, ...]:

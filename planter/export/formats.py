@@ -68,7 +68,7 @@ def write_safetensors(
 
     with quiet():
         source, state = plain_code(network, example)
-    file.with_suffix(".py").write_text(_module(source, file, metadata))
+    file.with_suffix(".py").write_text(_module(source, file, metadata), encoding="utf-8")
     save_file({name: t.contiguous().clone() for name, t in state.items()}, file, dict(metadata))
     file.chmod(file.with_suffix(".py").stat().st_mode)  # safetensors writes 0600
 
@@ -93,13 +93,12 @@ def _module(source: str, file: Path, metadata: Mapping[str, str]) -> str:
         if trainable
         else "It is the list of operations of its eval mode and is not meant for training."
     )
-    title = f"{metadata['id']} in plain PyTorch, written by planter {metadata['planter']}"
-    name = file.name.replace("\\", "/").replace('"', "'")  # it stands in a docstring
-    return f'''"""{title}.
+    text = f"""{metadata["id"]} in plain PyTorch, written by planter {metadata["planter"]}.
 
-Weights: {name} beside this file. It takes {metadata["input"]},
+Weights: {file.name} beside this file. It takes {metadata["input"]},
 and gives logits [batch, {len(told["classes"])}]. {use}
 """
+    return f'''"""{_within_quotes(text)}"""
 
 from pathlib import Path
 
@@ -118,6 +117,11 @@ def load(file=Path(__file__).with_suffix(".safetensors")):
     network.load_state_dict(load_file(file))
     return network.eval()
 '''
+
+
+def _within_quotes(text: str) -> str:
+    """Text that stands in a docstring and nowhere else, whatever a name in it holds."""
+    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\0", "")
 
 
 @contextmanager

@@ -12,44 +12,30 @@ import torch
 
 from planter import checkpoint
 from planter.choose import Front, Row
-from planter.data import Data, Split, load_data
+from planter.data import Data, Split
+from planter.driver.read import images_of, run_standing
 from planter.export import Exported, ExportError, export_network
 from planter.front import read_front
 from planter.train import evaluate
 
-_NEEDED = {"id", "trial", "pipeline", "method", "accuracy", "macs", "params", "on_front", "model"}
 _TOLD = ("id", "trial", "pipeline", "method", "macs", "params", "accuracy", "test_accuracy")
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run to export from: its folder, what pareto.json says, its images."""
+    """A run to export from: its folder, what pareto.json says, its images, and why the search is
+    not finished, if it is not."""
 
     folder: Path
     front: Front
     data: Data
-
-    @property
-    def ended(self) -> bool:
-        """False while the search goes on, and where it stopped before its end."""
-        # The test data are read at the end.
-        unread = (p["on_front"] and p.get("test_accuracy") is None for p in self.front["points"])
-        return self.data.test is None or not any(unread)
+    standing: str | None
 
 
 def open_run(run: Path) -> Run:
     """Raises ValueError for a run that an older planter wrote, and where its images are other than
     those it was searched with."""
-    front = read_front(run)
-    lacking = {"study", "points"} - set(front)
-    for row in front.get("points", []):
-        lacking |= _NEEDED - set(row)
-    if lacking:
-        raise ValueError(
-            f"{run}/pareto.json is of an older planter: it lacks {', '.join(sorted(lacking))}; "
-            "search with the same study again, which writes it anew"
-        )
-    return Run(run, front, _data(run))
+    return Run(run, read_front(run), images_of(run), run_standing(run))
 
 
 def find_row(front: Front, wanted: str) -> Row:
@@ -113,24 +99,8 @@ def _model(run: Path, row: Row) -> Path:
     return run / str(row["model"])
 
 
-def _data(run: Path) -> Data:
-    """The run's images. Raises ValueError where they are not those it was searched with."""
-    try:
-        data = load_data(run)
-    except (TypeError, KeyError) as error:
-        raise ValueError(f"{run}/resolved.yaml is of another planter: {error}") from error
-    begun = _environment(run).get("data")
-    if begun is not None and begun != data.fingerprint():
-        raise ValueError(
-            f"the images of {run} are not those it was searched with (fingerprint "
-            f"{data.fingerprint()}, then {begun}), so that its accuracy cannot be checked"
-        )
-    return data
-
-
 def _environment(run: Path) -> dict[str, Any]:
-    file = run / "environment.json"
-    found: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    found: dict[str, Any] = json.loads((run / "environment.json").read_text(encoding="utf-8"))
     return found
 
 

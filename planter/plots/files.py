@@ -17,6 +17,7 @@ h1 {{ font: 600 17px/1.4 system-ui, sans-serif; margin: 12px 16px 0; overflow-wr
 main {{ height: calc(100vh - 80px); min-height: 480px }}</style>
 </head><body><h1>{title}</h1><main>{figure}</main></body></html>
 """
+_KINDS = ("png", "svg", "pdf")
 _WIDTH_PX, _HEIGHT_PX = 1000, 620
 
 
@@ -46,7 +47,12 @@ def figure_part(figure: go.Figure, height: str = "100%") -> str:
 
 def write_image(figure: go.Figure, file: Path, kind: str | None = None) -> None:
     """A picture of `kind` png, svg or pdf, by default told by the file's ending. Raises ValueError
-    where the machine cannot draw one."""
+    for another one, and where the machine cannot draw."""
+    kind = kind or file.suffix.removeprefix(".").lower()
+    if kind not in _KINDS:
+        raise ValueError(f"{file.name}: a picture's ending is one of .{', .'.join(_KINDS)}")
+    if file.is_dir():
+        raise ValueError(f"{file} is a folder; name a file")
     light = go.Figure(figure).update_layout(paper_bgcolor="white", plot_bgcolor="white")
     height = light.layout.height or _HEIGHT_PX
     try:

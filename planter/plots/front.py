@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -14,6 +13,7 @@ from plotly.subplots import make_subplots
 
 from planter.axes import AXES, corners
 from planter.plots.style import AXIS, DASHES, LAYOUT, LOOKS, RUNS
+from planter.ticks import log_ticks
 
 # A symbol of a run's own beside the colour of the kind.
 _VARIANTS = ("", "-open", "-dot", "-open-dot")
@@ -100,7 +100,9 @@ def _draw(figure: go.Figure, info: FrontInfo, number: int) -> None:
             mode = "lines" if len(info.steps) == 1 else "lines+markers"
             marker = {"symbol": f"circle{_VARIANTS[index % len(_VARIANTS)]}", "size": 9}
             figure.add_scatter(x=[None], y=[None], mode=mode, marker=marker, **shown)
-        shown["line"] = {**line, "shape": "hv"}  # from a corner right, then on to the next one
+        # From a corner on to where the next one is reached; where more is better across, what lies
+        # between two corners costs as much as the one to the right.
+        shown["line"] = {**line, "shape": "vh" if AXES[across].maximise else "hv"}
         figure.add_scatter(
             x=[x for x, _ in panels[number]],
             y=[y for _, y in panels[number]],
@@ -182,17 +184,3 @@ def _logarithmic(values: Sequence[float], tickformat: str) -> dict[str, Any]:
     such an axis with bare digits otherwise, and one of less than a decade hardly at all."""
     scale: dict[str, Any] = {"type": "log", "tickformat": tickformat}
     return {**scale, "tickvals": log_ticks(min(values), max(values))} if values else scale
-
-
-def log_ticks(low: float, high: float) -> list[float]:
-    """Ticks from below `low` to above `high`, both positive: 1, 2 and 5 times the powers of ten;
-    over many decades the powers alone, and where hardly any of those lie between, even steps."""
-    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    digits = (1, 2, 5) if last - first <= 3 else (1,)
-    ticks = [digit * 10.0**power for power in range(first, last + 1) for digit in digits]
-    if high == low or sum(low <= tick <= high for tick in ticks) >= 3:
-        return ticks
-    power = math.floor(math.log10((high - low) / 8))
-    step = next(s for s in (1, 2, 5, 10) if s * 10.0**power >= (high - low) / 8)
-    near = range(math.floor(low / 10.0**power / step), math.ceil(high / 10.0**power / step) + 1)
-    return [round(number * step * 10.0**power, -power) for number in near if number]
