@@ -45,6 +45,8 @@ from typing import Any
 import torch
 from measuring import claim, print_claims, surroundings
 
+from planter.memory import keep_memory
+
 EMPTY, LONG, CYCLES, BUSY, SECONDS, WORKERS = 12, 2000, 20, 20, 5.0, 2
 PARTS = ("planter", "tune", "reused", "long", "efficiency")
 
@@ -223,13 +225,13 @@ def fill(run: Path, count: int) -> None:
 
 
 def efficiency(folder: Path) -> dict[str, Any]:
-    torch.set_num_threads(1)
+    as_a_worker()
     timed(20)
-    steps = round(SECONDS / min(timed(100) for _ in range(3)) * 100)
+    steps = round(SECONDS / min(timed(500) for _ in range(3)) * 500)
     alone = min(timed(steps) for _ in range(2))
     clock = searched(BUSY, WORKERS, folder / "run", steps)
     assert clock.up is not None
-    with multiprocessing.get_context("spawn").Pool(WORKERS, initializer=one_thread) as pool:
+    with multiprocessing.get_context("spawn").Pool(WORKERS, initializer=as_a_worker) as pool:
         pool.map(timed, [20] * WORKERS, chunksize=1)
         beside = [s for _ in range(2) for s in pool.map(timed, [steps] * WORKERS, chunksize=1)]
     alone = min(alone, timed(steps))
@@ -242,8 +244,10 @@ def efficiency(folder: Path) -> dict[str, Any]:
     }
 
 
-def one_thread() -> None:
+def as_a_worker() -> None:
+    """One thread, and memory kept as a worker keeps it: what is compared is the same work."""
     torch.set_num_threads(1)
+    keep_memory()
 
 
 def timed(steps: int) -> float:

@@ -97,6 +97,7 @@ def train_on_ray(
                 folder,
                 partial(seconds_for, resources),
                 room,
+                own=address is None,
             )
     finally:
         shutil.rmtree(folder, ignore_errors=True)

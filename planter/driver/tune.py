@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import ray
 import torch
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler
@@ -181,20 +182,26 @@ class ParetoHalving(FIFOScheduler):
 
     Ray Tune keeps one idle actor at most and, given the choice, throws away an actor that is still
     starting as soon as another is free; jobs shorter than a start would then never get their
-    second worker (measured).
+    second worker (measured). And it gives its actors an environment of their own, for which Ray
+    starts other processes than those it has begun to start for `own`, a Ray of this search: twice
+    as many, each of which imports torch (measured).
     """
 
-    def __init__(self, workers: int, searcher: JobSearcher) -> None:
+    def __init__(self, workers: int, searcher: JobSearcher, *, own: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._searcher = searcher
         self._workers = workers
+        self._own = own
         self._raised = False
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         if not self._raised:
             self._raised = True
-            cache = tune_controller._tune_controller._actor_cache
-            cache.increase_max(trial.placement_group_factory, self._workers)
+            controller = tune_controller._tune_controller
+            controller._actor_cache.increase_max(trial.placement_group_factory, self._workers)
+            if self._own:  # whose processes have this one's environment
+                trainable = trial.get_trainable_cls()
+                controller._class_cache._cache[trainable] = ray.remote(trainable)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         on = self._searcher.goes_on(trial.trial_id, result)
@@ -215,17 +222,19 @@ def run_tune(
     folder: Path,
     limit: Callable[[Job], float | None],
     room: Callable[[], float],
+    *,
+    own: bool,
 ) -> None:
     """Runs jobs on `workers` actors until `complete()`; raises what our own side raised. `limit`
     says how many seconds a job may take, None without a limit; `room` how many actors there is room
-    for now."""
+    for now; `own` whether Ray was started for this search, by this process."""
     searcher = JobSearcher(propose, compare, finish, complete, workers, limit, room)
     trainable = tune.with_parameters(TrainingActor, parcel=parcel)
     tune.run(
         tune.with_resources(trainable, dict(resources)),
         name="jobs",
         search_alg=searcher,
-        scheduler=ParetoHalving(workers, searcher),
+        scheduler=ParetoHalving(workers, searcher, own=own),
         num_samples=-1,
         reuse_actors=True,
         verbose=0,
