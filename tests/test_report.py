@@ -2,8 +2,12 @@
 
 import importlib.metadata
 import json
+import os
 import random
 import shutil
+import socket
+import subprocess
+import sys
 from html.parser import HTMLParser
 
 import pytest
@@ -196,6 +200,25 @@ def test_passwords_of_a_storage_are_not_shown():
         assert without_password(f"storage: {url}\n") == f"storage: {starred}\n"
     plain = "storage: sqlite:////tmp/x.db\n# see http://host/a:b\n"
     assert without_password(plain) == plain
+
+
+def test_a_search_that_was_killed_is_told_from_one_at_work(run):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    study, here = run_study(run), socket.gethostname()
+    storage = open_storage(f"sqlite:///{run / 'study.db'}")
+    book = PointBook(storage, study.name)
+    try:
+        for pid, host, told in (
+            (os.getpid(), here, "at work on it, or was killed"),
+            (ended.pid, here, "its search was killed"),
+            (ended.pid, "elsewhere", "at work on it, or was killed"),
+        ):
+            book._study.set_user_attr("driver", {"pid": pid, "host": host, "token": "x"})
+            assert told in standing(storage, study.name)
+    finally:
+        book._study.set_user_attr("driver", None)
+        storage.close()
 
 
 def test_an_unfinished_run_is_told_from_a_finished_one(run):

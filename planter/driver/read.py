@@ -6,9 +6,10 @@ import csv
 import json
 import os
 import shutil
+import socket
 import sqlite3
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from datetime import datetime, timedelta
 from ipaddress import ip_address
@@ -169,16 +170,30 @@ def standing(storage: BaseStorage, name: str) -> str | None:
         open_rows += sum(row.state == TrialState.RUNNING for row in rows)
         held = held or storage.get_study_user_attrs(number).get("driver")
     if held is not None:
-        return (
-            f"Not finished: a search is at work on it, or was killed (process {held['pid']} on "
-            f"{held['host']}; {open_rows} trials open). What follows is what there is so far."
-        )
+        who = f"(process {held['pid']} on {held['host']}; {open_rows} trials open)"
+        how = f"a search is at work on it, or was killed {who}"
+        if _is_gone(held):
+            how = f"its search was killed {who}; the same search command goes on"
+        return f"Not finished: {how}. What follows is what there is so far."
     if open_rows:
         return (
             f"Not finished: interrupted with {open_rows} trials open; the same search command goes "
             "on. What follows is what there is so far."
         )
     return None
+
+
+def _is_gone(held: Mapping[str, Any]) -> bool:
+    """Whether a driver of this machine no longer lives; of another one nobody can tell."""
+    if held["host"] != socket.gethostname():
+        return False
+    try:
+        os.kill(int(held["pid"]), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass  # somebody else's, and alive
+    return False
 
 
 def run_standing(run: Path) -> str | None:
