@@ -64,6 +64,13 @@ def test_a_search_listens_on_the_loopback_and_in_a_folder_of_its_own_only(search
             assert top.stat().st_uid == os.getuid()
 
 
+def test_a_search_has_a_process_a_worker_and_no_idle_one(searching):
+    """Ray names its processes; agents of its own bear other names."""
+    names = [name_of(pid) for pid in searching]
+    assert sum(name.startswith(("ray::Resource", "ray::Training")) for name in names) == 2, names
+    assert not any(name.startswith("ray::IDLE") for name in names), names
+
+
 def test_the_list_of_sockets_shows_one_that_is_open_to_all():
     with socket.socket() as wide, socket.socket(type=socket.SOCK_DGRAM) as datagrams:
         wide.bind(("0.0.0.0", 0))
