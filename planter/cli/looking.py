@@ -86,12 +86,14 @@ def pareto(
 def _looked_up(run: str, folder: Path) -> list[Point]:
     """The points of a run's database, and a word where it is not finished. A front can be shown
     without the database, though not what its networks are."""
-    from planter.driver.read import read_points, run_standing
+    from planter.driver.read import opened, points_in, run_study, standing
 
     try:
-        if (why := run_standing(folder)) is not None:
-            err.print(f"{run}: {why}", soft_wrap=True, markup=False)
-        return read_points(folder)
+        study = run_study(folder)
+        with opened(folder, study) as storage:
+            if (why := standing(storage, study.name)) is not None:
+                err.print(f"{run}: {why}", soft_wrap=True, markup=False)
+            return points_in(storage, study.name)
     except ValueError as error:
         told = f"{run}: shown without its networks: {error}"
         err.print(told, soft_wrap=True, markup=False)
