@@ -9,8 +9,8 @@ from planter.front import Point, covered
 
 
 class Stopped(NamedTuple):
-    """A training without a point, stopped early or on its way: what it took so far, and after how
-    many others it took it."""
+    """A training without a point, stopped early, failed or on its way: what it took up to its last
+    comparison with others, and after how many others it took it."""
 
     trial: str
     train_macs: int
@@ -36,13 +36,13 @@ def course(
 ) -> list[Step]:
     """A step for each training, in the order of `points`, which is that of the database, and for
     each of the `stopped` ones between them. Teacher and baselines cost but add no hypervolume, and
-    so does what was stopped; trainings that failed left no cost behind."""
+    so do the stopped ones; a training that failed before a comparison left no cost behind."""
     by_trial: dict[str, list[Point]] = {}
     for point in points:
         by_trial.setdefault(point.trial, []).append(point)
     trainings = [(trial, own[0].train_macs, own) for trial, own in by_trial.items()]
-    for one in sorted(stopped, key=lambda one: one.after, reverse=True):
-        trainings.insert(one.after, (one.trial, one.train_macs, []))
+    for before, one in enumerate(sorted(stopped, key=lambda one: one.after)):
+        trainings.insert(one.after + before, (one.trial, one.train_macs, []))
     steps: list[Step] = []
     so_far: list[Point] = []
     macs = 0

@@ -70,11 +70,10 @@ def difference(this: Point, other: Point) -> str:
         ways = (one["pipelines"].get(this.pipeline, {}) for one in (mine, its))
         parts += [f"{this.pipeline}: {change}" for change in _changes(*ways)]
     if this.trial == other.trial:
-        parts.append("of the same training")
-    elif not parts:
-        forms = ({"kernels": form_text(point.kernels)} for point in (this, other))
-        parts = ["the same network, trained otherwise", *_changes(*forms)]
-    return ", ".join(parts)
+        return ", ".join([*parts, "of the same training"])
+    forms = ({"kernels in training": form_text(point.kernels)} for point in (this, other))
+    parts = parts or ["the same network, trained otherwise"]
+    return ", ".join([*parts, *_changes(*forms)])
 
 
 def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:

@@ -69,9 +69,11 @@ class FinalFile:
         self._failed: list[dict[str, Any]] = []
 
     def _begun(self, kind: str, rows: Iterable[Row]) -> bool:
-        """Whether a training of that kind has ended, or has a checkpoint to go on from."""
-        open_ones = (self._run / FINAL / "trials").glob(f"*/*/{kind}-*/checkpoint.pt")
-        return any(row.kind == kind for row in rows) or any(open_ones)
+        """Whether a training of that kind has ended, booked or not, or has a checkpoint to go on
+        from."""
+        final = self._run / FINAL
+        left = (f"models/*/*/{kind}-*", f"trials/*/*/{kind}-*/checkpoint.pt")
+        return any(row.kind == kind for row in rows) or any(any(final.glob(one)) for one in left)
 
     @property
     def rows(self) -> list[Row]:

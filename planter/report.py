@@ -89,7 +89,9 @@ def without_password(text: str) -> str:
     """A study file's text with the passwords of storage URLs starred out."""
     # To the last @ of the line, as a password may hold one, or blanks.
     text = re.sub(r"(://[^\s:/@'\"]*):[^\n]+@", r"\1:***@", text)
-    return re.sub(r"([?&;](?:password|passwd|pwd)=)[^&\s'\"]*", r"\1***", text, flags=re.IGNORECASE)
+    # As a parameter, to the next one or the end of the line, but for a quote that closes there.
+    named = r"([?&;]\w*(?:password|passwd|pwd)=)[^&\n]*?(?=&|['\"]?[ \t]*(?:\n|$))"
+    return re.sub(named, r"\1***", text, flags=re.IGNORECASE)
 
 
 def _section(anchor: str, title: str, *parts: str) -> str:
@@ -194,7 +196,7 @@ def _course(report: Report) -> str:
         f"{macs:,.0f} macs). Trainings in the order in which they were written, teacher and "
         "baselines among them, and those that were stopped early when they had taken what they "
         "took; a round of planting is written when it is decided. Trainings that failed "
-        f"({report.run.failed}) are in neither count.</p>",
+        f"({report.run.failed}) count only with what they took up to a comparison.</p>",
     )
 
 
@@ -306,7 +308,8 @@ def _cost(run: Facts) -> str:
     if run.stopped:
         took = sum(one.train_macs for one in run.stopped)
         lasted = duration(sum(one.seconds for one in run.stopped))
-        rows.append(["sample, stopped early", f"{len(run.stopped):,}", "0", f"{took:.3g}", lasted])
+        named = "sample, stopped early or under way"
+        rows.append([named, f"{len(run.stopped):,}", "0", f"{took:.3g}", lasted])
     cost = run.front["cost"]
     total = [f"{cost['trials']:,}", f"{len(run.front['points']):,}", f"{cost['train_macs']:.3g}"]
     rows.append(["all", *total, duration(cost["seconds"])])
@@ -315,7 +318,10 @@ def _cost(run: Facts) -> str:
         "cost",
         "What the search cost",
         _table(columns, rows),
-        f"<p>{run.failed} trainings failed and are not counted.</p>" if run.failed else "",
+        f"<p>{run.failed} trainings failed; they count only with what they took up to a comparison "
+        "with others.</p>"
+        if run.failed
+        else "",
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from planter.choose import neighbours
@@ -98,7 +99,7 @@ def print_front(out: Console, front: Mapping[str, Any], every: bool = False) -> 
     else:
         accuracy, macs = front["reference_point"]
         told += f"; hypervolume {front['hypervolume']:.4f} from ({accuracy:.3g}, {macs:,.0f} macs)"
-    out.print(told, soft_wrap=True)
+    out.print(told, soft_wrap=True, markup=False)
     if not any(point["on_front"] for point in front["points"]):
         out.print(
             "The front is empty: no searched network has finished, or none keeps to the study's "
@@ -107,9 +108,8 @@ def print_front(out: Console, front: Mapping[str, Any], every: bool = False) -> 
         )
     if (family := front.get("family")) is not None:
         members = ", ".join(family["points"])
-        out.print(
-            f"best family: {members}; hypervolume {family['hypervolume']:.4f}", soft_wrap=True
-        )
+        told = f"best family: {members}; hypervolume {family['hypervolume']:.4f}"
+        out.print(told, soft_wrap=True, markup=False)
 
 
 def print_points(out: Console, points: Sequence[Mapping[str, Any]]) -> None:
@@ -122,8 +122,8 @@ def print_points(out: Console, points: Sequence[Mapping[str, Any]]) -> None:
         test = point["test_accuracy"]
         table.add_row(
             "*" if point["on_front"] else "",
-            point["id"],
-            point["method"],
+            escape(point["id"]),
+            escape(point["method"]),
             f"{100 * point['accuracy']:.2f} %",
             "" if test is None else f"{100 * test:.2f} %",
             f"{point['macs']:,}",
@@ -141,20 +141,21 @@ def print_choice(
     print_points(out, [row])
     this = known.get(row["id"])
     for line in network_lines(this) if this else []:
-        out.print(f"   {line}", soft_wrap=True)
+        out.print(f"   {line}", soft_wrap=True, markup=False)
     for where, other in zip(("smaller", "larger"), neighbours(front, row), strict=True):
         if other is None:
             out.print(f"\nnext {where} on the front: none")
             continue
         out.print(
-            f"\nnext {where} on the front: [bold]{other['id']}[/bold], "
+            f"\nnext {where} on the front: [bold]{escape(other['id'])}[/bold], "
             f"{100 * (other['accuracy'] - row['accuracy']):+.2f} points of accuracy, "
             f"{_more(other['macs'], row['macs'])} macs, "
             f"{_more(other['params'], row['params'])} parameters",
             soft_wrap=True,
         )
         if this and other["id"] in known:
-            out.print(f"   {difference(this, known[other['id']])}", soft_wrap=True)
+            told = difference(this, known[other["id"]])
+            out.print(f"   {told}", soft_wrap=True, markup=False)
 
 
 def _more(other: int, this: int) -> str:

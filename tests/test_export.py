@@ -346,6 +346,22 @@ def test_why_a_network_cannot_be_written_is_told(tmp_path, kind):
     assert re.search("data.dependent", str(told.value), re.IGNORECASE), told.value
 
 
+class _Particular(nn.Module):
+    def forward(self, images):
+        try:
+            return self.absent(images)
+        except AttributeError:
+            raise TypeError("this layer takes no such image") from None
+
+
+@pytest.mark.parametrize("kind", ["pt2", "safetensors"])
+def test_what_a_network_says_itself_is_told(tmp_path, monkeypatch, kind):
+    network, data = _made(small("toy"))
+    monkeypatch.setattr(export, "deployable", lambda *_, **__: (_Particular(), 0))
+    with pytest.raises(ExportError, match="TypeError: this layer takes no such image"):
+        export_network(network, tmp_path / f"net.{kind}", data)
+
+
 def test_an_interruption_within_an_exporter_is_one(tmp_path, monkeypatch):
     network, data = _made(small("toy"))
 

@@ -163,6 +163,21 @@ def test_a_run_that_goes_on_is_exported_with_a_note(call, copied, place, tmp_pat
     assert "ot finished" not in err
 
 
+def test_a_run_without_its_database_is_exported_with_a_note(call, copied, place, tmp_path):
+    (place / "runs" / "other" / "study.db").unlink()
+    code, _, err = call("export", "other/teacher", "-o", str(tmp_path / "x.onnx"))
+    assert code == 0, err
+    assert "cannot be told: runs/other has no study.db" in err
+
+
+@pytest.mark.parametrize("text", ["{}", "{", "[]"])
+def test_a_run_that_does_not_say_what_its_images_were_is_told(call, copied, place, text):
+    (place / "runs" / "other" / "environment.json").write_text(text)
+    code, _, err = call("export", "other/teacher", "-o", "x.onnx")
+    assert code == 2
+    assert "environment.json does not say what the images of the run were" in err
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

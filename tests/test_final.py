@@ -394,3 +394,15 @@ def test_damaged_weights_are_told_with_their_place(run: Path) -> None:
     for _ in range(2):  # and no copy is left to be taken for sound
         with pytest.raises(ValueError, match=f"models/{name}: weights.safetensors is damaged"):
             final.train_points(run, [name], seeds=1)
+
+
+def test_networks_that_were_saved_but_not_booked_bind_too(run: Path) -> None:
+    name = cut_point(run)
+    more = ["recipe.epochs=1"]
+    final.train_points(run, [name], kinds=["stand-alone"], seeds=1, overrides=more)
+    file = run / "final" / "final.json"
+    told = json.loads(file.read_text())
+    told["rows"] = [row for row in told["rows"] if row["kind"] == "shared"]  # killed before
+    file.write_text(json.dumps(told))
+    with pytest.raises(ValueError, match=r"recipe.epochs 1 .now 2"):
+        final.train_points(run, [name], kinds=["stand-alone"], seeds=1)

@@ -84,7 +84,7 @@ def test_the_best_point_under_a_bound_and_its_neighbours(call):
         "next smaller on the front: s0001/cut2, -25.00 points of accuracy, -900 (-90%) macs, "
         "-80 (-80%) parameters"
     ) in lines
-    assert "conv1 5 -> 16, base -> cut2" in lines
+    assert "conv1 5 -> 16, base -> cut2, kernels in training plain -> kflo" in lines
     assert (
         "next larger on the front: s0002/base, +12.50 points of accuracy, +2,000 (+200%) macs, "
         "+200 (+200%) parameters"
@@ -226,11 +226,35 @@ def test_a_run_whose_database_is_gone_is_told(call, tmp_path):
     code, _, err = call("report", "made")
     assert code == 2
     assert "has no study.db" in err
-    code, out, err = call("pareto", "made")  # the front stands in a file
+    for command in (["pareto", "made"], ["show", "made"]):  # the front stands in a file
+        code, out, err = call(*command)
+        assert code == 0
+        assert len(_starred(out)) == 4
+        assert "shown without its networks" in err
+    code, _, err = call("show", "made", "s0001")
+    assert code == 2
+    assert "has no study.db" in err
+    assert not (tmp_path / "runs" / "made" / "study.db").exists()
+
+
+def test_a_damaged_database_is_told(call, tmp_path):
+    (tmp_path / "runs" / "made" / "study.db").write_bytes(bytes(range(256)) * 20)
+    code, out, err = call("show", "made")
     assert code == 0
     assert len(_starred(out)) == 4
-    assert "shown without its networks" in err
-    assert not (tmp_path / "runs" / "made" / "study.db").exists()
+    assert "study.db is damaged" in err
+    code, _, err = call("report", "made")
+    assert code == 2
+    assert "study.db is damaged" in err
+
+
+def test_an_id_that_looks_like_markup_is_shown(call, tmp_path):
+    file = tmp_path / "runs" / "made" / "pareto.json"
+    file.write_text(file.read_text().replace("s0001/cut2", "[/red]s[bold]1/cut2"))
+    for arguments in (["show"], ["pareto"], ["show", "--knee"]):
+        code, out, err = call(arguments[0], "made", *arguments[1:])
+        assert code == 0, err
+        assert "[/red]s[bold]1/cut2" in out
 
 
 @pytest.mark.parametrize("tables", [(), ("studies", "trials")])
@@ -317,5 +341,8 @@ def test_the_difference_names_all_that_differs():
     )
     assert difference(point(), point("cut2")) == "base -> cut2, of the same training"
     told = difference(point(), point(trial="s2", kernels="kflo:2x1"))
-    assert told == "the same network, trained otherwise, kernels plain -> kflo:2x1"
+    forms = "kernels in training plain -> kflo:2x1"
+    assert told == f"the same network, trained otherwise, {forms}"
+    told = difference(point(), point(trial="s2", width=9, kernels="kflo:2x1"))
+    assert told == f"stem 8 -> 9, {forms}"
     assert network_lines(point(depth=32))[0] == "resnet depth=32 stem=8"

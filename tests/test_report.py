@@ -196,6 +196,8 @@ def test_passwords_of_a_storage_are_not_shown():
     for url, starred in (
         ("postgresql://h/db?user=u&password=se&x=1", "postgresql://h/db?user=u&password=***&x=1"),
         ("'postgresql://u:p w@h/d'", "'postgresql://u:***@h/d'"),
+        ("postgresql://h/db?sslpassword=se cret", "postgresql://h/db?sslpassword=***"),
+        ("'postgresql://h/db?password=x'", "'postgresql://h/db?password=***'"),
     ):
         assert without_password(f"storage: {url}\n") == f"storage: {starred}\n"
     plain = "storage: sqlite:////tmp/x.db\n# see http://host/a:b\n"
@@ -266,11 +268,11 @@ def test_the_course_adds_rectangles_and_costs_in_the_order_of_writing():
 
 def test_what_was_stopped_costs_where_it_took_its_time():
     points = [_point("s0", 0.5, 1000, 20), _point("s1", 0.75, 100, 30)]
-    stopped = [Stopped("s2", 3, 1.0, after=1), Stopped("s3", 4, 1.0, after=2)]
+    stopped = [Stopped("s2", 3, 1.0, after=1), Stopped("s3", 4, 1.0, 2), Stopped("s4", 5, 1.0, 2)]
     steps = course(points, [0.25, 10_000], {}, stopped)
-    assert [step.trial for step in steps] == ["s0", "s2", "s1", "s3"]
-    assert [step.train_macs for step in steps] == [20, 23, 53, 57]
-    assert [step.hypervolume for step in steps] == pytest.approx([0.25, 0.25, 1.0, 1.0])
+    assert [step.trial for step in steps] == ["s0", "s2", "s1", "s3", "s4"]
+    assert [step.train_macs for step in steps] == [20, 23, 53, 57, 62]
+    assert [step.hypervolume for step in steps] == pytest.approx([0.25, 0.25, 1.0, 1.0, 1.0])
 
 
 def test_a_trial_of_several_pipelines_is_one_training(run):

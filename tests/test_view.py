@@ -9,6 +9,7 @@ from made_runs import POINTS, made_run
 from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.trial import TrialState
 
+from planter.driver import notes
 from planter.driver.storage import open_storage
 from planter.driver.view import DashboardView
 from planter.svg import Line, chart
@@ -104,6 +105,15 @@ def test_a_document_that_cannot_be_read_is_told_in_the_note(view, run, text):
     attributes = view.get_study_system_attrs(view.get_study_id_from_name("made"))
     assert "pareto.json is" in attributes["dashboard:note_str:0"]
     assert view.get_all_trials(view.get_study_id_from_name("made"))
+
+
+def test_points_of_another_planter_leave_the_rest_of_the_dashboard(view, monkeypatch):
+    def other(*_):
+        raise ValueError("the points of made were written by another version of planter")
+
+    monkeypatch.setattr(notes, "points_in", other)
+    attributes = view.get_study_system_attrs(view.get_study_id_from_name("made"))
+    assert "another version of planter" in attributes["dashboard:note_str:0"]
 
 
 def test_the_curve_of_a_training_that_goes_on_is_drawn(view, run):

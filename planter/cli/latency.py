@@ -80,8 +80,9 @@ def latency(
             write_column(run)
     _print(found, rows, as_json=as_json)
     told = f"written: {shown_path(run)}/latency.json"
-    if alone:
-        told += f"\nnext: planter report {shown_path(run)} · planter pareto RUN --x latency_ms"
+    if alone and batch == 1:
+        shown = shown_path(run)
+        told += f"\nnext: planter report {shown} · planter pareto {shown} --x latency_ms"
     err.print(told, soft_wrap=True, markup=False)
     if not alone:
         err.print("the search at work brings the column latency_ms up to it with its next trial")
@@ -172,7 +173,7 @@ def _print(found: Mapping[str, Any], points: Mapping[str, Any], *, as_json: bool
         if points:
             point = points[row["id"]]
             cells = [f"{100 * point['accuracy']:.2f} %", f"{point['macs']:,}"]
-        table.add_row(row["id"], *cells, *(_shown(row.get(engine)) for engine in engines))
+        table.add_row(escape(row["id"]), *cells, *(_shown(row.get(engine)) for engine in engines))
     out.print(table)
     images = "one image" if found["batch"] == 1 else f"{found['batch']} images"
     threads = "one thread" if found["threads"] == 1 else f"{found['threads']} threads"

@@ -83,9 +83,9 @@ def pareto(
         _draw(drawn, html, pictures)
 
 
-def _looked_up(run: str, folder: Path) -> list[Point]:
-    """The points of a run's database, and a word where it is not finished. A front can be shown
-    without the database, though not what its networks are."""
+def _looked_up(run: str, folder: Path, *, needed: bool = False) -> list[Point]:
+    """The points of a run's database, and a word where it is not finished. Unless they are
+    `needed`, a front can be shown without the database, though not what its networks are."""
     from planter.driver.read import opened, points_in, run_study, standing
 
     try:
@@ -95,6 +95,8 @@ def _looked_up(run: str, folder: Path) -> list[Point]:
                 err.print(f"{run}: {why}", soft_wrap=True, markup=False)
             return points_in(storage, study.name)
     except ValueError as error:
+        if needed:
+            raise
         told = f"{run}: shown without its networks: {error}"
         err.print(told, soft_wrap=True, markup=False)
         return []
@@ -154,7 +156,7 @@ def show(
 
     folder = run_folder(run)
     front = read_front(folder)
-    points = _looked_up(run, folder)
+    points = _looked_up(run, folder, needed=point is not None)
     bounded = max_macs is not None or min_accuracy is not None or at_knee
     if bounded:
         if point is not None:
@@ -178,13 +180,16 @@ def show(
         raise ValueError(f"{run} has no trial or point {point!r}; trials are {', '.join(trials)}")
     rows = {row["id"]: row for row in front["points"]}
     first = matching[0]
-    out.print(f"[bold]{first.trial}[/bold], {first.method}, {first.seconds:.1f} s of training")
+    told = f"{first.trial}, {first.method}, {first.seconds:.1f} s of training"
+    out.print(told, style="bold", markup=False)
     widths = " ".join(f"{name}={width}" for name, width in first.architecture["widths"].items())
     out.print(f"{first.architecture['builder']}: {widths}", soft_wrap=True, markup=False)
     if first.kernels != "plain":
-        out.print(f"kernels in training: {form_text(first.kernels)}", soft_wrap=True)
+        told = f"kernels in training: {form_text(first.kernels)}"
+        out.print(told, soft_wrap=True, markup=False)
     for name, spec in first.architecture["pipelines"].items():
-        out.print(f"{name}: " + " ".join(f"{key}={value}" for key, value in spec.items()))
+        told = " ".join(f"{key}={value}" for key, value in spec.items())
+        out.print(f"{name}: {told}", markup=False)
     print_points(out, [rows[p.id] for p in matching if p.id in rows])
     files = f"\nfiles: {shown_path(folder)}/trials/{first.trial}/ (log.txt, metrics.jsonl)"
     out.print(files, soft_wrap=True, markup=False)

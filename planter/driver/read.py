@@ -93,6 +93,8 @@ def _is_made(file: Path) -> bool:
             return bool(database.execute(last).fetchone()[0])
     except sqlite3.OperationalError:  # locked, or half there
         return False
+    except sqlite3.DatabaseError as error:
+        raise ValueError(f"{file} is damaged: {error}") from None
 
 
 def points_in(storage: BaseStorage, name: str) -> list[Point]:
@@ -112,8 +114,9 @@ def points_in(storage: BaseStorage, name: str) -> list[Point]:
 
 
 def stopped_in(storage: BaseStorage, name: str) -> list[Stopped]:
-    """The sampled trainings of a study that took something and have no point. A training is taken
-    to have stood still only at its end: its cost came to be when it began and lasted so long."""
+    """The sampled trainings of a study that took something and have no point, whether they were
+    stopped, failed or are at work, in the order of time. A training is taken to have stood still
+    only at its end: its cost came to be when it began and lasted so long."""
     try:
         number = storage.get_study_id_from_name(f"{name}/sampling")
     except KeyError:
@@ -127,8 +130,9 @@ def stopped_in(storage: BaseStorage, name: str) -> list[Stopped]:
         cost, trial = partial_cost(row), trial_id(row.number)
         if cost is not None and trial not in ends and row.datetime_start is not None:
             when = row.datetime_start + timedelta(seconds=cost[1])
-            found.append(Stopped(trial, *cost, after=sum(end <= when for end in ends.values())))
-    return found
+            after = sum(end <= when for end in ends.values())
+            found.append((when, Stopped(trial, *cost, after=after)))
+    return [one for _, one in sorted(found)]
 
 
 def images_of(run: Path) -> Data:
@@ -139,7 +143,12 @@ def images_of(run: Path) -> Data:
     file = run / "environment.json"
     if not file.is_file():
         raise ValueError(f"{run} has no environment.json, which says what its images were")
-    begun = json.loads(file.read_text(encoding="utf-8")).get("data")
+    try:
+        begun = json.loads(file.read_text(encoding="utf-8"))["data"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{file} does not say what the images of the run were: {error!r}"
+        ) from None
     try:
         data = load_data(run)
     except (TypeError, KeyError) as error:
@@ -243,24 +252,18 @@ def serve_dashboard(run: Path, host: str, port: int, ready: Callable[[str], None
             ) from None
         view = DashboardView(storage, run, study.name)
         app = optuna_dashboard.wsgi(view, artifact_store=view)
-        if host == "localhost" or _is_loopback(host):
-            app = _for_this_machine(app, {host, "127.0.0.1", "localhost"})
         with make_server(host, port, app, handler_class=_Quiet) as server:
+            bound = str(server.server_address[0])
+            if ip_address(bound).is_loopback:
+                names = {host, bound, "127.0.0.1", "localhost"}
+                server.set_app(_for_this_machine(app, names))
             ready(f"http://{host}:{server.server_port}/dashboard/studies/{number}")
             server.serve_forever()
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:  # a name
-        return False
-
-
 def _for_this_machine(app: WSGIApplication, names: Set[str]) -> WSGIApplication:
     """The application under these names of the machine, closed to pages of others whose name was
-    made to lead to it: the browser sends that name, and optuna-dashboard lets whoever reaches it
-    change a study."""
+    made to lead to it: the browser sends that name, and would show them the run."""
 
     def answer(environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
         if environ.get("HTTP_HOST", "").partition(":")[0] in names:

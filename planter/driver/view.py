@@ -166,12 +166,12 @@ class DashboardView(BaseStorage):
     def _drawn(self) -> dict[str, Any]:
         try:
             front = read_front(self._run)
+            plots = study_plots(self._run, front, self._storage)
         except ValueError as error:  # damaged, or older: Optuna's own pages stand all the same
             return {_NOTE: 1, "dashboard:note_str:0": f"{error}\n"}
         picture = study_picture(front).encode()
         artifacts = self._artifacts("study", {"front.svg": lambda: picture})
         number = next(iter(artifacts)).removeprefix("artifacts:")
-        plots = study_plots(self._run, front, self._storage)
         note = study_note(front, f"/artifacts/{self._number}/{number}")
         return {
             **artifacts,

@@ -178,11 +178,14 @@ def _write(
     except OSError:
         raise
     except Exception as error:  # a network may be the user's code; exporters raise many kinds
-        reason: BaseException = error
-        while (before := reason.__cause__ or reason.__context__) is not None:
-            reason = before
-            if isinstance(reason, KeyboardInterrupt):  # torch's exporter takes it for a failure
+        before: BaseException | None = error
+        while before is not None:
+            if isinstance(before, KeyboardInterrupt):  # torch's exporter takes it for a failure
                 raise KeyboardInterrupt from error
+            before = before.__cause__ or before.__context__
+        reason: BaseException = error
+        while type(reason).__module__.startswith("torch.onnx") and reason.__cause__ is not None:
+            reason = reason.__cause__  # which says no more than how far the exporter came
         first = str(reason).strip().splitlines() or [""]
         raise ExportError(
             f"this network cannot be written as {kind}: {type(reason).__name__}: {first[0]}"

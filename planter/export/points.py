@@ -35,7 +35,12 @@ class Run:
 def open_run(run: Path) -> Run:
     """Raises ValueError for a run that an older planter wrote, and where its images are other than
     those it was searched with."""
-    return Run(run, read_front(run), images_of(run), run_standing(run))
+    front, data = read_front(run), images_of(run)
+    try:
+        why = run_standing(run)
+    except ValueError as error:
+        why = f"whether its search has ended cannot be told: {error}"
+    return Run(run, front, data, why)
 
 
 def find_row(front: Front, wanted: str) -> Row:

@@ -128,7 +128,8 @@ def test_the_token_stands_where_only_this_user_can_read_it(searching):
     assert [path for path in files if token in path.read_bytes()] == []
 
 
-def test_the_dashboard_listens_on_the_loopback_and_answers_by_that_name_only(tmp_path):
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.1"])
+def test_the_dashboard_listens_on_the_loopback_and_answers_by_that_name_only(tmp_path, host):
     study = write_study(tmp_path)
     overrides = ["plant=null", "sample=null", "recipe.epochs=1"]
     planter.search(study, out=tmp_path / "run", overrides=overrides)
@@ -137,7 +138,7 @@ def test_the_dashboard_listens_on_the_loopback_and_answers_by_that_name_only(tmp
         port = free.getsockname()[1]
     command = [sys.executable, "-c", "from planter.cli import main; main()", "dashboard"]
     process = subprocess.Popen(
-        [*command, str(tmp_path / "run"), "--port", str(port)],
+        [*command, str(tmp_path / "run"), "--port", str(port), "--host", host],
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
@@ -145,7 +146,7 @@ def test_the_dashboard_listens_on_the_loopback_and_answers_by_that_name_only(tmp
     try:
         assert process.stdout is not None
         told = process.stdout.readline()
-        assert f"http://127.0.0.1:{port}/" in told
+        assert f"http://{host}:{port}/" in told
         sockets = listening([process.pid, *descendants(process.pid)])
         assert [(one.kind, one.place) for one in sockets] == [("tcp", f"127.0.0.1 {port}")]
         page = f"http://127.0.0.1:{port}/api/studies"
