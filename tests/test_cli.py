@@ -12,7 +12,8 @@ import urllib.request
 
 import pytest
 
-from planter.driver.read import read_points, serve_dashboard
+from planter.driver.dashboard import serve_dashboard
+from planter.driver.read import read_points
 
 COMMANDS = [
     "search", "check", "pareto", "report", "show", "cost", "dashboard", "export", "latency",

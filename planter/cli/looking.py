@@ -204,7 +204,7 @@ def dashboard(
     ] = "127.0.0.1",
 ) -> None:
     """Open optuna-dashboard on a running or finished run. Ctrl-C ends it."""
-    from planter.driver.read import serve_dashboard
+    from planter.driver.dashboard import serve_dashboard
 
     folder = run_folder(run)
 

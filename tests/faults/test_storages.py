@@ -25,8 +25,9 @@ import pytest
 import planter
 from planter.driver import patience
 from planter.driver import worker as worker_module
+from planter.driver.dashboard import serve_dashboard
 from planter.driver.jobs import SearchStoppedError
-from planter.driver.read import read_points, serve_dashboard
+from planter.driver.read import read_points
 from planter.driver.storage import METRICS, PatientStorage, open_storage, open_study
 from planter.study import StudyError
 
