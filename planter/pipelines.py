@@ -103,6 +103,11 @@ class Pipelines(nn.Module):
         return list(self._before)
 
     @property
+    def shares_statistics(self) -> bool:
+        """Whether running statistics follow the maps of several entries, and so fit none."""
+        return bool(self._before) and self.norm_mode == "shared"
+
+    @property
     def exits(self) -> list[str]:
         """The exits by depth, the one after the earliest stage first."""
         stages = stage_names(self.backbone) if self._after else []

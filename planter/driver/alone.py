@@ -16,7 +16,7 @@ from planter.driver.kept import kept_info
 from planter.losses import classification_loss
 from planter.macs import cost
 from planter.recipe import Recipe
-from planter.train import Batch, evaluate, recalibrate_batchnorm_
+from planter.train import Batch, evaluate
 
 if TYPE_CHECKING:
     from planter.driver.worker import Worker
@@ -42,7 +42,6 @@ def train_alone(worker: Worker, job: Job) -> Outcome:
         )
 
     worker.fit(job.id, network, loss, recipe, guided=guided)
-    recalibrate_batchnorm_(network, worker.data.train)
     score = evaluate(network, worker.data.validation)
     if not math.isfinite(score.loss):
         raise FloatingPointError(f"validation loss of {job.id} is {score.loss}")

@@ -27,7 +27,7 @@ from planter.morph import inherit_optimizer_state_, optimizer_state
 from planter.planting import live_channels, merge, plant
 from planter.recipe import Recipe, make_optimizer
 from planter.study import Plant
-from planter.train import Batch, evaluate, fit, recalibrate_batchnorm_
+from planter.train import Batch, evaluate, fit
 
 if TYPE_CHECKING:
     from planter.driver.worker import Worker
@@ -226,7 +226,6 @@ def grow(worker: Worker, job: Job) -> Outcome:
     if job.params["plants"]:
         write_learned(worker, job.id, recipe, optimizer)
     collapse_kernels_(network)
-    recalibrate_batchnorm_(network, worker.data.train)
     macs = worker.train_macs(cost(architecture).macs, recipe, guided=settings.kd_weight > 0)
     macs += worker.kernel_macs(architecture, kernels, recipe)
     return worker.outcome(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import OrderedDict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from optuna.trial import FixedTrial
@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from planter.arch import Architecture
 from planter.assembly import build
 from planter.backbones import StagedNet, with_data_options
-from planter.blocks import Block
 from planter.driver.jobs import Job, Outcome, seed_of
 from planter.driver.networks import recipes_of
 from planter.driver.plants import measured
@@ -60,7 +59,8 @@ def sample(worker: Worker, job: Job) -> Outcome:
     if until < recipes.network.epochs:
         return _partial(worker, job, candidate, start, network, recipes.network, until)
     _check_plants(worker, job, candidate, start, network)
-    network, macs = _trained(worker, job.id, candidate, start, network, recipes.network)
+    trained = _trained(worker, job.id, candidate, start, network, recipes.network)
+    network, macs = trained.network, trained.macs
     architecture, reseeded = start, 0
     for number, (layer, channels) in enumerate(candidate.plants, 1):
         name = f"{job.id}/plant{number}"
@@ -71,15 +71,12 @@ def sample(worker: Worker, job: Job) -> Outcome:
         reseeded += again
     if recipes.again is not None:
         name = f"{job.id}/finetune"
-        network, more = _trained(worker, name, candidate, architecture, network, recipes.again)
-        macs += more
-    if not isinstance(network, Pipelines):
-        network = Pipelines(network, {})
-    norms_move = not candidate.plants or candidate.finetune is not None
-    ways = {name: network.detach(name) for name in candidate.trained}
-    for way in ways.values():
-        if norms_move:  # a plant leaves the statistics of older channels as they are
-            recalibrate_batchnorm_(way, data.train)
+        trained = _trained(worker, name, candidate, architecture, network, recipes.again)
+        macs += trained.macs
+    elif candidate.plants:
+        # A plant learned beside the statistics that older channels had: they stay.
+        trained = trained._replace(network=network, mixed=False)
+    ways = _ways(worker, job.id, candidate, trained)
     outcome = worker.outcome(
         job.id, ways, architecture, train_macs=macs, kernels=kernels, norms=candidate.norms
     )
@@ -98,13 +95,10 @@ def _partial(
     """What the trial's pipelines score after `until` epochs. The checkpoint of that moment is what
     the training goes on from; the network is given up."""
     _check_plants(worker, job, candidate, architecture, network)
-    network, macs = _trained(worker, job.id, candidate, architecture, network, recipe, until)
-    if not isinstance(network, Pipelines):
-        network = Pipelines(network, {})
+    trained = _trained(worker, job.id, candidate, architecture, network, recipe, until)
     costs = cost(architecture).pipelines
     points = []
-    for name in candidate.trained:
-        way = recalibrate_batchnorm_(network.detach(name), worker.data.train)
+    for name, way in _ways(worker, job.id, candidate, trained).items():
         score = evaluate(way, worker.data.validation)
         if not math.isfinite(score.loss):
             raise FloatingPointError(f"validation loss of {name} is {score.loss}")
@@ -118,7 +112,33 @@ def _partial(
                 "architecture": architecture.to_dict(),
             }
         )
-    return {"partial": {"epochs": until, "points": points, "train_macs": macs}}
+    return {"partial": {"epochs": until, "points": points, "train_macs": trained.macs}}
+
+
+class _Trained(NamedTuple):
+    """A network all of whose weights have trained under `recipe`, for so many multiply-adds;
+    `mixed` where running statistics followed several of its pipelines at once."""
+
+    network: nn.Module
+    macs: int
+    recipe: Recipe
+    mixed: bool
+
+
+def _ways(
+    worker: Worker, trial: str, candidate: Candidate, trained: _Trained
+) -> dict[str, nn.Module]:
+    """Each trained pipeline as it is shipped: with the statistics it trained with, or with its own
+    where it shared them."""
+    network, recipe = trained.network, trained.recipe
+    if not isinstance(network, Pipelines):
+        network = Pipelines(network, {})
+    ways = {name: network.detach(name) for name in candidate.trained}
+    if trained.mixed:
+        images, seed = worker.images(recipe), seed_of(worker.study.seed, trial)
+        for way in ways.values():
+            recalibrate_batchnorm_(way, images, recipe, seed=seed)
+    return ways
 
 
 def _trained(
@@ -129,9 +149,8 @@ def _trained(
     network: nn.Module,
     recipe: Recipe,
     until: int | None = None,
-) -> tuple[nn.Module, int]:
-    """The network with all of its weights trained, in the candidate's kernels, to the end or
-    `until` an epoch; multiply-adds."""
+) -> _Trained:
+    """The network trained, in the candidate's kernels, to the end or `until` an epoch."""
     ways = network if isinstance(network, Pipelines) else Pipelines(_staged(network), {})
     if candidate.kernels is not None:
         expand_kernels_(ways, candidate.kernels, seed=seed_of(worker.study.seed, name))
@@ -142,17 +161,13 @@ def _trained(
         return candidate.loss(model, batch)
 
     worker.fit(name, ways, loss, recipe, guided=candidate.guided, until=until)
-    blocks = any(isinstance(module, Block) for module in ways.modules())
-    if blocks or candidate.plants:
-        # A block is fused with its own norms' statistics, and a plant leaves those of older
-        # channels as they are: first let them fit the weights.
-        recalibrate_batchnorm_(ways, worker.data.train)
     collapse_kernels_(ways)
     total = joint_macs(cost(architecture), candidate.trained)
     done = recipe.model_copy(update={"epochs": until or recipe.epochs})
     macs = worker.train_macs(total, done, guided=candidate.guided)
     macs += worker.kernel_macs(architecture, candidate.kernels, done)
-    return _plain(ways), macs
+    mixed = ways.shares_statistics and len(candidate.trained) > 1
+    return _Trained(_plain(ways), macs, recipe, mixed)
 
 
 def _planted(

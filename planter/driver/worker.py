@@ -41,15 +41,7 @@ from planter.macs import cost, training_cost
 from planter.norms import NormMode
 from planter.recipe import Augment, Recipe, make_optimizer
 from planter.study import Study
-from planter.train import (
-    Batch,
-    Epoch,
-    evaluate,
-    fit,
-    predict,
-    recalibrate_batchnorm_,
-    view_pool,
-)
+from planter.train import Batch, Epoch, evaluate, fit, predict, view_pool
 
 log = logging.getLogger(__name__)
 _LOGITS = "logits.safetensors"
@@ -155,7 +147,6 @@ class Worker:
                 checkpoint=part,
                 on_epoch=self.metrics(job.id),
             )
-            recalibrate_batchnorm_(network, self.data.train)
             self.save(folder, network, architecture, "base", {"settings": settings})
             part.unlink(missing_ok=True)
         return network
@@ -221,7 +212,6 @@ class Worker:
         if keep_optimizer:
             write_learned(self, job.id, recipe, optimizer)
         collapse_kernels_(network)
-        recalibrate_batchnorm_(network, self.data.train)
         macs = self.train_macs(cost(architecture).macs, recipe, guided=kd_weight > 0)
         macs += self.kernel_macs(architecture, kernels, recipe)
         return self.outcome(
