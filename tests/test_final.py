@@ -26,7 +26,6 @@ from planter.driver import final
 from planter.driver.jobs import seed_of
 from planter.driver.read import read_points, run_study
 from planter.driver.worker import Worker
-from planter.train import recalibrate_batchnorm_
 
 STUDY = """
 name: small
@@ -91,7 +90,6 @@ def test_stand_alone_is_a_training_by_hand_of_the_same_seed(run: Path) -> None:
             study.recipe,
             seed=seed,
         )
-        recalibrate_batchnorm_(network, data.train)
         place = run / "final" / "models" / name / f"stand-alone-{number}"
         assert_same(weights(place), network.state_dict())
         row = next(row for row in found["rows"] if row["seed"] == number)

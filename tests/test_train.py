@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -396,7 +397,12 @@ def test_evaluation_is_the_count_over_single_images_and_keeps_the_mode(training:
     assert score.loss == pytest.approx(loss / 1030, rel=1e-5)
 
 
-@pytest.mark.parametrize("act", [evaluate, predict, recalibrate_batchnorm_])
+def recalibrate(model: nn.Module, split: Split, batch: int = 512, **how: int) -> nn.Module:
+    """Over images as they are."""
+    return recalibrate_batchnorm_(model, split, Recipe(batch=batch), seed=0, **how)
+
+
+@pytest.mark.parametrize("act", [evaluate, predict, recalibrate])
 @pytest.mark.parametrize("training", [True, False])
 def test_a_part_held_in_another_mode_stays_in_it(
     training: bool, act: Callable[[nn.Module, Split], object]
@@ -422,7 +428,7 @@ def normed() -> nn.Sequential:
 def test_recalibration_gives_the_datas_statistics_and_restores_the_rest(training: bool) -> None:
     model, data = fill_(normed()).train(training), split(40)
     weights = [p.detach().clone() for p in model.parameters()]
-    recalibrate_batchnorm_(model, data)
+    recalibrate(model, data)
     x = (data.images.double() / 255 - 0.5) / 0.25
     conv, norm = model[0], model[1]
     y = functional.conv2d(x, conv.weight.double(), conv.bias.double()).detach()
@@ -440,7 +446,7 @@ def test_recalibration_weighs_every_image_alike() -> None:
     data = split(514)
     data.images[512:] = 255
     model = fill_(normed())
-    recalibrate_batchnorm_(model, data)
+    recalibrate(model, data)
     x = (data.images.double() / 255 - 0.5) / 0.25
     y = functional.conv2d(x, model[0].weight.double(), model[0].bias.double()).detach()
     mean = y.mean(dim=(0, 2, 3))
@@ -452,7 +458,7 @@ def test_recalibration_survives_one_image_too_many() -> None:
     """A last batch of one image has no variance after a linear layer."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3), nn.BatchNorm1d(3))
     data = split(513, image=(3, 2, 2))
-    recalibrate_batchnorm_(model, data)
+    recalibrate(model, data)
     x = ((data.images.double() / 255 - 0.5) / 0.25).flatten(1)
     mean = functional.linear(x, model[1].weight.double(), model[1].bias.double()).mean(dim=0)
     # Batches of 257 and 256 images weigh alike: the means differ by 1/513 of a batch's, at most.
@@ -464,7 +470,7 @@ def test_recalibration_sees_as_many_images_as_asked_for_each_once() -> None:
     network = normed()
     seen: list[Tensor] = []
     network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-    recalibrate_batchnorm_(network, data, images=10)
+    recalibrate(network, data, images=10)
     images = torch.cat(seen)
     every = data.normalise(data.images)
     matches = [int((every == image).flatten(1).all(dim=1).nonzero()) for image in images]
@@ -478,17 +484,76 @@ def test_recalibration_does_not_depend_on_the_images_being_sorted_by_class() -> 
     images = torch.randn(2048, 3, 4, 4, generator=generator) + 10.0 * labels[:, None, None, None]
     data = Split(images, labels, torch.zeros(3, 1, 1), torch.ones(3, 1, 1))
     network = nn.Sequential(nn.BatchNorm2d(3))
-    recalibrate_batchnorm_(network, data)
+    recalibrate(network, data)
     assert torch.allclose(network[0].running_var, torch.full((3,), 26.0), rtol=0.05)
-    recalibrate_batchnorm_(network, data, images=1024)
+    recalibrate(network, data, images=1024)
     assert torch.allclose(network[0].running_mean, torch.full((3,), 5.0), rtol=0.1)
+
+
+@pytest.mark.parametrize("views", [None, 2])
+def test_recalibration_sees_what_a_training_sees(views: int | None) -> None:
+    """Crops and mirrored images, each image once: told from the inputs, not from our code."""
+    augment = Augment(crop=2, flip=True, views=views)
+    recipe = Recipe(epochs=3, batch=7, augment=augment)
+    data = split(40)
+    model = fill_(normed())
+    seen: list[Tensor] = []
+    hook = model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].clone()))
+    recalibrate_batchnorm_(model, data, recipe, seed=5)
+    hook.remove()
+    assert max(map(len, seen)) <= 7
+    inputs, originals, changed = torch.cat(seen), [], 0
+    for image in inputs:
+        raw = ((image * 0.25 + 0.5) * 255).round().to(torch.uint8)
+        (of,) = (
+            i
+            for i, original in enumerate(data.images)
+            if any(torch.equal(raw, window) for window in windows(original, augment))
+        )
+        originals.append(of)
+        changed += not torch.equal(raw, data.images[of])
+    assert sorted(originals) == list(range(40))
+    # All but few of fresh views; of a pool of two views one is the image itself.
+    assert changed > (30 if views is None else 10)
+    conv, norm = model[0], model[1]
+    y = functional.conv2d(inputs.double(), conv.weight.double(), conv.bias.double()).detach()
+    parts = y.split([len(part) for part in seen])
+    # A mean over batches, of one size but for an image.
+    mean = torch.stack([part.mean(dim=(0, 2, 3)) for part in parts]).mean(dim=0)
+    variance = torch.stack([part.var(dim=(0, 2, 3)) for part in parts]).mean(dim=0)
+    torch.testing.assert_close(norm.running_mean.double(), mean, rtol=0, atol=1e-5)
+    torch.testing.assert_close(norm.running_var.double(), variance, rtol=1e-5, atol=0)
+    plain = recalibrate(fill_(normed()), data, batch=7)[1]
+    assert not torch.allclose(norm.running_mean, plain.running_mean, rtol=0.01)
+
+
+def test_recalibration_draws_from_its_seed_alone() -> None:
+    def statistics(seed: int) -> Tensor:
+        torch.manual_seed(seed + 100)
+        recipe = Recipe(augment=Augment(crop=2), epochs=1)
+        found: Tensor = recalibrate_batchnorm_(fill_(normed()), DATA, recipe, seed=seed)[
+            1
+        ].state_dict()
+        return found["running_mean"]
+
+    assert torch.equal(statistics(3), statistics(3))
+    assert not torch.equal(statistics(3), statistics(4))
+
+
+def test_recalibration_leaves_statistics_that_a_plant_keeps() -> None:
+    model = network("planted", 1)
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    recalibrate(model, DATA)
+    moved = {name for name, t in model.state_dict().items() if not torch.equal(t, before[name])}
+    assert moved
+    assert all(".new." in name for name in moved)
 
 
 def test_without_norms_recalibration_runs_nothing() -> None:
     net = flat(flat.widths, image=(3, 8, 8))
     calls: list[int] = []
     net.register_forward_hook(lambda *_: calls.append(1))
-    recalibrate_batchnorm_(net, split(4))
+    recalibrate(net, split(4))
     assert not calls
 
 
@@ -537,8 +602,9 @@ def normed_net(form: str) -> nn.Module:
 
 
 @pytest.mark.parametrize("form", ["plain", "expanded"])
-def test_ema_leaves_the_moving_average_of_weights_and_statistics(form: str) -> None:
-    """Against a loop in plain torch over the batches that were given."""
+def test_ema_leaves_the_moving_average_of_weights(form: str) -> None:
+    """Against a loop in plain torch over the batches that were given. Statistics are those of the
+    averaged weights: see `test_ema_has_the_statistics_of_its_weights`."""
     batches: list[Batch] = []
 
     def note(model: nn.Module, batch: Batch) -> Tensor:
@@ -559,11 +625,34 @@ def test_ema_leaves_the_moving_average_of_weights_and_statistics(form: str) -> N
     assert len(batches) == 3 * 4
     assert set(found) == set(average)
     for name, tensor in found.items():
-        if tensor.is_floating_point():
+        if tensor.is_floating_point() and "running" not in name:
             # float32 over twelve steps, in two memory formats.
             torch.testing.assert_close(tensor, average[name], rtol=1e-3, atol=1e-5)
             last = model.state_dict()[name]
             assert not torch.allclose(tensor, last, rtol=1e-3, atol=1e-5), f"{name} is the last one"
+
+
+def test_ema_has_the_statistics_of_its_weights() -> None:
+    """The mean over one more pass of augmented images, norm by norm, in plain torch."""
+    recipe = AVERAGED.model_copy(update={"augment": Augment(crop=1, flip=True)})
+    model = fit(normed_net("plain"), entropy, DATA, recipe, seed=7)
+    found = {name: t.clone() for name, t in model.state_dict().items() if "running" in name}
+    own = copy.deepcopy(model).train()
+    parts, generator = batch_order(DATA, recipe, 7, recipe.epochs)
+    totals: dict[str, Tensor] = {}
+    for part in parts:
+        for norm in own.modules():
+            if isinstance(norm, nn.BatchNorm2d):
+                norm.momentum = 1.0  # the statistics of this batch
+        with torch.no_grad():
+            own(DATA.normalise(augmented(DATA.images[part], recipe.augment, generator)))
+        for name, tensor in own.state_dict().items():
+            if "running" in name:
+                totals[name] = totals.get(name, 0) + tensor / len(parts)
+    assert len(found) == 2 * 6
+    for name, tensor in found.items():
+        # float32, in two memory formats.
+        torch.testing.assert_close(tensor, totals[name], rtol=1e-4, atol=1e-5)
 
 
 def test_ema_does_not_change_the_training_itself() -> None:
@@ -578,7 +667,9 @@ def test_ema_of_one_step_is_that_step() -> None:
     recipe = RECIPE.model_copy(update={"epochs": 1, "batch": 50, "warmup": 0.0})
     last = fit(network("plain", 1), entropy, DATA, recipe, seed=7)
     recipe = recipe.model_copy(update={"ema": 0.999})
-    assert same_bits(fit(network("plain", 1), entropy, DATA, recipe, seed=7), last)
+    averaged = fit(network("plain", 1), entropy, DATA, recipe, seed=7)
+    for name, parameter in averaged.named_parameters():
+        assert torch.equal(parameter, last.get_parameter(name))
 
 
 @pytest.mark.parametrize("form", ["plain", "expanded", "planted"])
