@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 from test_contract import SHALLOW, whole
@@ -27,6 +29,7 @@ from planter.backbones import BUILDERS
 from planter.data import Data, Split
 from planter.driver.jobs import seed_of
 from planter.export.points import export_point, find_row, open_run
+from planter.normalisation import Renormalised
 from planter.recipe import Augment, Recipe
 from planter.train import Batch, fit, recalibrate_batchnorm_
 
@@ -187,6 +190,15 @@ def _program(file: Path) -> Callable[[Tensor], Tensor]:
 LOADERS = {".safetensors": _code, ".onnx": _onnx, ".pt2": _program}
 
 
+def _distilled(model: nn.Module, batch: Batch) -> Tensor:
+    """Cross-entropy + KL to the teacher, T = 1."""
+    assert batch.teacher is not None
+    logits = model(batch.images)
+    guide = functional.softmax(batch.teacher, 1)
+    kl = functional.kl_div(functional.log_softmax(logits, 1), guide, reduction="batchmean")
+    return functional.cross_entropy(logits, batch.labels) + kl
+
+
 @pytest.mark.parametrize("augment", [AUGMENT, {**AUGMENT, "views": 2}], ids=["fresh", "pool"])
 def test_students_learn_from_the_teacher_as_it_was_trained(
     augment: dict[str, Any], tmp_path: Path
@@ -216,10 +228,7 @@ def test_students_learn_from_the_teacher_as_it_was_trained(
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
         seen.append(batch)
-        logits = model(batch.images)
-        guide = functional.softmax(batch.teacher, 1)
-        kl = functional.kl_div(functional.log_softmax(logits, 1), guide, reduction="batchmean")
-        return functional.cross_entropy(logits, batch.labels) + kl
+        return _distilled(model, batch)
 
     spec = spec_of(run / "models" / "b-taught" / "base")
     student = build_network(Architecture.from_dict(spec["architecture"]), seed=spec["seed"])
@@ -239,6 +248,74 @@ def test_students_learn_from_the_teacher_as_it_was_trained(
     for name, tensor in student.state_dict().items():
         # The loss is written a second time: sums in another order, over twelve steps.
         torch.testing.assert_close(found[name], tensor, rtol=1e-2, atol=1e-3)
+
+
+def darker_digits() -> dict[str, Any]:
+    images, labels = coloured_digits()["train"]
+    return {"train": (images // 3, labels)}
+
+
+def test_a_teacher_of_other_data_gets_images_as_its_own_were(tmp_path: Path) -> None:
+    options = {"depth": 8}
+    one = {"name": "net", "builder": "resnet", "widths": 8, "options": options}
+    planter.search(write_study(tmp_path, "first", baselines=[one]), out=tmp_path / "first")
+    model = tmp_path / "first" / "models" / "b-net" / "base"
+    file = write_study(
+        tmp_path,
+        "second",
+        data={**DATA, "name": "test_scoring:darker_digits"},
+        teacher={"model": str(model)},
+        baselines=[{**one, "kd": {}}],
+    )
+    run = tmp_path / "second"
+    planter.search(file, out=run, overrides=["recipe.augment={}"])
+    first, second = planter.load_data(tmp_path / "first"), planter.load_data(run)
+    assert not torch.allclose(first.train.mean, second.train.mean, rtol=0.1)
+    teacher = planter.load(model).eval()
+
+    def answers(split: Split) -> Tensor:
+        with torch.no_grad():
+            z: Tensor = teacher((split.images.float() / 255 - first.train.mean) / first.train.std)
+        return z
+
+    validation = second.validation
+    assert told(run)["teacher/base"] == share_right(answers(validation), validation)
+    kept = load_file(run / "trials" / "teacher" / "logits.safetensors")["logits"]
+    torch.testing.assert_close(kept, answers(second.train), rtol=1e-4, atol=1e-4)
+    spec, own = spec_of(run / "models" / "teacher" / "base"), spec_of(model)
+    assert (spec["mean"], spec["std"]) == (own["mean"], own["std"])
+    # Fresh views: it is asked for every batch.
+    planter.search(file, out=tmp_path / "third", overrides=["name=third"])
+    seed = spec_of(tmp_path / "third" / "models" / "b-net" / "base")["seed"]
+    architecture = Architecture.from_dict(spec["architecture"])
+    student = build_network(architecture, seed=seed)
+    guide = Renormalised(teacher, second.train, first.train)
+    fit(student, _distilled, second.train, Recipe(**RECIPE), seed=seed, teacher=guide)
+    found = load_file(tmp_path / "third" / "models" / "b-net" / "base" / "weights.safetensors")
+    for name, tensor in student.state_dict().items():
+        # The loss is written a second time: sums in another order, over a few steps.
+        torch.testing.assert_close(found[name], tensor, rtol=1e-2, atol=1e-3)
+
+
+@given(
+    mean=st.lists(st.floats(-2, 2), min_size=6, max_size=6),
+    std=st.lists(st.floats(0.1, 3), min_size=6, max_size=6),
+)
+def test_renormalised_images_are_the_pixels_normalised_once(
+    mean: list[float], std: list[float]
+) -> None:
+    pixels = torch.rand(2, 3, 2, 2, dtype=torch.float64)
+    one, other = (
+        Split(
+            pixels,
+            torch.zeros(2, dtype=torch.int64),
+            torch.tensor(mean[part], dtype=torch.float64).view(3, 1, 1),
+            torch.tensor(std[part], dtype=torch.float64).view(3, 1, 1),
+        )
+        for part in (slice(3), slice(3, 6))
+    )
+    found = Renormalised(nn.Identity(), one, other)((pixels - one.mean) / one.std)
+    torch.testing.assert_close(found, (pixels - other.mean) / other.std, rtol=1e-9, atol=1e-9)
 
 
 SPACE = """

@@ -32,6 +32,7 @@ from planter.front import (
     trained_macs,
     write_text,
 )
+from planter.normalisation import as_taken
 from planter.plots import front_figure, growth_figure, write_html
 from planter.study import Study
 from planter.train import evaluate
@@ -132,8 +133,9 @@ class Documents:
         return front + others
 
     def _test_accuracy(self, point: Point, test: Split) -> float:
-        network = checkpoint.load(self._run / "models" / point.id, own_code=True)
-        return evaluate(network, test).accuracy
+        folder = self._run / "models" / point.id
+        network = checkpoint.load(folder, own_code=True)
+        return evaluate(network, as_taken(test, checkpoint.read_spec(folder))).accuracy
 
     def _test_accuracies(self) -> dict[str, float]:
         """What was read from the test data before; it is not read twice."""

@@ -38,6 +38,7 @@ from planter.forms import Kernels, form_names, form_of
 from planter.kernels import collapse_kernels_, expand_kernels_
 from planter.losses import classification_loss
 from planter.macs import cost, training_cost
+from planter.normalisation import as_taken, taking
 from planter.norms import NormMode
 from planter.recipe import Augment, Recipe, make_optimizer
 from planter.study import Study
@@ -100,10 +101,17 @@ class Worker:
         if settings.model is not None:
             # `check` has seen to it that a builder of the user's own is one the study names.
             network = checkpoint.load(settings.model, own_code=True)
-            architecture = Architecture.from_dict(
-                checkpoint.read_spec(settings.model)["architecture"]
+            spec = checkpoint.read_spec(settings.model)
+            architecture = Architecture.from_dict(spec["architecture"])
+            # It learned from images normalised as its own data were.
+            outcome = self.outcome(
+                job.id,
+                {"base": network},
+                architecture,
+                train_macs=0,
+                validation=as_taken(self.data.validation, spec),
             )
-            outcome = self.outcome(job.id, {"base": network}, architecture, train_macs=0)
+            network = taking(network, self.data.train, spec)
         else:
             architecture = network_of(self.study, settings, self.data, settings.widths)
             recipe = settings.recipe or self.study.recipe
@@ -123,6 +131,8 @@ class Worker:
             recipe.model_dump(),
             self.fingerprint,
             seed,
+            # Those kept before had their statistics recomputed over images that were not augmented.
+            "norm statistics as trained",
         ]
         key = checkpoint.content_key(settings)
         folder = self.teachers / key
@@ -252,12 +262,15 @@ class Worker:
         train_macs: int,
         kernels: str | dict[str, str] = "plain",
         norms: NormMode = "switch_stats",
+        validation: Split | None = None,
     ) -> Outcome:
-        """Scores and saves each pipeline; the file holds exactly what was scored."""
+        """Scores and saves each pipeline; the file holds exactly what was scored. `validation` are
+        the images as the networks take them, by default those of the data."""
         costs = cost(architecture).pipelines
+        validation = validation or self.data.validation
         points = []
         for name, network in ways.items():
-            score = evaluate(network, self.data.validation)
+            score = evaluate(network, validation)
             if not math.isfinite(score.loss):
                 raise FloatingPointError(f"validation loss of {name} is {score.loss}")
             fields = {
@@ -271,6 +284,7 @@ class Worker:
                 "norms": norms,
             }
             info = kept_info(self, trial, score, costs[name], kernels, norms)
+            info |= {key: getattr(validation, key).flatten().tolist() for key in ("mean", "std")}
             folder = self.run / "models" / trial / name
             self.save(folder, network, architecture, name, info)
             points.append(fields)
@@ -320,7 +334,12 @@ class Worker:
 
     @cached_property
     def _teacher_network(self) -> nn.Module:
-        return self.saved(self.teacher_trial).requires_grad_(False)
+        network = self.saved(self.teacher_trial).requires_grad_(False)
+        return taking(network, self.data.train, self._teacher_spec).to(self.device)
+
+    @cached_property
+    def _teacher_spec(self) -> dict[str, Any]:
+        return checkpoint.read_spec(self.run / "models" / self.teacher_trial / "base")
 
     def saved(self, trial: str) -> nn.Module:
         """A network of this run that others learn from. Raises SearchStoppedError where its folder
@@ -335,8 +354,7 @@ class Worker:
 
     @cached_property
     def teacher_macs(self) -> int:
-        spec = checkpoint.read_spec(self.run / "models" / self.teacher_trial / "base")
-        return int(spec["macs"])
+        return int(self._teacher_spec["macs"])
 
     @cached_property
     def teacher_logits(self) -> Tensor:
