@@ -3,7 +3,8 @@
     python benchmarks/pipelines_cifar10.py --root FOLDER --out studies/results/pipelines_cifar10
 
 FOLDER holds torchvision's CIFAR-10. 20,000 of its training images (stratified, drawn from seed 0),
-10 epochs, nothing is selected; the test set is read once, when a training has ended.
+10 epochs, nothing is selected; the test set is read when a training has ended: for the networks as
+trained, and once more with norm statistics of plain images, as planter once scored them.
 
     vgg16     a quarter of its width: cut2 and cut7 trained jointly (CNSN), and each network alone
     resnet14  alone; deeply supervised by its two branches (DS); with knowledge synergy (DKS)
@@ -117,11 +118,16 @@ def train(experiment: Experiment, run: Run, seed: int, data: Data) -> dict[str, 
         ways = {name: joint.detach(name) for name in joint.names}
     seconds = round(time.perf_counter() - began, 1)
     assert data.test is not None
-    for way in ways.values():
-        recalibrate_batchnorm_(way, data.train)
     scores = {name: evaluate(way, data.test) for name, way in ways.items()}
+    plain_images = experiment.recipe.model_copy(update={"augment": Augment()})
+    for way in ways.values():
+        recalibrate_batchnorm_(way, data.train, plain_images, seed=seed)
+    recalibrated = {name: evaluate(way, data.test) for name, way in ways.items()}
     return {
         "test_accuracy": {name: round(100 * s.accuracy, 2) for name, s in scores.items()},
+        "after_plain_recalibration": {
+            name: round(100 * s.accuracy, 2) for name, s in recalibrated.items()
+        },
         "test_loss": {name: round(s.loss, 4) for name, s in scores.items()},
         "train_losses": losses,
         "seconds": seconds,

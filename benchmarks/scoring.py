@@ -15,7 +15,8 @@ stood when the training ended, by plain torch (the average with its averaged sta
 images`, with statistics recomputed over images that are not augmented, as planter once did. The
 plain network and the average are one training, as `fit` promises; the worker gets its two ends.
 
-A training that stands in FILE is not repeated. The test set is read when a training has ended.
+A training that stands in FILE is not repeated, so the command may be stopped, and run in several
+processes with other --only or --seeds at a time. The test set is read when a training has ended.
 """
 
 from __future__ import annotations
@@ -48,7 +49,6 @@ RESNET8 = {"builder": "resnet", "options": {"depth": 8, "shortcut": "conv"}}
 RECIPE = Recipe(
     epochs=40, batch=64, lr=0.1, nesterov=True, warmup=1.0, augment=Augment(crop=4, flip=True)
 )
-POINTS = ["plain", "ema", "base", "cut2"]
 
 
 def space(trial: Any) -> Candidate:
@@ -114,36 +114,47 @@ def both(network: nn.Module, data: Data) -> dict[str, float]:
     }
 
 
-def train(seed: int, data: Data, root: Path) -> dict[str, Any]:
-    """The three ways' accuracies, by point."""
-    study = {"name": "scoring", "seed": seed, "recipe": RECIPE.model_dump()}
-    study |= {"baselines": [RESNET8], "sample": {"space": f"{__file__}:space"}}
-
-    def worker(name: str, ema: float | None = None) -> WatchedWorker:
-        settings = copy.deepcopy(study) | {"name": name}
-        settings["recipe"]["ema"] = ema
-        run = root / name
-        return WatchedWorker(Study.model_validate(settings), run, data, "", root / "teachers")
-
-    averaged = worker("ema", EMA)
-    lines = outcome(averaged, Job("b-resnet8", "baseline", {"index": 0}), {"base": "ema"}, data)
+def train_alone(seed: int, data: Data, root: Path) -> dict[str, Any]:
+    """The network alone and the average along its training: accuracies, by point."""
+    averaged = worker(root, "ema", seed, data, EMA)
+    job = Job("b-resnet8", "baseline", {"index": 0})
+    points = outcome(averaged, job, {"base": "ema"}, data)
     assert averaged.last is not None
+    points["ema"]["trained"] = None  # it has no training of its own
     # What the worker keeps of it below is the end of the same training without an average.
-    plain = worker("plain")
+    plain = worker(root, "plain", seed, data)
     plain.given = averaged.last.state_dict()
-    lines |= outcome(plain, Job("b-resnet8", "baseline", {"index": 0}), {"base": "plain"}, data)
-    lines["ema"]["trained"] = None  # no training of its own: it is scored against plain images
-    joint = worker("joint")
+    return points | outcome(plain, job, {"base": "plain"}, data)
+
+
+def train_jointly(seed: int, data: Data, root: Path) -> dict[str, Any]:
+    """The network and its sub-model."""
+    joint = worker(root, "joint", seed, data)
     network = candidate_architecture(space(None), joint.study, data).key()
     params = {"trial": {}, "network": network, "kernels": "plain"}
-    return lines | outcome(
-        joint, Job("s0000", "sample", params), {"base": "base", "cut2": "cut2"}, data
-    )
+    job = Job("s0000", "sample", params)
+    return outcome(joint, job, {"base": "base", "cut2": "cut2"}, data)
+
+
+TRAININGS = {"alone": train_alone, "joint": train_jointly}
+
+
+def worker(root: Path, name: str, seed: int, data: Data, ema: float | None = None) -> WatchedWorker:
+    settings = {
+        "name": name,
+        "seed": seed,
+        "recipe": {**RECIPE.model_dump(), "ema": ema},
+        "baselines": [RESNET8],
+        "sample": {"space": f"{__file__}:space"},
+    }
+    return WatchedWorker(Study.model_validate(settings), root / name, data, "", root / "teachers")
 
 
 def outcome(
     worker: WatchedWorker, job: Job, names: dict[str, str], data: Data
 ) -> dict[str, dict[str, Any]]:
+    """Trains, and scores each pipeline the three ways; raises RuntimeError where the saved file has
+    not the accuracy that was told."""
     found = worker.do(job)
     if "error" in found:
         raise RuntimeError(found["error"])
@@ -174,18 +185,22 @@ def main() -> None:
     parser.add_argument("--root", type=Path, required=True, help="folder of torchvision's CIFAR-10")
     parser.add_argument("--out", type=Path, required=True, help="file of finished trainings")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--only", nargs="+", choices=TRAININGS, default=list(TRAININGS))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     data = load_data("cifar10", root=given.root, subset=IMAGES, validation=0.2, seed=0)
-    for seed in given.seeds:
-        if seed not in {row["seed"] for row in read(given.out)}:
+    for training in given.only:
+        for seed in given.seeds:
+            if any((row["training"], row["seed"]) == (training, seed) for row in read(given.out)):
+                continue
             with tempfile.TemporaryDirectory() as folder:
-                points = train(seed, data, Path(folder))
+                points = TRAININGS[training](seed, data, Path(folder))
+            line = {"training": training, "seed": seed, "points": points, **surroundings()}
             with given.out.open("a") as out:  # one write: two processes may append
-                out.write(json.dumps({"seed": seed, "points": points, **surroundings()}) + "\n")
-    rows = sorted(read(given.out), key=lambda row: row["seed"])
+                out.write(json.dumps(line) + "\n")
+    rows = sorted(read(given.out), key=lambda row: (row["seed"], row["training"]))
     claims = claims_of(rows)
     if given.json:
         print(json.dumps({"claims": claims, "runs": rows, **surroundings()}, indent=2))
@@ -205,6 +220,7 @@ def claims_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return [
             100 * (row["points"][name][one][split] - row["points"][name][other][split])
             for row in rows
+            if name in row["points"]
             for split in ("validation", "test")
         ]
 
@@ -219,8 +235,7 @@ def claims_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def table(rows: list[dict[str, Any]]) -> str:
     lines = [f"{'seed':4} {'point':6} {'planter':>15} {'as trained':>15} {'plain images':>15}"]
     for row in rows:
-        for name in POINTS:
-            ways = row["points"][name]
+        for name, ways in row["points"].items():
             cells = [
                 f"{100 * way['validation']:6.2f} / {100 * way['test']:5.2f}" if way else "-"
                 for way in (ways["planter"], ways["trained"], ways["plain images"])
