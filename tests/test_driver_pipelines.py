@@ -17,7 +17,7 @@ STUDY = """
 name: ways
 data: {name: digits, subset: 160, validation: 0.25}
 teacher: {builder: resnet, options: {depth: 8}, widths: 4}
-recipe: {epochs: 2, batch: 30, optimizer: sgd, lr: 0.02, schedule: constant}
+recipe: {epochs: 2, batch: 8, optimizer: sgd, lr: 0.02, schedule: constant}
 sample: {space: "SPACE:space", trials: 4, sampler: random}
 objectives: {family: true}
 keep: all
