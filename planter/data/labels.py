@@ -75,7 +75,9 @@ def class_names_of(given: Any) -> tuple[str, ...] | None:
         raise ValueError(f"{rule}; got {kind}, {_short(given)}")
     names = tuple(str(name) for name in given)
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"{rule}; got {', '.join(map(repr, twice))} more than once")
+        raise ValueError(
+            f"{rule}; got {', '.join(map(repr, twice))} more than once: name each class otherwise"
+        )
     if "" in names:
         raise ValueError(f"{rule}; the name of class {names.index('')} is empty")
     return names or None

@@ -149,7 +149,7 @@ def _items(data: Any) -> tuple[Tensor, NDArray[Any]]:
             )
     shapes = sorted({pixels.shape for pixels, _ in pairs})
     if len(shapes) > 1:
-        raise ValueError(f"all images have one shape; got {', '.join(map(str, shapes[:4]))}")
+        raise ValueError(f"all images have one shape; got {_shown(shapes)}: bring them to one")
     labels = as_array([label for _, label in pairs])
     return _images(np.stack([pixels for pixels, _ in pairs]) if pairs else np.empty(0)), labels
 
@@ -197,12 +197,13 @@ def _images(images: Any) -> Tensor:
         arrays = [_array(image) for image in images]
         shapes = sorted({array.shape for array in arrays})
         if len(shapes) > 1:
-            raise ValueError(f"all images have one shape; got {', '.join(map(str, shapes[:4]))}")
+            raise ValueError(f"all images have one shape; got {_shown(shapes)}: bring them to one")
         array = np.stack(arrays) if arrays else np.empty(0)
     else:
         array = _array(images)
     if array.dtype.kind not in "biuf":
-        raise ValueError(f"pixels are real numbers; got the type {array.dtype}")
+        hint = ": give its real and imaginary part as channels" * (array.dtype.kind == "c")
+        raise ValueError(f"pixels are real numbers; got the type {array.dtype}{hint}")
     _check_shape(array.shape)
     if array.dtype == np.uint8:
         return torch.from_numpy(np.array(array, order="C"))
@@ -211,6 +212,10 @@ def _images(images: Any) -> Tensor:
     if not pixels.isfinite().all():
         raise ValueError("pixels are finite float32 numbers; some are not: clean or scale them")
     return pixels
+
+
+def _shown(shapes: list[tuple[int, ...]]) -> str:
+    return ", ".join(map(str, shapes[:4])) + ", ..." * (len(shapes) > 4)
 
 
 def _check_shape(shape: tuple[int, ...]) -> None:
