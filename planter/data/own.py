@@ -137,6 +137,10 @@ def _items(data: Any) -> tuple[Tensor, NDArray[Any]]:
         count = len(data)
     except Exception as error:  # the user's code
         raise ValueError(f"its length raised {type(error).__name__}: {error}") from error
+    if not count:
+        raise ValueError(
+            f"a part holds an image or is left out; got an empty {type(data).__name__}"
+        )
     pairs = [_item(data, i) for i in range(count)]
     for i in np.linspace(0, count - 1, min(count, _READ_TWICE)).astype(int).tolist():
         again, label = _item(data, i)
@@ -151,7 +155,7 @@ def _items(data: Any) -> tuple[Tensor, NDArray[Any]]:
     if len(shapes) > 1:
         raise ValueError(f"all images have one shape; got {_shown(shapes)}: bring them to one")
     labels = as_array([label for _, label in pairs])
-    return _images(np.stack([pixels for pixels, _ in pairs]) if pairs else np.empty(0)), labels
+    return _images(np.stack([pixels for pixels, _ in pairs])), labels
 
 
 def _item(data: Any, index: int) -> tuple[NDArray[Any], Any]:
