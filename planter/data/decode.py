@@ -138,7 +138,7 @@ def _shown(image: Image.Image, raw: str) -> Pixels:
         return _compose(rgba[..., :3], rgba[..., 3])
     key = image.info.get("transparency")
     rgb: Pixels = np.array(image.convert("RGB") if mode != "RGB" else image)
-    if key is None or mode not in ("1", "L", "RGB"):
+    if mode not in ("1", "L", "RGB") or not isinstance(key, tuple if mode == "RGB" else int):
         return rgb
     if ";16" in raw:
         raise ValueError(
@@ -147,8 +147,10 @@ def _shown(image: Image.Image, raw: str) -> Pixels:
         )
     if mode == "1":
         key = 255 if key else 0
-    elif raw in ("L;2", "L;4"):  # the key counts in the file's bits, the pixels are scaled
-        key = int(key) * {"L;2": 85, "L;4": 17}[raw]
+    elif raw in ("L;2", "L;4") and isinstance(
+        key, int
+    ):  # the key counts in the file's bits, the pixels are scaled
+        key = key * {"L;2": 85, "L;4": 17}[raw]
     return _compose(rgb, np.where((rgb == np.array(key)).all(-1), 0, 255))
 
 

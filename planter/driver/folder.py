@@ -22,7 +22,9 @@ from planter.driver.jobs import seed_of
 from planter.front import write_text
 from planter.study import Problem, Study, StudyError
 
-_PACKAGES = ("planter", "torch", "torchvision", "optuna", "ray", "numpy", "scikit-learn")
+_PACKAGES = (
+    "planter", "torch", "torchvision", "optuna", "ray", "numpy", "scikit-learn", "pillow",
+)  # fmt: skip
 _MAY_GROW = (("sample", "trials"), ("plant", "rounds"))
 _MAY_CHANGE = ("resources", "budget", "keep", "tensorboard")
 _FIXED = ("seed", "data", "teacher")
