@@ -258,6 +258,33 @@ def test_other_files_are_counted_by_their_ending(tmp_path):
     assert stray.reason == "beside the class folders"
 
 
+def test_images_under_another_ending_are_told_to_be_renamed(tmp_path):
+    expected = _fill(tmp_path, "cat", "dog")
+    for kind, name in (("PNG", "a"), ("JPEG", "b.jpg_large"), ("WEBP", "c.tmp"), ("GIF", "d")):
+        Image.new("RGB", (4, 4)).save(tmp_path / "cat" / name, kind)
+    _write(tmp_path / "cat" / "e.wav", b"RIFF\0\0\0\0WAVE")
+    data = _load(tmp_path)
+    assert _all(data) == expected
+    rename = [one for one in data.account.skipped if one.reason.endswith("rename it")]
+    assert {(one.ending, one.files) for one in rename} == {("", 2), (".jpg_large", 1), (".tmp", 1)}
+
+
+def test_a_root_that_is_the_working_folder_leaves_out_what_planter_and_python_write(
+    tmp_path, monkeypatch
+):
+    expected = _fill(tmp_path, "cat", "dog")
+    _write(tmp_path / "study.yaml")
+    _write(tmp_path / "runs" / "first" / "study.db")
+    _write(tmp_path / "__pycache__" / "space.cpython-311.pyc")
+    monkeypatch.chdir(tmp_path)
+    data = _load(".")
+    assert _all(data) == expected
+    assert [(one.folder, one.files) for one in data.account.ignored] == [
+        ("__pycache__", 1),
+        ("runs", 1),
+    ]
+
+
 @pytest.mark.parametrize("place", ["runs/first", "runs/deep/first", "first", "cat/first"])
 def test_planters_own_runs_are_no_class_and_no_images(tmp_path, place):
     expected = _fill(tmp_path, "cat", "dog")

@@ -101,9 +101,26 @@ def _no_image(entry: os.DirEntry[str]) -> str | None:
     if entry.name.lower() in _SYSTEM_FILES:
         return "the system's own"
     if _ending(entry.name) not in readable():
+        if _looks_like_an_image(entry):
+            return "an image by its content, not by its ending: rename it"
         return "no ending of an image that Pillow reads here"
     # A link that leads nowhere is told as an image that cannot be read.
     return None if entry.is_file() or entry.is_symlink() else "no regular file"
+
+
+def _looks_like_an_image(entry: os.DirEntry[str]) -> bool:
+    """Whether a file without an image's ending begins as JPEG, PNG, GIF or WebP do. It is told, not
+    read: such files are often copies of others (.bak, .tmp) or thumbnails (.thm)."""
+    if not entry.is_file():
+        return False
+    try:
+        with open(entry.path, "rb") as file:
+            head = file.read(12)
+    except OSError:
+        return False
+    return head.startswith((b"\xff\xd8\xff", b"\x89PNG", b"GIF8")) or (
+        head.startswith(b"RIFF") and head.endswith(b"WEBP")
+    )
 
 
 def _no_images(folder: Path) -> str | None:
