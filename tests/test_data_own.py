@@ -329,6 +329,16 @@ def test_containers_of_another_form_are_refused_with_the_rule(part, told):
     _one_sentence(error)
 
 
+def test_a_data_set_may_fill_the_same_array_for_each_item():
+    buffer = np.zeros_like(_X[0])
+
+    def filled(index):
+        buffer[:] = _X[index]
+        return buffer, _Y[index]
+
+    assert _contents(_load({"train": _Items(filled)})) == _expected(_X, _AS_TEXT)
+
+
 def test_random_data_are_refused_and_pointed_to_augment():
     drawn = np.random.default_rng(1)
 

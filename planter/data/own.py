@@ -171,7 +171,8 @@ def _item(data: Any, index: int) -> tuple[NDArray[Any], Any]:
     label = _bare(item[1])
     if isinstance(label, np.ndarray):
         label = label.item() if label.size == 1 else label
-    return _array(item[0]), label
+    # A copy: a data set may fill the same array again for its next item.
+    return np.array(_array(item[0])), label
 
 
 def _array(image: Any) -> NDArray[Any]:
