@@ -119,9 +119,11 @@ def document(
     *,
     family: bool = False,
     unfinished: Mapping[str, tuple[int, float]] | None = None,
+    data: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What pareto.json says of a run; of a study that asks for a family, the best one as well.
-    `unfinished` is what trainings without a point took, multiply-adds and seconds by trial."""
+    `unfinished` is what trainings without a point took, multiply-adds and seconds by trial; `data`
+    the account of the images."""
     on_front = {point.id for point in front_of(points, limits)}
     measured = measured_latency(run)
     rows = []
@@ -172,6 +174,7 @@ def document(
             "seconds": round(sum(seconds.values()), 3),
         },
         **({"family": told} if told else {}),
+        **({"data": dict(data)} if data is not None else {}),
     }
 
 

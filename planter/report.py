@@ -74,6 +74,7 @@ def page(report: Report) -> str:
         _importances(report),
         _pipelines(report.run.front),
         _cost(report.run),
+        _data(report.run.front.get("data")),
         _section("study", "Study file", f"<pre>{escape(without_password(report.study))}</pre>"),
         _versions(report.environment),
     ]
@@ -325,7 +326,40 @@ def _cost(run: Facts) -> str:
     )
 
 
+def _data(account: Mapping[str, Any] | None) -> str:
+    """What was read to make the images; empty for runs of a planter that did not tell."""
+    if account is None:
+        return ""
+    size = " x ".join(map(str, account["image"]))
+    parts = [
+        f"<p>{len(account['classes'])} classes, images of {size} ({escape(account['pixels'])}). "
+        f"Validation: {escape(account['validation_from'])}. "
+        f"Test: {escape(account['test_from'])}.</p>",
+        *(f'<p class="note">{escape(text)}</p>' for text in account["warnings"]),
+        *(f"<p>{escape(text)}</p>" for text in account["notes"]),
+    ]
+    kinds = ["train", "validation", "test"]
+    rows: list[list[object]] = [
+        [name, *(f"{counts[kind]:,}" for kind in kinds)]
+        for name, counts in account["classes"].items()
+    ]
+    rows.append(["all", *(f"{account[kind]:,}" for kind in kinds)])
+    parts.append(_table(["class", "training", "validation", "test"], rows))
+    left = [
+        [one["ending"] or "none", f"{one['files']:,}", one["reason"]] for one in account["skipped"]
+    ]
+    if left:
+        parts.append(
+            _table(["files skipped, by ending", "files", "reason"], left, words=["reason"])
+        )
+    left = [[one["folder"], f"{one['files']:,}", one["reason"]] for one in account["ignored"]]
+    if left:
+        parts.append(_table(["folders ignored", "files", "reason"], left, words=["reason"]))
+    return _section("data", "Data", *parts)
+
+
 def _versions(environment: Mapping[str, Any]) -> str:
     rows = [[name, version] for name, version in environment.get("versions", {}).items()]
-    rows += [[key, value] for key, value in environment.items() if key != "versions"]
+    shown_above = ("versions", "class_names")
+    rows += [[key, value] for key, value in environment.items() if key not in shown_above]
     return _section("versions", "Versions", _table(["name", "value"], rows, words=["value"]))

@@ -41,6 +41,13 @@ class DataSettings(_Section):
     validation: Annotated[
         int | float, Field(gt=0, description="part set aside to select: a count, or a share < 1")
     ] = 0.1
+    test: Annotated[
+        int | float | None,
+        Field(
+            gt=0,
+            description="part set aside to test, where the data have none: a count, or a share < 1",
+        ),
+    ] = None
 
 
 class Network(_Section):

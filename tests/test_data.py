@@ -103,8 +103,10 @@ def test_digits_test_part_holds_each_class_in_proportion():
 
 # ---- splits
 
-_labels = st.lists(st.integers(0, 4), min_size=8, max_size=60).filter(
-    lambda labels: len(set(labels)) > 1
+_labels = (
+    st.lists(st.integers(0, 4), min_size=8, max_size=60)
+    .filter(lambda labels: len(set(labels)) > 1)
+    .map(lambda labels: np.unique(labels, return_inverse=True)[1].tolist())
 )
 
 
@@ -116,12 +118,22 @@ def _in_proportion(chosen, among, labels):
 
 @settings(deadline=None, max_examples=60)
 @given(labels=_labels, share=st.floats(0.1, 0.9), seed=st.integers(0, 2**31))
-def test_a_split_is_disjoint_complete_and_stratified(labels, share, seed):
-    data = _own({"train": _numbered(labels)}, validation=share, seed=seed)
+def test_a_split_is_disjoint_complete_and_stratified_and_leaves_each_class_an_image(
+    labels, share, seed
+):
+    count, sizes = round(share * len(labels)), Counter(labels)
+    made = {"train": _numbered(labels)}
+    if count > len(labels) - len(sizes) or count < 1:
+        with pytest.raises(ValueError, match="validation"):
+            _own(made, validation=share, seed=seed)
+        return
+    data = _own(made, validation=share, seed=seed)
     train, validation = _indices(data.train), _indices(data.validation)
     assert sorted(train + validation) == list(range(len(labels)))
-    assert abs(len(validation) - share * len(labels)) <= 0.5
-    assert _in_proportion(validation, range(len(labels)), labels)
+    assert len(validation) == count
+    assert set(data.train.labels.tolist()) == set(sizes)
+    if all(math.ceil(count * n / len(labels)) < n for n in sizes.values()):
+        assert _in_proportion(validation, range(len(labels)), labels)
     assert [labels[i] for i in train] == data.train.labels.tolist()
     assert [labels[i] for i in validation] == data.validation.labels.tolist()
     assert data.test is None
@@ -130,12 +142,109 @@ def test_a_split_is_disjoint_complete_and_stratified(labels, share, seed):
 @settings(deadline=None, max_examples=60)
 @given(labels=_labels, part=st.data(), seed=st.integers(0, 2**31))
 def test_a_subset_is_stratified_and_is_what_train_and_validation_share(labels, part, seed):
-    count = part.draw(st.integers(2, len(labels)))
+    sizes = Counter(labels)
+    count = part.draw(st.integers(len(sizes) + 1, len(labels)))
     data = _own({"train": _numbered(labels)}, subset=count, validation=1, seed=seed)
     kept = _indices(data.train) + _indices(data.validation)
     assert len(kept) == len(set(kept)) == count
     assert len(data.validation) == 1
-    assert _in_proportion(kept, range(len(labels)), labels)
+    assert set(data.train.labels.tolist()) == set(sizes)
+    if all(count * n >= len(labels) for n in sizes.values()):
+        assert _in_proportion(kept, range(len(labels)), labels)
+
+
+@pytest.mark.parametrize(
+    ("settings", "fingerprint", "mean"),
+    [
+        ({}, "01abe649fc83aeee", 0.3055627644062042),
+        ({"seed": 7}, "548fd1db3888a999", 0.30578887462615967),
+        ({"subset": 160, "validation": 0.25}, "d7751ef42308c9c9", 0.3104375898838043),
+        (
+            {"subset": 0.5, "validation": 100, "label_noise": 0.3, "seed": 3},
+            "fdf93379b44a1511",
+            0.3052264451980591,
+        ),
+        ({"resize": 16, "subset": 240}, "6b0460b38e127615", 0.3087943196296692),
+    ],
+    ids=str,
+)
+def test_splits_are_those_of_earlier_versions_bit_for_bit(settings, fingerprint, mean):
+    """Written down before draws left each class an image (issue 15): old runs go on."""
+    data = load_data("digits", **settings)
+    assert data.fingerprint() == fingerprint
+    assert data.train.mean.item() == mean
+
+
+_TINY = [0] * 30 + [1] * 30 + [2] + [3] * 2
+
+
+@pytest.mark.parametrize("share", [0.05, 0.1, 0.2, 0.3, 0.5, 0.6, 0.9])
+def test_the_only_image_of_a_class_is_trained_on(share):
+    for seed in range(20):
+        data = _own({"train": _numbered(_TINY)}, validation=share, seed=seed)
+        assert len(data.validation) == round(share * 63)
+        trained = data.train.labels.bincount(minlength=4).tolist()
+        assert trained[2] == 1
+        assert trained[3] >= 1
+
+
+def test_what_a_tiny_class_cannot_give_others_give():
+    # Shares of 60 of 70 images: 51.4, then 0.86 of each of ten single images.
+    labels = [0] * 60 + list(range(1, 11))
+    data = _own({"train": _numbered(labels)}, validation=59)
+    assert data.validation.labels.bincount(minlength=11).tolist() == [59] + [0] * 10
+    with pytest.raises(ValueError, match=r"validation 60.*for 1, 2, 3.*at most 59 images"):
+        _own({"train": _numbered(labels)}, validation=60)
+
+
+def test_a_subset_holds_each_class_or_is_refused_with_the_least_it_needs():
+    for seed in range(20):
+        data = _own({"train": _numbered(_TINY)}, subset=10, validation=1, seed=seed)
+        assert set(data.train.labels.tolist()) == {0, 1, 2, 3}
+    with pytest.raises(ValueError, match=r"subset 3, .*at least 4 images"):
+        _own({"train": _numbered(_TINY)}, subset=3)
+
+
+def test_a_class_without_a_validation_image_is_warned_about():
+    account = _own({"train": _numbered(_TINY)}, validation=0.2).account
+    (warning,) = account.warnings
+    assert "no validation image of 2" in warning
+    assert account.validation[2] == 0
+
+
+# ---- a test part set aside
+
+
+def test_a_test_part_is_set_aside_stratified_and_the_same_for_every_seed():
+    labels = [0, 1, 2, 3] * 25
+    made = {"train": _numbered(labels), "class_names": ["a", "b", "c", "d"]}
+    tests = []
+    for seed, others in [(0, {}), (5, {"validation": 0.4}), (9, {"subset": 40})]:
+        data = _own(made, test=0.2, seed=seed, **others)
+        tests.append(_indices(data.test))
+        assert not set(tests[-1]) & set(_indices(data.train) + _indices(data.validation))
+        assert Counter(data.test.labels.tolist()) == {0: 5, 1: 5, 2: 5, 3: 5}
+    assert tests[0] == tests[1] == tests[2]
+    assert len(_own(made, test=12).test) == 12
+    whole = _own(made, test=0.2, validation=16)
+    assert sorted(
+        _indices(whole.train) + _indices(whole.validation) + _indices(whole.test)
+    ) == list(range(100))
+
+
+def test_a_test_part_leaves_each_class_an_image_to_train_on():
+    data = _own({"train": _numbered(_TINY)}, test=0.5, validation=0.2)
+    assert set(data.train.labels.tolist()) == {0, 1, 2, 3}
+    with pytest.raises(ValueError, match=r"test 62, .*leaves no training image for 0, 2, 3"):
+        _own({"train": _numbered(_TINY)}, test=62)
+
+
+def test_a_test_part_beside_one_of_the_source_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"test 0\.2: the data have a test part of 359 images"):
+        load_data("digits", test=0.2)
+    made = {"train": _numbered([0, 1] * 20), "test": _numbered([0, 1])}
+    with pytest.raises(ValueError, match="test part of 2 images; leave test out"):
+        _own(made, test=0.2)
 
 
 def test_parts_are_counts_or_shares():
@@ -145,7 +254,7 @@ def test_parts_are_counts_or_shares():
         (None, 0.1, 200, 20),
         (50, 10, 50, 10),
         (0.5, 0.1, 100, 10),
-        (200, 199, 200, 199),
+        (200, 198, 200, 198),
     ]:
         data = _own(made, subset=subset, validation=validation)
         assert len(data.validation) == held
@@ -156,12 +265,20 @@ def test_parts_are_counts_or_shares():
     "parts",
     [
         {"validation": 0},
+        {"validation": 199},
         {"validation": 200},
         {"validation": 201},
         {"validation": -1},
         {"validation": 1e-4},
         {"validation": 0.999},
         {"validation": math.nan},
+        {"validation": math.inf},
+        {"validation": "0.1"},
+        {"validation": True},
+        {"test": 0},
+        {"test": 199},
+        {"test": 1.5},
+        {"test": math.nan},
         {"subset": 0},
         {"subset": 201},
         {"subset": -0.5},
@@ -565,7 +682,9 @@ def test_grey_and_transparent_images_become_three_channels(tmp_path):
     grey_image = data.train.images[data.train.labels == 0][0].numpy()
     assert np.array_equal(grey_image, np.stack([grey] * 3))
     rgba_image = data.train.images[data.train.labels == 1][0].numpy()
-    assert np.array_equal(rgba_image, rgba[..., :3].transpose(2, 0, 1))
+    alpha = rgba[..., 3:] / 255
+    white = np.rint(rgba[..., :3] * alpha + 255 * (1 - alpha))
+    assert np.array_equal(rgba_image, white.transpose(2, 0, 1))
 
 
 def test_files_that_are_no_images_by_name_are_passed_over(tmp_path):
@@ -685,14 +804,17 @@ def test_own_floats_stay_as_they_are():
 
 
 def test_own_class_names_are_kept_and_must_be_enough():
-    made = {"train": _numbered([0, 1, 2] * 5), "class_names": ["a", "b", "c", "never seen"]}
-    assert _own(made).class_names == ("a", "b", "c", "never seen")
+    made = {"train": _numbered([0, 1, 2] * 5), "class_names": ["a", "b", "c"]}
+    assert _own(made).class_names == ("a", "b", "c")
     with pytest.raises(ValueError, match="2 class names for labels up to 2"):
         _own({**made, "class_names": ["a", "b"]})
 
 
-def test_classes_that_only_test_shows_count():
-    assert _own({"train": _numbered([0, 1] * 5), "test": _numbered([4])}).classes == 5
+def test_a_class_without_a_training_image_is_refused_by_name():
+    with pytest.raises(ValueError, match="test has the label 4, which no training image has"):
+        _own({"train": _numbered([0, 1] * 5), "test": _numbered([4])})
+    with pytest.raises(ValueError, match=r"these have none: never seen \(label 2\)"):
+        _own({"train": _numbered([0, 1] * 5), "class_names": ["a", "b", "never seen"]})
 
 
 _GOOD = (torch.zeros(8, 1, 2, 2), torch.arange(8) % 2)

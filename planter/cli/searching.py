@@ -147,7 +147,7 @@ def check(
         empty: dict[str, Any] = {"estimate_s": None, "macs": {}, "params": {}}
         typer.echo(json.dumps({"ok": False, "problems": problems, **empty}, indent=2))
         raise typer.Exit(2) from None
-    costs = prepared.costs()
+    costs, account = prepared.costs(), prepared.data.account
     seconds = estimate_seconds(checked, prepared)
     for warning in prepared.warnings:
         err.print(f"[yellow]warning:[/yellow] {escape(warning)}", soft_wrap=True)
@@ -158,9 +158,13 @@ def check(
             "estimate_s": round(seconds, 1),
             "macs": {name: cost.macs for name, cost in costs.items()},
             "params": {name: cost.params for name, cost in costs.items()},
+            "warnings": prepared.warnings,
+            "data": account.document() if account is not None else None,
         }
         typer.echo(json.dumps(found, indent=2))
         return
+    for line in account.lines() if account is not None else []:
+        out.print(escape(line), soft_wrap=True)
     table = Table("network", "macs", "parameters", "pipelines", box=None, pad_edge=False)
     for name, cost in costs.items():
         shown = f"random draw {name.removeprefix('sample')}" if name.startswith("sample") else name

@@ -115,6 +115,8 @@ def prepare(study: Study, *, elsewhere: bool = False, begun: bool = False) -> Pr
     if data is None:
         _names(study, found)
         raise StudyError(study.name, found.problems)
+    if data.account is not None:
+        found.warnings += data.account.warnings
     _crops(study, data, found)
     fingerprint = data.fingerprint()
     networks: dict[str, Planned] = {}
@@ -178,6 +180,8 @@ def _data(study: Study, found: _Findings) -> Data | None:
             return load_data(**settings.model_dump(), seed=study.seed)
         except RuntimeError as error:  # torch's, for images it has no memory for
             raise ValueError(f"{error}; a smaller resize or subset") from error
+        except ValueError as error:
+            raise ValueError(str(error).removeprefix(f"{got}: ")) from error
 
     return found.attempt(place, got, loaded)
 
@@ -341,6 +345,20 @@ def _teacher(study: Study, data: Data, fingerprint: str, found: _Findings) -> Ar
                 "teacher.model",
                 f"a network with {name} {architecture.options.get(name)}",
                 f"one with {name} {fact}, as the data has",
+            )
+    names = spec.get("class_names")
+    if names is not None and names != list(data.class_names):
+        if sorted(names) == sorted(data.class_names):
+            found.add(
+                "teacher.model",
+                f"a network whose classes are {', '.join(names)}",
+                f"the order of the data, {', '.join(data.class_names)}: its logits would guide to "
+                "other classes",
+            )
+        elif len(names) == data.classes:
+            found.warnings.append(
+                f"the teacher names its classes {', '.join(names[:4])}{', ...' * (len(names) > 4)},"
+                f" the data {', '.join(data.class_names[:4])}{', ...' * (len(names) > 4)}"
             )
     if spec.get("data") != fingerprint:
         found.warnings.append(

@@ -175,6 +175,7 @@ class Documents:
             self._run,
             family=self._family,
             unfinished=self._unfinished(),
+            data=self._data.account.document() if self._data.account is not None else None,
         )
 
     def _unfinished(self) -> dict[str, tuple[int, float]]:

@@ -10,6 +10,7 @@ import platform
 import secrets
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ from planter.driver.jobs import seed_of
 from planter.front import write_text
 from planter.study import Problem, Study, StudyError
 
-_PACKAGES = ("planter", "torch", "torchvision", "optuna", "ray", "numpy", "scikit-learn")
+_PACKAGES = (
+    "planter", "torch", "torchvision", "optuna", "ray", "numpy", "scikit-learn", "pillow",
+)  # fmt: skip
 _MAY_GROW = (("sample", "trials"), ("plant", "rounds"))
 _MAY_CHANGE = ("resources", "budget", "keep", "tensorboard")
 _FIXED = ("seed", "data", "teacher")
@@ -62,20 +65,26 @@ def run_id(run: Path) -> str:
 
 
 def write_settings(
-    run: Path, study: Study, source: Path | None, fingerprint: str, *, accept_changes: bool
+    run: Path,
+    study: Study,
+    source: Path | None,
+    fingerprint: str,
+    class_names: Sequence[str],
+    *,
+    accept_changes: bool,
 ) -> None:
     """Writes study.yaml, resolved.yaml and environment.json.
 
     Raises StudyError, with the difference, where the folder holds a run of another study. More
     trials or rounds than before, other resources and other models to keep are no difference.
-    Other images, another seed or another teacher are never accepted: points of before and after
-    could not stand on one front.
+    Other images, classes of other names or in another order, another seed or another teacher are
+    never accepted: points of before and after could not stand on one front.
     """
     resolved = yaml.safe_dump(study.model_dump(), sort_keys=False)
     file = run / "resolved.yaml"
     if file.is_file():
         before = Study.model_validate(yaml.safe_load(file.read_text()))
-        _refuse_changes(run, before, study, fingerprint, accept_changes=accept_changes)
+        _refuse_changes(run, before, study, fingerprint, class_names, accept_changes=accept_changes)
         if accept_changes and before != study:
             drop_checkpoints(run / "trials")  # halves of trainings under the old settings
     if source is not None:
@@ -83,7 +92,7 @@ def write_settings(
     else:
         write_text(run / "study.yaml", resolved)
     write_text(file, resolved)
-    environment = {**_environment(study), "data": fingerprint}
+    environment = {**_environment(study), "data": fingerprint, "class_names": list(class_names)}
     write_text(run / "environment.json", json.dumps(environment, indent=2) + "\n")
 
 
@@ -110,10 +119,25 @@ def drop_locks(run: Path) -> None:
 
 
 def _refuse_changes(
-    run: Path, before: Study, study: Study, fingerprint: str, *, accept_changes: bool
+    run: Path,
+    before: Study,
+    study: Study,
+    fingerprint: str,
+    class_names: Sequence[str],
+    *,
+    accept_changes: bool,
 ) -> None:
     problems = []
     begun = json.loads((run / "environment.json").read_text()).get("data")
+    names = names_of(run)
+    if names is not None and names != list(class_names):
+        problems.append(
+            Problem(
+                "data",
+                _other_classes(names, class_names),
+                "the classes the run was begun with, or another name (--set name=...)",
+            )
+        )
     if begun != fingerprint:
         problems.append(
             Problem(
@@ -151,6 +175,31 @@ def _refuse_changes(
         )
     if problems:
         raise StudyError(str(run), problems)
+
+
+def _other_classes(before: Sequence[str], now: Sequence[str]) -> str:
+    """How the names of two lists of classes differ, in words."""
+    new, gone = ([n for n in a if n not in b] for a, b in ((now, before), (before, now)))
+    told = [f"{', '.join(new)} new"] if new else []
+    told += [f"{', '.join(gone)} gone"] if gone else []
+    return f"other classes: {'; '.join(told)}" if told else "its classes in another order"
+
+
+def names_of(run: Path) -> list[str] | None:
+    """The names of the classes that a run was begun with, in the order of the labels; None where it
+    does not tell."""
+    environment = json.loads((run / "environment.json").read_text(encoding="utf-8"))
+    if names := environment.get("class_names"):
+        return [str(name) for name in names]
+    # Runs of an older planter tell them with their saved networks only.
+    for file in sorted((run / "models").glob("*/*/arch.json")):
+        try:
+            names = json.loads(file.read_text(encoding="utf-8")).get("class_names")
+        except (ValueError, AttributeError, OSError):
+            continue  # told by whoever needs that network
+        if isinstance(names, list):
+            return [str(name) for name in names]
+    return None
 
 
 def _timed(study: Study) -> tuple[int, bool] | None:

@@ -11,6 +11,7 @@ import sqlite3
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, nullcontext
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from optuna.trial import TrialState
 from pydantic import ValidationError
 
 from planter.course import Stopped
+from planter.driver.folder import names_of
 from planter.driver.jobs import trial_id
 from planter.driver.stopping import partial_cost
 from planter.driver.storage import database_url, open_storage, point_of_row
@@ -132,8 +134,8 @@ def stopped_in(storage: BaseStorage, name: str) -> list[Stopped]:
 
 
 def images_of(run: Path) -> Data:
-    """The images of a run. Raises ValueError where they are not those it was searched with, or it
-    does not say which."""
+    """The images of a run, its classes by the names it was begun with. Raises ValueError where they
+    are not those it was searched with, or it does not say which."""
     from planter.data import load_data
 
     file = run / "environment.json"
@@ -153,7 +155,9 @@ def images_of(run: Path) -> Data:
         raise ValueError(
             f"the images or labels are not those of {run}: fingerprint {now}, expected {begun}"
         )
-    return data
+    # The labels are the run's; folders may have been renamed since.
+    names = names_of(run)
+    return data if names is None else replace(data, class_names=tuple(names))
 
 
 def read_points(run: Path) -> list[Point]:

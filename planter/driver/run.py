@@ -87,7 +87,14 @@ def search(
     for warning in prepared.warnings:
         log.warning("%s", warning)
     with _full_disk_told(run), lock_run(run, take_over=take_over):
-        write_settings(run, study, source, prepared.fingerprint, accept_changes=accept_changes)
+        write_settings(
+            run,
+            study,
+            source,
+            prepared.fingerprint,
+            prepared.data.class_names,
+            accept_changes=accept_changes,
+        )
         storage = open_storage(database_url(run, study.storage), alone=True)
         try:
             claim = Claim(storage, study.name, run, run_id(run))
@@ -128,6 +135,7 @@ class _Search:
         self._claim = claim
         self._run = run
         self._observe = observe
+        self._data = prepared.data
         self._limits = study.objectives.bounds.limits()
         self._book = PointBook(storage, study.name, self._limits)
         self._reference = self._book.reference(prepared.reference)
@@ -185,6 +193,8 @@ class _Search:
         for part in ("models", "trials"):
             drop_half_written(self._run / part)
         self._documents.refresh()
+        if (account := self._data.account) is not None:
+            self._tell(f"data: {'; '.join(account.lines())}")
         self._tell_notices()
         if self._schedule.complete():
             return

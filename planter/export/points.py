@@ -73,9 +73,9 @@ def export_point(
     accuracy than the run says.
     """
     folder = _model(run.folder, row)
-    data = run.data
+    data = _as_trained(run.data, checkpoint.read_spec(folder))
     network = checkpoint.load(folder, own_code=True)
-    drawn = _drawn(run, calibration) if calibration is not None else None
+    drawn = _drawn(run, data.train, calibration) if calibration is not None else None
     score = evaluate(network, data.validation).accuracy
     # A near tie may fall the other way on another machine, or where a GPU counted before.
     if abs(score - row["accuracy"]) > max(0.005, 1.5 / len(data.validation)):
@@ -109,9 +109,20 @@ def _environment(run: Path) -> dict[str, Any]:
     return found
 
 
-def _drawn(run: Run, count: int) -> Split:
+def _as_trained(data: Data, spec: Mapping[str, Any]) -> Data:
+    """The data with the normalisation that the network's own file tells."""
+    if "mean" not in spec or "std" not in spec:
+        return data
+    mean, std = (torch.tensor(spec[key])[:, None, None] for key in ("mean", "std"))
+    return replace(
+        data,
+        train=replace(data.train, mean=mean, std=std),
+        validation=replace(data.validation, mean=mean, std=std),
+    )
+
+
+def _drawn(run: Run, train: Split, count: int) -> Split:
     """So many training images, or all where there are fewer, drawn with the run's seed."""
-    train = run.data.train
     generator = torch.Generator().manual_seed(int(_environment(run.folder).get("seed", 0)))
     index = torch.randperm(len(train), generator=generator)[:count]
     return replace(train, images=train.images[index], labels=train.labels[index])
@@ -123,7 +134,8 @@ def _about(run: Run, row: Row, folder: Path) -> Mapping[str, Any]:
     return {
         "study": run.front["study"],
         **{key: row.get(key) for key in _TOLD},
-        "classes": list(run.data.class_names),
+        # The network's own: folders on disk may have been renamed since.
+        "classes": spec.get("class_names") or list(run.data.class_names),
         "image": list(run.data.image),
         "architecture": spec["architecture"],
         "seed": spec.get("seed"),

@@ -1,0 +1,17 @@
+"""Images and labels: where they come from, how they are decoded, split and normalised."""
+
+from planter.data.account import Account, Ignored, Skipped
+from planter.data.load import NAMES, load_data
+from planter.data.sources import TORCHVISION
+from planter.data.split import Data, Split
+
+__all__ = [
+    "NAMES",
+    "TORCHVISION",
+    "Account",
+    "Data",
+    "Ignored",
+    "Skipped",
+    "Split",
+    "load_data",
+]

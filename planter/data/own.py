@@ -1,0 +1,238 @@
+"""Data that a user's function makes: one gate, one sentence for each mistake."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from planter.backbones import import_object
+from planter.data.decode import decoded
+from planter.data.labels import as_array, class_names_of, numbered
+from planter.data.layout import PARTS
+from planter.data.raw import Pair, Raw
+
+_Result = TypeVar("_Result")
+_NAMES = "class_names"
+_READ_TWICE = 32
+"""Items of a data set that are read again: one that flips a coin is missed once in 4 thousand
+million times."""
+
+
+def read_own(name: str) -> Raw:
+    """The data of a function such as my_pkg.data:make. Raises ValueError, with the function's name
+    and the rule, for anything that is none."""
+    make: Callable[[], Any] = import_object(name)
+    rule = (
+        f"{name} must return a mapping with 'train' and, if there are such, 'validation', 'test' "
+        "and 'class_names': a part is (images [n, channels, height, width], labels [n]) or a torch "
+        "data set of such pairs"
+    )
+    if not callable(make):
+        raise ValueError(f"{rule}; got {make!r}, which is no function")
+    try:
+        made = make()
+    except Exception as error:  # the user's code: whatever it raises is told
+        raise ValueError(f"{name} raised {type(error).__name__}: {error}") from error
+    if not isinstance(made, Mapping):
+        raise ValueError(f"{rule}; got {type(made).__name__}")
+    given = _parts(made, name)
+    if "train" not in given:
+        raise ValueError(f"{rule}; got {type(made).__name__} without 'train'")
+    names = _told(name, "", lambda: class_names_of(made.get(_NAMES)))
+    images: dict[str, Tensor] = {}
+    labels: dict[str, NDArray[Any]] = {}
+    for part, (key, value) in given.items():
+        images[part], labels[part] = _told(name, f"{key}: ", partial(_pair, value))
+    shapes = {part: tuple(pixels.shape[1:]) for part, pixels in images.items()}
+    if len(set(shapes.values())) > 1:
+        raise ValueError(f"{name}: images of all parts have one shape; got {shapes}")
+    numbers, names = _told(name, "", lambda: numbered(labels, names))
+    pairs: dict[str, Pair] = {part: (images[part], numbers[part]) for part in images}
+    return Raw(
+        pairs["train"],
+        pairs.get("test"),
+        names,
+        validation=pairs.get("validation"),
+        validation_from=f"'{given['validation'][0]}'" if "validation" in given else None,
+        test_from=f"'{given['test'][0]}'" if "test" in given else None,
+    )
+
+
+def _told(name: str, where: str, call: Callable[[], _Result]) -> _Result:
+    try:
+        return call()
+    except ValueError as error:
+        raise ValueError(f"{name}: {where}{error}") from error
+    except Exception as error:  # what a user's objects raise when they are looked at
+        raise ValueError(f"{name}: {where}{type(error).__name__}: {error}") from error
+
+
+def _parts(made: Mapping[Any, Any], name: str) -> dict[str, tuple[str, Any]]:
+    """The parts that are there, with the key each was given under."""
+    found: dict[str, tuple[str, Any]] = {}
+    for key, value in made.items():
+        if key == _NAMES:
+            continue
+        part = PARTS.get(key) if isinstance(key, str) else None
+        if part is None:
+            raise ValueError(
+                f"{name}: keys are train, validation, test and class_names; got {key!r}, which "
+                "nothing would read"
+            )
+        if value is None:
+            continue
+        if part in found:
+            raise ValueError(f"{name}: {found[part][0]!r} and {key!r} are one part; give one")
+        found[part] = (key, value)
+    return found
+
+
+def _pair(part: Any) -> tuple[Tensor, NDArray[Any]]:
+    """Images `[n, channels, height, width]`, uint8 or float32, and labels `[n]` of one part."""
+    rule = "a part is (images, labels) or a data set of such pairs, with a length and items"
+    if isinstance(part, tuple | list) and len(part) == 2 and not all(map(_is_item, part)):
+        images, labels = _images(part[0]), as_array(part[1])
+    elif isinstance(part, Mapping | str | bytes):
+        raise ValueError(f"{rule}; got a {type(part).__name__}")
+    elif hasattr(part, "__getitem__") and hasattr(part, "__len__"):
+        images, labels = _items(part)
+    else:
+        hint = ""
+        if hasattr(part, "dataset"):
+            hint = "; return the loader's dataset"
+        elif hasattr(part, "__iter__"):
+            hint = "; it can be gone through once only: return a list of its pairs"
+        raise ValueError(f"{rule}; got a {type(part).__name__}{hint}")
+    if len(images) != len(labels):
+        raise ValueError(
+            f"every image has one label; got images {list(images.shape)} and labels "
+            f"{list(labels.shape)}"
+        )
+    if not len(labels):
+        raise ValueError(
+            f"a part holds an image or is left out; got images {list(images.shape)} and labels "
+            f"{list(labels.shape)}"
+        )
+    return images, labels
+
+
+def _is_item(value: Any) -> bool:
+    """Whether it is one image with its label, as an item of a data set is."""
+    return isinstance(value, tuple | list) and len(value) == 2 and np.ndim(_bare(value[1])) == 0
+
+
+def _bare(value: Any) -> Any:
+    return value.detach().cpu().numpy() if isinstance(value, Tensor) else value
+
+
+def _items(data: Any) -> tuple[Tensor, NDArray[Any]]:
+    """The images and labels of a data set of pairs."""
+    try:
+        count = len(data)
+    except Exception as error:  # the user's code
+        raise ValueError(f"its length raised {type(error).__name__}: {error}") from error
+    if not count:
+        raise ValueError(
+            f"a part holds an image or is left out; got an empty {type(data).__name__}"
+        )
+    pairs = [_item(data, i) for i in range(count)]
+    for i in np.linspace(0, count - 1, min(count, _READ_TWICE)).astype(int).tolist():
+        again, label = _item(data, i)
+        if not np.array_equal(again, pairs[i][0], equal_nan=again.dtype.kind in "fc") or (
+            np.any(label != pairs[i][1])
+        ):
+            raise ValueError(
+                f"an item is the same each time it is read; two reads of item {i} differ: take the "
+                "random transform out, the recipe's augment does such things while it trains"
+            )
+    shapes = sorted({pixels.shape for pixels, _ in pairs})
+    if len(shapes) > 1:
+        raise ValueError(f"all images have one shape; got {_shown(shapes)}: bring them to one")
+    labels = as_array([label for _, label in pairs])
+    return _images(np.stack([pixels for pixels, _ in pairs])), labels
+
+
+def _item(data: Any, index: int) -> tuple[NDArray[Any], Any]:
+    try:
+        item = data[index]
+    except Exception as error:  # the user's code
+        raise ValueError(f"item {index} raised {type(error).__name__}: {error}") from error
+    if not isinstance(item, tuple | list) or len(item) != 2:
+        size = f" of {len(item)}" if isinstance(item, tuple | list | Mapping) else ""
+        raise ValueError(
+            f"an item is a pair (image, label); got a {type(item).__name__}{size} as item {index}"
+        )
+    label = _bare(item[1])
+    if isinstance(label, np.ndarray):
+        label = label.item() if label.size == 1 else label
+    # A copy: a data set may fill the same array again for its next item.
+    return np.array(_array(item[0])), label
+
+
+def _array(image: Any) -> NDArray[Any]:
+    """An image, or several, as an array in this machine's byte order; a picture of Pillow's is read
+    as a file is, `[3, height, width]`."""
+    from PIL.Image import Image
+
+    if isinstance(image, Image):
+        return decoded(image).pixels.transpose(2, 0, 1)
+    if isinstance(image, Tensor):
+        if image.layout != torch.strided or image.is_quantized:
+            raise ValueError(f"images are dense tensors; got {image.layout}: to_dense() makes one")
+        image = image.detach().cpu().resolve_conj().resolve_neg()
+        if image.is_floating_point() and image.dtype not in (torch.float16, torch.float64):
+            image = image.float()  # numpy does not know the others
+        image = image.numpy()
+    try:
+        array = np.asarray(image)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"an image is an array; got a {type(image).__name__}: {error}") from error
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _images(images: Any) -> Tensor:
+    """Images `[n, channels, height, width]`: uint8 as they are, all other numbers as float32."""
+    if isinstance(images, list | tuple):
+        arrays = [_array(image) for image in images]
+        shapes = sorted({array.shape for array in arrays})
+        if len(shapes) > 1:
+            raise ValueError(f"all images have one shape; got {_shown(shapes)}: bring them to one")
+        array = np.stack(arrays) if arrays else np.empty(0)
+    else:
+        array = _array(images)
+    if array.dtype.kind not in "biuf":
+        hint = ": give its real and imaginary part as channels" * (array.dtype.kind == "c")
+        raise ValueError(f"pixels are real numbers; got the type {array.dtype}{hint}")
+    _check_shape(array.shape)
+    if array.dtype == np.uint8:
+        return torch.from_numpy(np.array(array, order="C"))
+    with np.errstate(over="ignore"):  # what float32 cannot hold is told below
+        pixels = torch.from_numpy(np.array(array, dtype=np.float32, order="C"))
+    if not pixels.isfinite().all():
+        raise ValueError("pixels are finite float32 numbers; some are not: clean or scale them")
+    return pixels
+
+
+def _shown(shapes: list[tuple[int, ...]]) -> str:
+    return ", ".join(map(str, shapes[:4])) + ", ..." * (len(shapes) > 4)
+
+
+def _check_shape(shape: tuple[int, ...]) -> None:
+    rule = "images are [n, channels, height, width]"
+    if len(shape) == 3:
+        raise ValueError(f"{rule}; got {list(shape)}: images[:, None] adds a grey channel")
+    if len(shape) != 4 or 0 in shape[1:]:
+        raise ValueError(f"{rule}; got {list(shape)}")
+    _, first, second, last = shape
+    square = last == 1 and first == second
+    if first > 4 and second > 4 and (last in (3, 4) or square):
+        raise ValueError(
+            f"{rule}; got {list(shape)}, whose channels seem to come last: "
+            "images.transpose(0, 3, 1, 2), or permute of a tensor, puts them first"
+        )

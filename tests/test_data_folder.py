@@ -1,0 +1,361 @@
+"""Folders of every layout: what is read, under which label, and what is told of the rest."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from planter.data import Ignored, Skipped, load_data
+
+
+def _image(file, level=0, size=(4, 4)):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((*size, 3), level, np.uint8)).save(file)
+
+
+def _fill(root, *classes, count=4, level=0):
+    """`count` flat images a class; returns the levels, each another one."""
+    levels = {}
+    for at, name in enumerate(classes):
+        levels[name] = [level + 20 * at + i for i in range(count)]
+        for i, one in enumerate(levels[name]):
+            _image(root / name / f"{i}.png", one)
+    return levels
+
+
+def _levels(split, names):
+    """The level of each image, by class."""
+    found = {}
+    for image, label in zip(split.images, split.labels.tolist(), strict=True):
+        found.setdefault(names[label], []).append(int(image[0, 0, 0]))
+    return {name: sorted(levels) for name, levels in found.items()}
+
+
+def _load(root, **settings):
+    return load_data("folder", root=root, **{"validation": 2, **settings})
+
+
+def _all(data):
+    both = _levels(data.train, data.class_names), _levels(data.validation, data.class_names)
+    return {name: sorted(both[0][name] + both[1].get(name, [])) for name in both[0]}
+
+
+def _write(file, content=b"x"):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(content)
+
+
+# ---- classes
+
+
+def test_folders_in_a_class_are_read(tmp_path):
+    expected = _fill(tmp_path, "cat", "dog")
+    _image(tmp_path / "cat" / "2019" / "july" / "a.png", 200)
+    _image(tmp_path / "cat" / "2020" / "0.png", 201)
+    expected["cat"] += [200, 201]
+    assert _all(_load(tmp_path)) == expected
+
+
+def test_a_flat_folder_keeps_the_order_of_its_files(tmp_path):
+    """As before nested folders were read (issue 15): the split of an old run stays."""
+    for i, name in enumerate(["b.png", "a.PNG", "10.png", "9.png"]):
+        _image(tmp_path / "cat" / name, i)
+        _image(tmp_path / "dog" / name, 10 + i)
+    whole = load_data("folder", root=tmp_path, validation=2)
+    kept = [int(level) for level in whole.train.images[:, 0, 0, 0]]
+    order = [2, 3, 1, 0, 12, 13, 11, 10]  # by name: 10, 9, a, b
+    assert kept == [level for level in order if level in kept]
+
+
+def test_a_link_to_a_folder_is_followed_once(tmp_path):
+    expected = _fill(tmp_path / "photos", "cat", "dog")
+    _image(tmp_path / "elsewhere" / "a.png", 200)
+    os.symlink(tmp_path / "elsewhere", tmp_path / "photos" / "cat" / "more")
+    os.symlink(tmp_path / "photos" / "cat", tmp_path / "photos" / "cat" / "round")
+    expected["cat"].append(200)
+    data = _load(tmp_path / "photos")
+    assert _all(data) == expected
+    assert [one.folder for one in data.account.ignored] == ["cat/round"]
+
+
+def test_a_class_without_an_image_is_refused_with_what_its_folder_holds(tmp_path):
+    _fill(tmp_path, "cat", "dog")
+    for i in range(3):
+        _write(tmp_path / "eel" / f"{i}.heic")
+    _write(tmp_path / "eel" / "more" / "LICENSE")
+    (tmp_path / "fox").mkdir()
+    with pytest.raises(
+        ValueError, match=r"have none: eel \(3 .heic, 1 without.*\), fox \(an empty"
+    ):
+        _load(tmp_path)
+
+
+def test_a_class_that_trains_on_nothing_but_has_test_images_is_refused(tmp_path):
+    _fill(tmp_path / "train", "cat", "dog")
+    (tmp_path / "train" / "eel").mkdir()
+    _fill(tmp_path / "test", "cat", "eel")
+    with pytest.raises(ValueError, match=r"this has none: eel \(an empty folder\); add images"):
+        _load(tmp_path)
+
+
+def test_one_class_is_refused_with_a_hint_where_the_classes_may_lie(tmp_path):
+    _fill(tmp_path / "photos", "cat", "dog")
+    with pytest.raises(ValueError, match=r"got the folder photos; if the classes lie in it"):
+        _load(tmp_path)
+    for i in range(3):
+        _image(tmp_path / "flat" / f"{i}.png")
+    with pytest.raises(ValueError, match=r"two or more classes; got no folder and 3 images"):
+        _load(tmp_path / "flat")
+
+
+# ---- parts
+
+
+@pytest.mark.parametrize("train", ["train", "training", "Train", "TRAINING"])
+@pytest.mark.parametrize("validation", ["val", "valid", "validation", "Val"])
+@pytest.mark.parametrize("test", ["test", "testing"])
+def test_folders_named_like_parts_are_the_parts(tmp_path, train, validation, test):
+    trained = _fill(tmp_path / train, "cat", "dog")
+    held = _fill(tmp_path / validation, "cat", "dog", count=2, level=100)
+    tested = _fill(tmp_path / test, "cat", "dog", count=3, level=200)
+    data = _load(tmp_path, validation=0.5)
+    assert _levels(data.train, data.class_names) == trained
+    assert _levels(data.validation, data.class_names) == held
+    assert _levels(data.test, data.class_names) == tested
+    assert data.account.validation_from == f"{validation}/"
+    assert data.account.test_from == f"{test}/"
+    assert (data.account.train, data.account.validation, data.account.test) == (
+        (4, 4), (2, 2), (3, 3)
+    )  # fmt: skip
+
+
+def test_a_subset_leaves_a_validation_folder_whole(tmp_path):
+    _fill(tmp_path / "train", "cat", "dog", count=10)
+    held = _fill(tmp_path / "val", "cat", "dog", count=3, level=100)
+    data = _load(tmp_path, subset=6)
+    assert len(data.train) == 6
+    assert _levels(data.validation, data.class_names) == held
+
+
+def test_a_test_share_beside_a_validation_folder_comes_from_the_training_images(tmp_path):
+    _fill(tmp_path / "train", "cat", "dog", count=10)
+    _fill(tmp_path / "val", "cat", "dog", count=3, level=100)
+    data = _load(tmp_path, test=0.2)
+    assert (len(data.train), len(data.validation), len(data.test)) == (16, 6, 4)
+    _fill(tmp_path / "test", "cat", "dog", count=2)
+    with pytest.raises(ValueError, match="test part of 4 images"):
+        _load(tmp_path, test=0.2)
+
+
+def test_two_folders_for_one_part_are_refused(tmp_path):
+    for part in ("train", "val", "validation"):
+        _fill(tmp_path / part, "cat", "dog")
+    with pytest.raises(ValueError, match="has val and validation: one folder for validation"):
+        _load(tmp_path)
+
+
+def test_parts_without_a_training_folder_are_refused(tmp_path):
+    for part in ("val", "test"):
+        _fill(tmp_path / part, "cat", "dog")
+    with pytest.raises(ValueError, match=r"has test and val, but no folder train|val and test"):
+        _load(tmp_path)
+
+
+def test_a_test_folder_beside_the_classes_is_the_test_part(tmp_path):
+    trained = _fill(tmp_path, "cat", "dog")
+    tested = _fill(tmp_path / "test", "cat", "dog", count=2, level=100)
+    data = _load(tmp_path)
+    assert _all(data) == trained
+    assert _levels(data.test, data.class_names) == tested
+
+
+@pytest.mark.parametrize("name", ["train", "test", "val"])
+def test_a_class_may_be_named_like_a_part(tmp_path, name):
+    expected = _fill(tmp_path, "car", name, "plane")
+    data = _load(tmp_path)
+    assert data.class_names == tuple(sorted(("car", name, "plane")))
+    assert _all(data) == expected
+
+
+def test_a_class_named_like_a_part_with_folders_of_its_own_is_read_and_told(tmp_path):
+    _fill(tmp_path, "control", "treated")
+    _fill(tmp_path / "test", "patient1", "patient2", level=100)
+    data = _load(tmp_path, validation=3)
+    assert data.class_names == ("control", "test", "treated")
+    (warning,) = data.account.warnings
+    assert "the folder test is read as a class" in warning
+
+
+def test_folders_beside_the_training_folder_are_told(tmp_path):
+    _fill(tmp_path / "train", "cat", "dog")
+    _fill(tmp_path, "eel", count=3)
+    _write(tmp_path / "notes" / "a.txt")
+    for i in range(5):
+        _image(tmp_path / "test" / f"{i}.png")  # images without classes
+    data = _load(tmp_path)
+    assert data.test is None
+    reason = "beside the training folder, and no part"
+    assert data.account.ignored == (
+        Ignored("eel", 3, reason), Ignored("notes", 1, reason), Ignored("test", 5, reason)
+    )  # fmt: skip
+    first, second = data.account.warnings
+    assert "eel lies beside the training folder, and its 3 images are not read" in first
+    assert "test lies beside the training folder, and its 5 images are not read" in second
+
+
+def test_a_part_without_images_is_refused(tmp_path):
+    _fill(tmp_path / "train", "cat", "dog")
+    (tmp_path / "val" / "cat").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"val holds no images; fill it or remove it"):
+        _load(tmp_path)
+
+
+# ---- what is not read
+
+
+def test_hidden_and_system_files_are_counted_not_read(tmp_path):
+    expected = _fill(tmp_path, "cat", "dog")
+    for name in ("cat", "dog"):
+        for i in range(3):
+            _write(tmp_path / name / f"._{i}.png", b"\0\5\x16\7")
+            _write(tmp_path / "__MACOSX" / name / f"._{i}.png")
+        _write(tmp_path / name / ".DS_Store")
+        _write(tmp_path / name / "Thumbs.db")
+        _write(tmp_path / name / "desktop.ini")
+        _write(tmp_path / name / ".ipynb_checkpoints" / "0-checkpoint.png")
+    _write(tmp_path / "cat" / "@eaDir" / "0.png")
+    data = _load(tmp_path)
+    assert _all(data) == expected
+    assert data.account.skipped == (
+        Skipped("", 2, "hidden"),
+        Skipped(".db", 2, "the system's own"),
+        Skipped(".ini", 2, "the system's own"),
+        Skipped(".png", 6, "hidden"),
+    )
+    assert {(one.folder, one.files) for one in data.account.ignored} == {
+        ("__MACOSX", 6),
+        ("cat/.ipynb_checkpoints", 1),
+        ("cat/@eaDir", 1),
+        ("dog/.ipynb_checkpoints", 1),
+    }
+
+
+def test_other_files_are_counted_by_their_ending(tmp_path):
+    expected = _fill(tmp_path, "cat", "dog")
+    for i in range(3):
+        _write(tmp_path / "cat" / f"{i}.HEIC")
+        _write(tmp_path / "cat" / f"{i}.xml")
+    _write(tmp_path / "dog" / "README")
+    _write(tmp_path / "labels.csv")
+    _image(tmp_path / "stray.png")
+    data = _load(tmp_path)
+    assert _all(data) == expected
+    told = {(one.ending, one.files) for one in data.account.skipped}
+    assert told == {(".heic", 3), (".xml", 3), ("", 1), (".csv", 1), (".png", 1)}
+    (stray,) = [one for one in data.account.skipped if one.ending == ".png"]
+    assert stray.reason == "beside the class folders"
+
+
+def test_images_under_another_ending_are_told_to_be_renamed(tmp_path):
+    expected = _fill(tmp_path, "cat", "dog")
+    for kind, name in (("PNG", "a"), ("JPEG", "b.jpg_large"), ("WEBP", "c.tmp"), ("GIF", "d")):
+        Image.new("RGB", (4, 4)).save(tmp_path / "cat" / name, kind)
+    _write(tmp_path / "cat" / "e.wav", b"RIFF\0\0\0\0WAVE")
+    data = _load(tmp_path)
+    assert _all(data) == expected
+    rename = [one for one in data.account.skipped if one.reason.endswith("rename it")]
+    assert {(one.ending, one.files) for one in rename} == {("", 2), (".jpg_large", 1), (".tmp", 1)}
+
+
+def test_a_root_that_is_the_working_folder_leaves_out_what_planter_and_python_write(
+    tmp_path, monkeypatch
+):
+    expected = _fill(tmp_path, "cat", "dog")
+    _write(tmp_path / "study.yaml")
+    _write(tmp_path / "runs" / "first" / "study.db")
+    _write(tmp_path / "__pycache__" / "space.cpython-311.pyc")
+    monkeypatch.chdir(tmp_path)
+    data = _load(".")
+    assert _all(data) == expected
+    assert [(one.folder, one.files) for one in data.account.ignored] == [
+        ("__pycache__", 1),
+        ("runs", 1),
+    ]
+
+
+@pytest.mark.parametrize("place", ["runs/first", "runs/deep/first", "first", "cat/first"])
+def test_planters_own_runs_are_no_class_and_no_images(tmp_path, place):
+    expected = _fill(tmp_path, "cat", "dog")
+    run = tmp_path / place
+    _write(run / "resolved.yaml")
+    _image(run / "front.png", 99)
+    if place == "runs/deep/first":
+        run = tmp_path / "runs" / "deep"
+        with pytest.raises(ValueError, match="this has none: runs"):
+            _load(tmp_path)
+        return
+    _write(run.parent / ".teachers" / "x" / "arch.json")
+    data = _load(tmp_path)
+    assert _all(data) == expected
+    assert "planter's own runs" in {one.reason for one in data.account.ignored}
+
+
+def test_a_class_may_be_called_runs(tmp_path):
+    expected = _fill(tmp_path, "runs", "walks")
+    assert _all(_load(tmp_path)) == expected
+
+
+def test_a_file_that_cannot_be_listed_or_read_is_a_refusal_not_a_crash(tmp_path):
+    _fill(tmp_path, "cat", "dog")
+    os.symlink(tmp_path / "gone.png", tmp_path / "cat" / "link.png")
+    with pytest.raises(ValueError, match=r"link\.png cannot be read as an image"):
+        _load(tmp_path)
+    (tmp_path / "cat" / "link.png").unlink()
+    os.mkfifo(tmp_path / "cat" / "pipe.png")
+    (skipped,) = _load(tmp_path).account.skipped
+    assert skipped == Skipped(".png", 1, "no regular file")
+
+
+# ---- the account
+
+
+def test_the_account_counts_what_the_parts_hold(tmp_path):
+    _fill(tmp_path / "train", "ant", "cat", "dog", count=10)
+    _fill(tmp_path / "test", "cat", count=3)
+    account = _load(tmp_path, validation=0.2).account
+    document = account.document()
+    assert document["classes"] == {
+        "ant": {"train": 8, "validation": 2, "test": 0},
+        "cat": {"train": 8, "validation": 2, "test": 3},
+        "dog": {"train": 8, "validation": 2, "test": 0},
+    }
+    assert (document["train"], document["validation"], document["test"]) == (24, 6, 3)
+    assert document["validation_from"] == "0.2 of the training images"
+    assert json.loads(json.dumps(document)) == document
+    first, *_ = account.lines()
+    assert first == (
+        "3 classes (ant, cat, dog); 24 training, 6 validation (0.2 of the training images), 3 test "
+        "images (test/); 3 x 4 x 4 uint8"
+    )
+
+
+def test_a_channel_that_is_constant_is_warned_about(tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for i in range(4):
+            pixels = np.random.default_rng(i).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+            pixels[..., 1] = 77
+            Image.fromarray(pixels).save(tmp_path / name / f"{i}.png")
+    (warning,) = _load(tmp_path).account.warnings
+    assert "channel 1 is 77 in every pixel" in warning
+
+
+def test_files_with_several_frames_are_counted(tmp_path):
+    _fill(tmp_path, "cat", "dog")
+    frames = [Image.new("RGB", (4, 4), (level, 0, 0)) for level in (0, 255)]
+    frames[0].save(tmp_path / "cat" / "a.gif", save_all=True, append_images=frames[1:])
+    assert _load(tmp_path).account.notes == (
+        "of 1 files with several frames the first one was read",
+    )
