@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from planter.backbones import import_object
+from planter.paths import user_path
 
 TORCHVISION = {
     "cifar10": "CIFAR10",
@@ -126,7 +127,7 @@ def load_data(
     Raises ValueError for an unknown name, files that are not there, images of several sizes
     without `resize`, or a part that leaves a split empty.
     """
-    resolved = Path(name) / "resolved.yaml"
+    resolved = user_path(name) / "resolved.yaml"
     if resolved.is_file():
         study = yaml.safe_load(resolved.read_text())
         return load_data(**study["data"], seed=study["seed"])
@@ -178,7 +179,7 @@ def _read(name: str, root: str | Path | None, download: bool, resize: int | None
 def _need_root(name: str, root: str | Path | None) -> Path:
     if root is None:
         raise ValueError(f"data {name!r} needs a root: the folder that holds it")
-    return Path(root)
+    return user_path(root)
 
 
 def _digits() -> _Raw:

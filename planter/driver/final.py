@@ -14,6 +14,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from planter import checkpoint
+from planter.commands import command
 from planter.data import Data
 from planter.disk import when_there_is_space
 from planter.driver.check import worker_count
@@ -122,12 +123,16 @@ def _chosen(run: Path, study: Study, names: Sequence[str], *, front: bool) -> li
     if front or not names:
         on_front = front_of(points, study.objectives.bounds.limits())
         if not on_front:
-            raise ValueError(f"{run} has no point on its front yet; planter show {run} lists all")
+            raise ValueError(
+                f"{run} has no point on its front yet; {command('show', run)} lists all"
+            )
         found |= {point.id: point for point in on_front}
     for name in names:
         matching = {point.id: point for point in points if name in (point.trial, point.id)}
         if not matching:
-            raise ValueError(f"{run} has no trial or point {name!r}; planter show {run} lists them")
+            raise ValueError(
+                f"{run} has no trial or point {name!r}; {command('show', run)} lists them"
+            )
         found |= matching
     return sorted(found.values(), key=lambda p: (p.macs, p.id))
 

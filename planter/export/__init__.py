@@ -24,6 +24,7 @@ from planter.data import Split
 from planter.export import check
 from planter.export.deployable import deployable, input_text, scale_of
 from planter.export.formats import require, write_onnx, write_pt2, write_safetensors
+from planter.paths import user_path
 from planter.train import predict
 
 FORMATS: dict[str, Callable[[nn.Module, Tensor, Path, Mapping[str, str]], None]] = {
@@ -85,7 +86,7 @@ def export_network(
     Raises ValueError for another ending, a file that is there without `force`, or missing packages;
     ExportError where the network cannot be written or its file computes something else.
     """
-    file = Path(file)
+    file = user_path(file)
     kind = format_of(file)
     _check_place(file, force=force)
     if calibration is not None and kind != "onnx":
