@@ -21,6 +21,7 @@ from planter.assembly import build_network, build_without_data, check_architectu
 from planter.backbones import convolutions, find_builder, full_widths, is_known
 from planter.data import TORCHVISION, Data, load_data
 from planter.driver.bounds import LATENCY, Latencies, limits_of
+from planter.driver.importable import REMEDY, only_here
 from planter.driver.networks import (
     baseline_id,
     builder_of,
@@ -148,6 +149,7 @@ def prepare(study: Study, *, elsewhere: bool = False, begun: bool = False) -> Pr
                 if miss > 0:
                     found.add("plant.start", f"{miss:.0%} beyond bounds.{name}", "a smaller start")
     space = _space(study, data, networks, found)
+    _importable(study, networks, found, elsewhere=elsewhere)
     reference = _reference(study, data, networks, found)
     if found.problems:
         raise StudyError(study.name, found.problems)
@@ -442,6 +444,27 @@ def _candidate(drawn: object, study: Study, data: Data, found: _Findings) -> Pla
     found.warnings += [text for text in drawn.warnings if text not in found.warnings]
     recipe = Recipe.model_validate({**study.recipe.model_dump(), **drawn.recipe})
     return Planned(architecture, recipe, drawn.kernels)
+
+
+def _importable(
+    study: Study, networks: dict[str, Planned], found: _Findings, *, elsewhere: bool
+) -> None:
+    """Builders that live in this process alone: no worker could build their networks."""
+    places = {"teacher": "teacher", "start": "plant"}
+    told = set()
+    for name, planned in networks.items():
+        place = places.get(name, "baselines" if name.startswith("b-") else "sample.space")
+        what = only_here(planned.architecture)
+        if what is None or (place, what) in told:
+            continue
+        told.add((place, what))
+        if elsewhere or worker_count(study):
+            found.add(place, what, REMEDY)
+        else:
+            found.warnings.append(
+                f"{place}: {what}: no other program can load, export or continue these networks; "
+                "a module file can be imported by all"
+            )
 
 
 def _reference(

@@ -24,7 +24,7 @@ from planter.driver.read import images_of, read_points, run_standing
 from planter.driver.worker import Worker
 from planter.final_file import FINAL, KINDS, FinalFile, Kind, Row
 from planter.front import Point, front_of, read_front
-from planter.modes import threads_of_torch
+from planter.modes import plain_torch, threads_of_torch
 from planter.recipe import Recipe
 from planter.study import Study
 from planter.study_file import read_study
@@ -38,6 +38,7 @@ _GUIDE = "guide"
 """Of `final/models`: the copy of the run's teacher that others learn from."""
 
 
+@plain_torch()
 def train_points(
     run: Path,
     names: Sequence[str] = (),

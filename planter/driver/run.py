@@ -34,7 +34,7 @@ from planter.front import (
     Point,
     covered,
 )
-from planter.modes import threads_of_torch
+from planter.modes import plain_torch, threads_of_torch
 from planter.paths import user_path
 from planter.study import Study
 from planter.study_file import find_study, read_study
@@ -59,6 +59,7 @@ class Progress:
 Observer = Callable[[Progress], None]
 
 
+@plain_torch()
 def search(
     study: Study | str | Path,
     *,
