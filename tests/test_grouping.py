@@ -165,7 +165,7 @@ def _problems(study):
         {"channels": 4},
         {"channels": 1, "multiple": 4},
         {"channels": 0.25, "multiple": 4},
-        {"channels": 8, "filters": "zero", "outgoing": "random"},
+        {"channels": 8, "outgoing": "scaled"},
     ],
 )
 def test_a_study_plants_by_its_own_step_in_groups_of_four(plant):

@@ -21,10 +21,12 @@ _MULTIPLES = (2, 4, 8, 16, 32)
 
 
 class Hindrance(NamedTuple):
-    """Why a step cannot be planted, and whether the reason already says which one can."""
+    """Why a step cannot be planted; whether the wider network could be built at all, and whether
+    the reason already says what to do."""
 
     told: str
-    has_remedy: bool
+    built: bool
+    has_remedy: bool = False
 
 
 def hindrance(
@@ -38,17 +40,17 @@ def hindrance(
     channels by which it could where one is found; None where it can. `check` raises ValueError for
     an architecture that cannot be built."""
     found = _refused(settings, settings.multiple, start, parent, layer, check)
-    if found is None:
-        return None
-    told, built = found
+    if found is None or found.has_remedy:
+        return found
     for multiple in (m for m in _MULTIPLES if m > settings.multiple and is_grouped(parent)):
         other = _refused(settings, multiple, start, parent, layer, check)
         if other is None:
-            told = f"{told}; with plant.multiple: {multiple} it can be planted"
-            return Hindrance(told, has_remedy=True)
-        if other[1] and not built:  # then divisibility is not all that is in the way
-            told, built = f"{told}; with plant.multiple: {multiple}, {other[0]}", True
-    return Hindrance(told, has_remedy=False)
+            told = f"{found.told}; with plant.multiple: {multiple} it can be planted"
+            return Hindrance(told, built=True, has_remedy=True)
+        if other.built and not found.built:  # then divisibility is not all that is in the way
+            told = f"{found.told}; with plant.multiple: {multiple}, {other.told}"
+            found = Hindrance(told, built=True)
+    return found
 
 
 def check_plants(candidate: Candidate, start: Architecture) -> None:
@@ -69,8 +71,8 @@ def _refused(
     parent: nn.Module,
     layer: str,
     check: Callable[[Architecture], None],
-) -> tuple[str, bool] | None:
-    """Why steps in a multiple cannot be planted, and whether the wider network could be built."""
+) -> Hindrance | None:
+    """Why steps in a multiple cannot be planted."""
     # Two steps where channels stand in groups: the second may be divided otherwise.
     for _ in range(2 if is_grouped(parent) else 1):
         width = start.widths[layer]
@@ -79,16 +81,19 @@ def _refused(
         try:
             check(start.widen(layer, channels))
         except ValueError as error:
-            return f"{step}: {error}", False
+            return Hindrance(f"{step}: {error}", built=False)
         try:
             wider, child = plant(start, parent, layer, channels, seed=0)
             check_norms(child)
-            if settings.filters == "zero":
-                _, silent = plant(
+        except ValueError as error:
+            return Hindrance(f"{step}: {error}", built=True)
+        if settings.filters == "zero":
+            try:
+                zeros = plant(
                     start, parent, layer, channels, seed=0, filters="zero", outgoing="random"
                 )
-                check_learns(silent, parent, image_of(start))
-        except ValueError as error:
-            return f"{step}: {error}", True
+                check_learns(zeros[1], parent, image_of(start))
+            except ValueError as error:
+                return Hindrance(str(error), built=True, has_remedy=True)
         start, parent = wider, child
     return None
