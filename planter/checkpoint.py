@@ -61,7 +61,7 @@ def save(
         **(info or {}),
     }
     with _appearing(user_path(folder)) as fresh:
-        (fresh / ARCHITECTURE).write_text(json.dumps(spec, indent=2) + "\n")
+        (fresh / ARCHITECTURE).write_text(json.dumps(spec, indent=2) + "\n", encoding="utf-8")
         # Copies: safetensors refuses tensors that share memory, as those of a part used twice do.
         state = {
             name: tensor.cpu().contiguous().clone() for name, tensor in network.state_dict().items()
@@ -114,7 +114,7 @@ def read_spec(folder: str | Path) -> dict[str, Any]:
             "as in runs/NAME/models/TRIAL/PIPELINE"
         )
     try:
-        spec: dict[str, Any] = json.loads(path.read_text())
+        spec: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     if spec.get("format") != FORMAT:

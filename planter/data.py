@@ -129,7 +129,7 @@ def load_data(
     """
     resolved = user_path(name) / "resolved.yaml"
     if resolved.is_file():
-        study = yaml.safe_load(resolved.read_text())
+        study = yaml.safe_load(resolved.read_text(encoding="utf-8"))
         return load_data(**study["data"], seed=study["seed"])
     raw = _read(str(name), root, download, resize)
     images, labels = raw.train

@@ -12,7 +12,7 @@ import os
 import sys
 from typing import Any, BinaryIO, TextIO, cast
 
-_IN_ASCII = {"·": "|", "±": "+-", "×": "x", "…": "...", "–": "-", "—": "-"}  # noqa: RUF001
+_IN_ASCII = {"·": ";", "±": "+-", "×": "x", "…": "...", "–": "-", "—": "-"}  # noqa: RUF001
 _ERRORS = "planter-shown"
 
 

@@ -58,7 +58,7 @@ def run_id(run: Path) -> str:
     file = run / ".id"
     if not file.is_file():
         write_text(file, secrets.token_hex(8) + "\n")
-    return file.read_text().strip()
+    return file.read_text(encoding="utf-8").strip()
 
 
 def write_settings(
@@ -74,7 +74,7 @@ def write_settings(
     resolved = yaml.safe_dump(study.model_dump(), sort_keys=False)
     file = run / "resolved.yaml"
     if file.is_file():
-        before = Study.model_validate(yaml.safe_load(file.read_text()))
+        before = Study.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
         _refuse_changes(run, before, study, fingerprint, accept_changes=accept_changes)
         if accept_changes and before != study:
             drop_checkpoints(run / "trials")  # halves of trainings under the old settings
@@ -113,7 +113,7 @@ def _refuse_changes(
     run: Path, before: Study, study: Study, fingerprint: str, *, accept_changes: bool
 ) -> None:
     problems = []
-    begun = json.loads((run / "environment.json").read_text()).get("data")
+    begun = json.loads((run / "environment.json").read_text(encoding="utf-8")).get("data")
     if begun != fingerprint:
         problems.append(
             Problem(
