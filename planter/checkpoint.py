@@ -25,6 +25,7 @@ from planter.arch import Architecture
 from planter.assembly import build_network, code_called
 from planter.blocks import expanded_layers
 from planter.disk import is_full
+from planter.paths import user_path
 from planter.pipelines import Pipelines
 from planter.places import is_staged
 
@@ -59,8 +60,8 @@ def save(
         "pipeline": pipeline,
         **(info or {}),
     }
-    with _appearing(Path(folder)) as fresh:
-        (fresh / ARCHITECTURE).write_text(json.dumps(spec, indent=2) + "\n")
+    with _appearing(user_path(folder)) as fresh:
+        (fresh / ARCHITECTURE).write_text(json.dumps(spec, indent=2) + "\n", encoding="utf-8")
         # Copies: safetensors refuses tensors that share memory, as those of a part used twice do.
         state = {
             name: tensor.cpu().contiguous().clone() for name, tensor in network.state_dict().items()
@@ -96,7 +97,7 @@ def load(folder: str | Path, *, own_code: bool = False) -> nn.Module:
         )
     network = build_network(architecture, pipeline)
     try:
-        network.load_state_dict(load_file(Path(folder) / WEIGHTS))
+        network.load_state_dict(load_file(user_path(folder) / WEIGHTS))
     except (SafetensorError, RuntimeError) as error:
         raise ValueError(
             f"{folder}: {WEIGHTS} is damaged or of another network: {error}"
@@ -106,14 +107,14 @@ def load(folder: str | Path, *, own_code: bool = False) -> nn.Module:
 
 def read_spec(folder: str | Path) -> dict[str, Any]:
     """What `arch.json` of a saved network says."""
-    path = Path(folder) / ARCHITECTURE
+    path = user_path(folder) / ARCHITECTURE
     if not path.is_file() or not (path.parent / WEIGHTS).is_file():
         raise ValueError(
             f"{folder} holds no saved network: expected {ARCHITECTURE} and {WEIGHTS}, "
             "as in runs/NAME/models/TRIAL/PIPELINE"
         )
     try:
-        spec: dict[str, Any] = json.loads(path.read_text())
+        spec: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     if spec.get("format") != FORMAT:

@@ -53,7 +53,7 @@ class FinalFile:
         before: dict[str, Any] = {"settings": {}, "points": [], "rows": []}
         if path.is_file():
             try:
-                before = json.loads(path.read_text())
+                before = json.loads(path.read_text(encoding="utf-8"))
                 rows = [Row(**row) for row in before["rows"]]
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(f"{path} is damaged: {error!r}; remove it") from error

@@ -185,7 +185,7 @@ def measured_latency(run: Path) -> dict[str, float]:
     if not path.is_file():
         return {}
     try:
-        every = json.loads(path.read_text())["measurements"]
+        every = json.loads(path.read_text(encoding="utf-8"))["measurements"]
         of_one_image = [one for one in every if one["batch"] == 1]
         return {
             row["id"]: row[one["column"]]["median_ms"]
@@ -233,7 +233,7 @@ def write_text(path: Path, text: str) -> None:
         raise ValueError(f"{path} is a folder; name a file")
     fresh = path.with_name(f".{path.name}.new")
     try:
-        with fresh.open("w", encoding="utf-8") as file:
+        with fresh.open("w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

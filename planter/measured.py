@@ -106,7 +106,7 @@ def reported(front: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _cpu() -> str:
     """The processor's name, or its kind where the system does not tell."""
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
 

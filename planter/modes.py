@@ -1,9 +1,10 @@
-"""How a model is run: left, as torch is, as it was found, or for its shapes alone."""
+"""How a model is run: torch as a fresh process has it, all left as it was found, or for its shapes
+alone."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -51,6 +52,30 @@ def threads_of_torch(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def plain_torch() -> Iterator[None]:
+    """torch as a fresh process has it within the block, whatever the caller's notebook has set:
+    float32 and the CPU where nothing else is said, gradients, no autocast. Afterwards as before.
+
+    Without it a training depends on who calls: under `no_grad` it has no gradients, and a default
+    of float64 meets images of float32.
+    """
+    dtype = torch.get_default_dtype()
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))  # else each call of torch would pass by it
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(dtype)
 
 
 def remove_parametrization_(module: nn.Module, tensor: str) -> None:

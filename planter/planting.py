@@ -15,6 +15,7 @@ from planter.arch import Architecture
 from planter.assembly import build, build_network
 from planter.data import Split
 from planter.freeze import freeze_inherited_, thaw_
+from planter.grouping import regrouped
 from planter.morph import inherit_weights
 from planter.pipelines import Pipelines
 from planter.places import image_of
@@ -30,6 +31,8 @@ from planter.plant_init import (
 )
 from planter.recipe import Recipe
 from planter.train import Batch, Epoch, fit, predict
+
+_NAMED = 3
 
 
 def plant(
@@ -73,9 +76,13 @@ def plant(
     if "zero" in (filters, outgoing) and not _starts_equal(
         child, parent, image_of(architecture), filters, outgoing
     ):
+        why = "new channels meet old ones in a shortcut, a concatenation, ..."
+        if cut_anew := regrouped(child, parent):
+            more = f" (and {len(cut_anew) - _NAMED} more)" if len(cut_anew) > _NAMED else ""
+            why = f"{', '.join(cut_anew[:_NAMED])}{more}; let their number follow the width"
         raise ValueError(
             f"{architecture.builder} cannot grow in {layer}: the wider network does not start as "
-            "its parent's function (new channels meet old ones in a shortcut, a concatenation, ...)"
+            f"its parent's function ({why})"
         )
     return wider, child
 

@@ -13,9 +13,12 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from planter.paths import user_path
 from planter.study import Problem, Study, StudyError
 
 _MOST_VALUES = 100_000
+# The path of a storage that is a file; a password in another URL may hold any character.
+_FILE_URL = re.compile(r"(sqlite(?:\+\w+)?:///|journal:///)([^?]+)(.*)", re.DOTALL)
 
 
 def read_study(source: str | Path, overrides: Sequence[str] = ()) -> Study:
@@ -52,8 +55,10 @@ def read_study(source: str | Path, overrides: Sequence[str] = ()) -> Study:
         raise StudyError(
             str(path), [Problem("file", type(raw).__name__, "a YAML mapping with name, data, ...")]
         )
-    problems = [replace(p, line=lines.get(p.place)) for p in _absolute(raw, path.parent)]
-    problems += [problem for text in overrides if (problem := _override(raw, text)) is not None]
+    paths: dict[str, str] = {}
+    problems = [replace(p, line=lines.get(p.place)) for p in _absolute(raw, path.parent, paths)]
+    given = (_override(raw, text, paths) for text in overrides)
+    problems += [problem for problem in given if problem is not None]
     for text in overrides:  # what an override says stands in no line of the file
         key = text.partition("=")[0]
         lines = {at: n for at, n in lines.items() if at != key and not at.startswith(f"{key}.")}
@@ -69,7 +74,7 @@ def find_study(source: str | Path) -> Path:
     """The file of a study: a path, or the name of a shipped one."""
     shipped = shipped_folder("studies")
     with contextlib.suppress(OSError):  # a name too long for the file system is no file either
-        if (path := Path(source)).is_file():
+        if (path := user_path(source)).is_file():
             return path.resolve()
         if (named := shipped / f"{source}.yaml").is_file():
             return named
@@ -143,7 +148,7 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _override(raw: dict[str, Any], text: str) -> Problem | None:
+def _override(raw: dict[str, Any], text: str, paths: dict[str, str]) -> Problem | None:
     """Puts `a.b=value` into the raw study: the value at that key is replaced whole."""
     key, equals, value_text = text.partition("=")
     parts = key.split(".")
@@ -162,7 +167,7 @@ def _override(raw: dict[str, Any], text: str) -> Problem | None:
             return Problem("--set", key, f"a key inside mappings; set {part} whole")
     inner[parts[-1]] = value
     # Paths of the file are absolute by now: only a new one is taken from the working folder.
-    if problems := _absolute(raw, Path.cwd()):
+    if problems := _absolute(raw, Path.cwd(), paths):
         return replace(problems[0], place="--set", got=text)
     return None
 
@@ -174,11 +179,12 @@ def _unshared(value: Any) -> Any:
     return [_unshared(inner) for inner in value] if isinstance(value, list) else value
 
 
-def _absolute(raw: dict[str, Any], base: Path) -> list[Problem]:
-    """Makes the paths of a raw study absolute, in place; names and absolute ones stay."""
+def _absolute(raw: dict[str, Any], base: Path, known: dict[str, str]) -> list[Problem]:
+    """Makes the paths of a raw study absolute, in place; names stay, and so do the paths that are
+    `known`, by their places, to have been made so."""
     problems = []
     for section, key in (("data", "root"), ("teacher", "model"), ("sample", "space")):
-        part = raw.get(section)
+        part, place = raw.get(section), f"{section}.{key}"
         if not isinstance(part, dict) or not isinstance(part.get(key), str):
             continue
         file, colon, function = part[key], "", ""
@@ -186,10 +192,18 @@ def _absolute(raw: dict[str, Any], base: Path) -> list[Problem]:
             file, colon, function = part[key].rpartition(":")
             if not colon:
                 continue
+        if known.get(place) == part[key]:
+            continue
         try:
-            part[key] = f"{(base / Path(file).expanduser()).resolve()}{colon}{function}"
+            part[key] = f"{user_path(file, base).resolve()}{colon}{function}"
         except (RuntimeError, ValueError) as error:  # no such home; a null byte
-            problems.append(Problem(f"{section}.{key}", repr(part[key]), f"a path: {error}"))
+            problems.append(Problem(place, repr(part[key]), f"a path: {error}"))
+        known[place] = part[key]
+    if isinstance(url := raw.get("storage"), str) and (found := _FILE_URL.match(url)):
+        try:
+            raw["storage"] = f"{found[1]}{user_path(found[2])}{found[3]}"
+        except ValueError as error:
+            problems.append(Problem("storage", repr(url), f"a path: {error}"))
     return problems
 
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from planter.arch import Architecture
+from planter.commands import command
+from planter.paths import user_path
 
 if TYPE_CHECKING:
     from planter.front import Point
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
 def run_folder(name: str) -> Path:
     """The run folder of a name. Raises ValueError, naming the runs there are."""
-    for folder in (Path(name), Path("runs") / name):
+    for folder in (user_path(name), Path("runs") / name):
         if (folder / "resolved.yaml").is_file():
             return folder
     there = sorted(f.parent.name for f in Path("runs").glob("*/resolved.yaml"))
@@ -83,7 +85,7 @@ def point_of(target: str) -> tuple[Point, str | None]:
     for point in read_points(folder):
         if wanted in (point.trial, point.id):
             return point, point.pipeline if wanted == point.id else None
-    raise ValueError(f"{folder} has no point {wanted!r}; planter show {folder} lists them")
+    raise ValueError(f"{folder} has no point {wanted!r}; {command('show', folder)} lists them")
 
 
 def _pair(flag: str, text: str) -> tuple[str, Any]:

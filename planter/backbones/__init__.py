@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
+import marshal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 import torch
@@ -101,7 +103,9 @@ def import_object(place: str) -> Any:
     except Exception as error:  # the user's module runs: whatever it raises is told
         raise ValueError(f"cannot import {module_name!r} for {place!r}: {error}") from error
     if not hasattr(module, name):
-        raise ValueError(f"module {module_name!r} has no {name!r}")
+        how = "; what a script or notebook defined is gone with it, a module file stays"
+        how = how if module_name == "__main__" else ""
+        raise ValueError(f"module {module_name!r} has no {name!r}{how}")
     return getattr(module, name)
 
 
@@ -132,11 +136,37 @@ def is_known(key: str) -> bool:
 def source_key(key: str) -> str:
     """16 hexadecimal digits of the source that builds `key`: another source may be another
     function of the same weights."""
-    file = inspect.getsourcefile(inspect.unwrap(find_builder(key).function))
-    content = Path(file).read_bytes() if file is not None else key.encode()
+    content = _source(inspect.unwrap(find_builder(key).function)) or key.encode()
     if key.startswith(torchvision_nets.PREFIX):  # the file makes stages of what torchvision builds
         content += torchvision_nets.installed_version().encode()
     return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _source(function: Any) -> bytes | None:
+    """The file of a function or class; where there is none, as in a notebook or on a command line,
+    its own text or what Python has made of it; None where nothing is known."""
+    try:
+        file = inspect.getsourcefile(function)
+        if file is not None and Path(file).is_file():
+            return Path(file).read_bytes()
+        return inspect.getsource(function).encode()
+    except (OSError, TypeError):
+        pass
+    parts = [function, *vars(function).values()] if isinstance(function, type) else [function]
+    codes = [part.__code__ for part in parts if hasattr(part, "__code__")]
+    return marshal.dumps([_plain_code(code) for code in codes]) if codes else None
+
+
+def _plain_code(code: CodeType) -> list[Any]:
+    """What a compiled function does, without where it stands."""
+    inner = [c for c in code.co_consts if isinstance(c, CodeType)]
+    # Sets of strings have another order in every process.
+    constants = [
+        repr(sorted(map(repr, c)) if isinstance(c, frozenset) else c)
+        for c in code.co_consts
+        if not isinstance(c, CodeType)
+    ]
+    return [code.co_code, list(code.co_names), constants, *map(_plain_code, inner)]
 
 
 def convolutions(widths: Mapping[str, int]) -> list[str]:

@@ -20,11 +20,18 @@ from planter.cli import (  # noqa: F401 - they register their commands
     training,
 )
 from planter.cli.app import app, err, out
+from planter.cli.streams import keep_streams
+
+_LONGEST_LINE = 1000
 
 
 def main() -> None:
     """Entry point of `planter`: a user's mistake is one message and exit code 2, a bound that
     no point keeps to one message and exit code 3."""
+    keep_streams()
+    for console in (out, err):
+        if not console.is_terminal:  # a file or a program: lines as long as they are
+            console.width = _LONGEST_LINE
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     # The user's own modules (my_pkg.nets:build) stand in the folder planter is called from.

@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from planter.paths import user_path
+
 app = typer.Typer(
     name="planter",
     help="Grows CNNs and selects sub-networks: a Pareto front of accuracy against MACs.",
@@ -40,6 +42,11 @@ MinAccuracy = Annotated[
     ),
 ]
 Knee = Annotated[bool, typer.Option("--knee", help="The point from which on accuracy costs most.")]
+
+
+def expanded(path: Path | None) -> Path | None:
+    """A path of the command line as `planter.paths` reads it; a callback of options."""
+    return None if path is None else user_path(str(path))
 
 
 def shown_path(path: Path) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from planter.cli.app import Knee, MaxMacs, MinAccuracy, app, err, out
+from planter.cli.app import Knee, MaxMacs, MinAccuracy, app, err, expanded, out
 from planter.targets import split_target
 
 if TYPE_CHECKING:
@@ -23,7 +23,10 @@ def export(
         str, typer.Argument(metavar="RUN/ID|RUN", help="A point of a run, or a run to choose from.")
     ],
     file: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", help="The file to write.")
+        Path,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="The file to write.", callback=expanded
+        ),
     ],
     max_macs: MaxMacs = None,
     min_accuracy: MinAccuracy = None,

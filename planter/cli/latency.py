@@ -14,6 +14,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from planter.cli.app import app, err, out, shown_path
+from planter.commands import command
+from planter.paths import user_path
 from planter.targets import run_folder
 
 _ROUNDS = 10
@@ -48,7 +50,7 @@ def latency(
     """
     files = [_is_file(target) for target in targets]
     if all(files):
-        places = {target: Path(target) for target in targets}
+        places = {target: user_path(target) for target in targets}
         found = _measured(places, threads or 1, batch, seconds, "torch")
         _print(found, {}, as_json=as_json)
         return
@@ -81,8 +83,9 @@ def latency(
     _print(found, rows, as_json=as_json)
     told = f"written: {shown_path(run)}/latency.json"
     if alone and batch == 1:
-        shown = shown_path(run)
-        told += f"\nnext: planter report {shown} · planter pareto {shown} --x latency_ms"
+        shown = Path(shown_path(run))
+        told += f"\nnext: {command('report', shown)} · "
+        told += command("pareto", shown, "--x", "latency_ms")
     err.print(told, soft_wrap=True, markup=False)
     if not alone:
         err.print("the search at work brings the column latency_ms up to it with its next trial")
@@ -90,7 +93,7 @@ def latency(
 
 def _is_file(target: str) -> bool:
     """Whether a target is a network, or a file that ought to be one, rather than a run."""
-    path = Path(target)
+    path = user_path(target)
     if path.suffix == ".safetensors":
         raise ValueError(
             f"{target} holds tensors alone: time the folder it was exported from "

@@ -16,9 +16,11 @@ from planter.cli.app import (
     RunArgument,
     app,
     err,
+    expanded,
     out,
     shown_path,
 )
+from planter.commands import command
 from planter.describe import form_text, with_networks
 from planter.tables import print_choice, print_front, print_points
 from planter.targets import run_folder
@@ -26,7 +28,7 @@ from planter.targets import run_folder
 if TYPE_CHECKING:
     from planter.front import Point
 
-Picture = Annotated[Path | None, typer.Option(help="Draw a picture.")]
+Picture = Annotated[Path | None, typer.Option(help="Draw a picture.", callback=expanded)]
 
 
 @app.command(epilog="Example: planter pareto quickstart runs/other --html fronts.html")
@@ -41,10 +43,15 @@ def pareto(
     third: Annotated[
         str | None, typer.Option("--z", help="A third objective; each two are then drawn.")
     ] = None,
-    html: Annotated[Path | None, typer.Option(help="Draw the fronts into this page.")] = None,
-    csv: Annotated[Path | None, typer.Option(help="Write every point as a table.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Draw the fronts into this page.", callback=expanded)
+    ] = None,
+    csv: Annotated[
+        Path | None, typer.Option(help="Write every point as a table.", callback=expanded)
+    ] = None,
     png: Annotated[
-        Path | None, typer.Option(help="Draw a picture: .png, .svg or .pdf by its ending.")
+        Path | None,
+        typer.Option(help="Draw a picture: .png, .svg or .pdf by its ending.", callback=expanded),
     ] = None,
     svg: Picture = None,
     pdf: Picture = None,
@@ -171,7 +178,7 @@ def show(
         return
     if point is None:
         print_front(out, front, every=True)
-        told = f"\nnext: planter show {run} ID · planter cost {run}/ID"
+        told = f"\nnext: {command('show', run)} ID · {command('cost', run)}/ID"
         out.print(told, soft_wrap=True, markup=False)
         return
     matching = [p for p in points if point in (p.trial, p.id)]

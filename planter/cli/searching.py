@@ -11,7 +11,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from planter.cli.app import Set, StudyArgument, app, err, out, shown_path
+from planter.cli.app import Set, StudyArgument, app, err, expanded, out, shown_path
+from planter.commands import command
 from planter.tables import duration, print_front
 
 
@@ -19,7 +20,8 @@ from planter.tables import duration, print_front
 def search(
     study: StudyArgument,
     out_folder: Annotated[
-        Path | None, typer.Option("--out", help="Run folder. Default: runs/NAME.")
+        Path | None,
+        typer.Option("--out", help="Run folder. Default: runs/NAME.", callback=expanded),
     ] = None,
     overrides: Set = None,
     workers: Annotated[
@@ -97,7 +99,7 @@ def search(
     ]
     out.print(
         f"\nwritten to {shown}: {', '.join(f for f in written if (run / f).exists())}\n"
-        f"next: planter show {shown} · planter dashboard {shown} · planter report {shown}",
+        f"next: {' · '.join(command(c, Path(shown)) for c in ('show', 'dashboard', 'report'))}",
         soft_wrap=True,
     )
     checked = read_study(study, given)
@@ -173,7 +175,7 @@ def check(
     out.print(table)
     out.print(
         f"\n{study} is sound. About {duration(seconds)} of training on this machine "
-        f"with {worker_count(checked)} workers.\nnext: planter search {study}",
+        f"with {worker_count(checked)} workers.\nnext: {command('search', Path(study))}",
         soft_wrap=True,
     )
 

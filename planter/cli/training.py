@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -11,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from planter.cli.app import RunArgument, app, err, out, shown_path
+from planter.commands import command
 from planter.targets import run_folder
 
 
@@ -99,10 +101,10 @@ def train(
     else:
         _print(found["points"])
         shown = shown_path(folder)
-        first = found["rows"][-1]["model"] or "final/models/ID/KIND-SEED"
+        first = Path(shown, found["rows"][-1]["model"] or "final/models/ID/KIND-SEED")
         out.print(
             f"\nwritten to {shown}/final: final.json, final.csv, models\n"
-            f"next: planter latency {shown}/{first} · planter show {shown}",
+            f"next: {command('latency', first)} · {command('show', Path(shown))}",
             soft_wrap=True,
             markup=False,
         )

@@ -16,6 +16,7 @@ from planter.data.own import read_own
 from planter.data.raw import Pair, Raw
 from planter.data.sources import TORCHVISION, read_digits, read_torchvision
 from planter.data.split import Data, Split, constant_channels, resized, statistics
+from planter.paths import user_path
 
 NAMES = ("digits", *TORCHVISION, "folder")
 _NAMED = 10
@@ -52,9 +53,9 @@ def load_data(
     Raises ValueError for an unknown name, files that are not there, images of several sizes
     without `resize`, a class without a training image, or a part that leaves a split empty.
     """
-    resolved = Path(name) / "resolved.yaml"
+    resolved = user_path(name) / "resolved.yaml"
     if resolved.is_file():
-        study = yaml.safe_load(resolved.read_text())
+        study = yaml.safe_load(resolved.read_text(encoding="utf-8"))
         return _loaded(**study["data"], seed=study["seed"], of_run=True)
     return _loaded(
         name,
@@ -146,7 +147,7 @@ def _read(
 def _need_root(name: str, root: str | Path | None) -> Path:
     if root is None:
         raise ValueError(f"data {name!r} needs a root: the folder that holds it")
-    return Path(root)
+    return user_path(root)
 
 
 def _with_test(raw: Raw, part: int | float) -> Raw:

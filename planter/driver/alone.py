@@ -45,7 +45,9 @@ def train_alone(worker: Worker, job: Job) -> Outcome:
     score = evaluate(network, worker.data.validation)
     if not math.isfinite(score.loss):
         raise FloatingPointError(f"validation loss of {job.id} is {score.loss}")
-    epochs = (worker.run / "trials" / job.id / "metrics.jsonl").read_text().splitlines()
+    epochs = (
+        (worker.run / "trials" / job.id / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    )
     info = {
         **kept_info(worker, job.id, score, cost(architecture).pipelines[pipeline]),
         "epochs": recipe.epochs,

@@ -13,14 +13,21 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from pydantic import ValidationError
-from torch import nn
 
 from planter import checkpoint
 from planter.arch import Architecture
 from planter.assembly import build_network, build_without_data, check_architecture
-from planter.backbones import convolutions, find_builder, full_widths, is_known
+from planter.backbones import (
+    convolutions,
+    find_builder,
+    full_widths,
+    is_known,
+    with_data_options,
+)
 from planter.data import TORCHVISION, Data, load_data
 from planter.driver.bounds import LATENCY, Latencies, limits_of
+from planter.driver.growable import Hindrance, check_plants, hindrance
+from planter.driver.importable import REMEDY, only_here
 from planter.driver.networks import (
     baseline_id,
     builder_of,
@@ -30,12 +37,8 @@ from planter.driver.networks import (
 from planter.driver.sampling import draw
 from planter.driver.storage import check_url
 from planter.forms import DOConv, KernelFilter, Kernels, form_of
-from planter.freeze import check_norms
 from planter.kernels import check_kernels
 from planter.macs import Cost, cost
-from planter.places import image_of
-from planter.plant_init import check_learns
-from planter.planting import channels_to_plant, plant
 from planter.recipe import Recipe
 from planter.space import Candidate, Space, load_space
 from planter.study import Network, Plant, Problem, Study, StudyError, Teacher, Widths
@@ -150,6 +153,7 @@ def prepare(study: Study, *, elsewhere: bool = False, begun: bool = False) -> Pr
                 if miss > 0:
                     found.add("plant.start", f"{miss:.0%} beyond bounds.{name}", "a smaller start")
     space = _space(study, data, networks, found)
+    _importable(study, networks, found, elsewhere=elsewhere)
     reference = _reference(study, data, networks, found)
     if found.problems:
         raise StudyError(study.name, found.problems)
@@ -381,17 +385,19 @@ def _layers(study: Study, start: Architecture, found: _Findings) -> list[str]:
         return []
     if not layers:
         found.add("plant", f"{start.builder} without widths to grow", "a builder that names widths")
-    parent = build_network(start) if layers else None
+    parent = build_network(start)
+    refused: dict[str, Hindrance] = {}
     for layer in layers:
         if layer not in start.widths:
             found.add(place, layer, f"widths of {start.builder}: {', '.join(start.widths)}")
             continue
-        channels = channels_to_plant(
-            start.widths[layer], study.plant.channels, study.plant.multiple
-        )
-        if found.attempt(place, layer, partial(_takes_image, start.widen(layer, channels))):
-            assert parent is not None
-            found.attempt(place, layer, partial(_grows, study.plant, start, parent, layer))
+        check = partial(hindrance, study.plant, start, parent, layer, _check_network)
+        if (reason := found.attempt(place, layer, check)) is not None:
+            refused[layer] = reason
+    others = len(refused) < len(layers)
+    advice = "leave it out of plant.layers" if others else "another builder: no layer can grow"
+    for layer, reason in refused.items():
+        found.tell(place, layer, reason.told + ("" if reason.has_remedy else f"; {advice}"))
     return list(layers)
 
 
@@ -406,19 +412,6 @@ def _plant_kernels(settings: Plant, start: Architecture, found: _Findings) -> No
         check_kernels(start, form)
 
     found.attempt("plant.kernels", settings.kernels, checked)
-
-
-def _grows(settings: Plant, start: Architecture, parent: nn.Module, layer: str) -> None:
-    _, child = plant(start, parent, layer, 1, seed=0)
-    check_norms(child)
-    if settings.filters == "zero":
-        _, child = plant(start, parent, layer, 1, seed=0, filters="zero", outgoing="random")
-        check_learns(child, parent, image_of(start))
-
-
-def _takes_image(architecture: Architecture) -> bool:
-    _check_network(architecture)
-    return True
 
 
 def _space(
@@ -457,9 +450,31 @@ def _candidate(drawn: object, study: Study, data: Data, found: _Findings) -> Pla
     architecture = candidate_architecture(drawn, study, data)
     _check_network(architecture)
     assert isinstance(drawn, Candidate)
+    check_plants(drawn, with_data_options(drawn.architecture, data.classes, data.image))
     found.warnings += [text for text in drawn.warnings if text not in found.warnings]
     recipe = Recipe.model_validate({**study.recipe.model_dump(), **drawn.recipe})
     return Planned(architecture, recipe, drawn.kernels)
+
+
+def _importable(
+    study: Study, networks: dict[str, Planned], found: _Findings, *, elsewhere: bool
+) -> None:
+    """Builders that live in this process alone: no worker could build their networks."""
+    places = {"teacher": "teacher", "start": "plant"}
+    told = set()
+    for name, planned in networks.items():
+        place = places.get(name, "baselines" if name.startswith("b-") else "sample.space")
+        what = only_here(planned.architecture)
+        if what is None or (place, what) in told:
+            continue
+        told.add((place, what))
+        if elsewhere or worker_count(study):
+            found.add(place, what, REMEDY)
+        else:
+            found.warnings.append(
+                f"{place}: {what}: no other program can load, export or continue these networks; "
+                "a module file can be imported by all"
+            )
 
 
 def _reference(

@@ -8,9 +8,8 @@ import json
 import logging
 import os
 import secrets
-import shutil
 import signal
-import tempfile
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -26,6 +25,7 @@ from planter.data import Data, Split
 from planter.driver.budget import seconds_for
 from planter.driver.jobs import Job, Outcome, SearchStoppedError
 from planter.driver.joining import join, room_for, watched
+from planter.driver.session_folder import places, remove_left_folders, session_folder
 from planter.driver.worker import Worker
 
 # Read by Ray when it is imported or started. Ray's own books, loggers and reports are switched
@@ -54,7 +54,7 @@ _ENVIRONMENT = {
 _TOKEN = secrets.token_hex(32)
 """Of this process: Ray keeps the first one it sees, and a second search would not get in."""
 _TRAINING = "planter.driver.tune"
-_FOLDER = "planter-ray-"
+_LOGGERS = ("ray", "ray.tune", "ray.train", "ray.data")
 _STORE_AT_LEAST = 150 * 2**20
 _TRIES = 3
 
@@ -72,45 +72,90 @@ def train_on_ray(
 ) -> None:
     """Hands jobs to Ray workers until there are none; whatever `propose` or `finish` raises ends
     the hand-out and is raised again when the running jobs have ended."""
-    # Inside a folder of its own that only this user can enter: Ray opens its session folder to
-    # everybody. It stands in the system's temporary folder because socket paths must be short.
-    _remove_left_folders()
-    folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-"))
+    remove_left_folders(places())
     resources = worker.study.resources
     asked = {"cpu": resources.cpu, **({"gpu": resources.gpu} if resources.gpu else {})}
-    try:
-        with _ray(folder, worker, workers, address), watched(address):
-            from planter.driver.tune import run_tune
+    with (
+        session_folder(places()) as folder,
+        _ray(folder, worker, workers, address),
+        watched(address),
+    ):
+        from planter.driver.tune import run_tune
 
-            # A Ray of our own counts a worker as one core, whatever its threads: Ray starts a
-            # process a core, and each of them imports torch.
-            shares = asked if address is not None else {**asked, "cpu": 1}
-            room = room_for(asked, address) if address is not None else lambda: workers
-            run_tune(
-                _parcel(worker),
-                propose,
-                compare,
-                finish,
-                complete,
-                workers,
-                shares,
-                folder,
-                partial(seconds_for, resources),
-                room,
-                own=address is None,
-            )
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        # A Ray of our own counts a worker as one core, whatever its threads: Ray starts a
+        # process a core, and each of them imports torch.
+        shares = asked if address is not None else {**asked, "cpu": 1}
+        room = room_for(asked, address) if address is not None else lambda: workers
+        run_tune(
+            _parcel(worker),
+            propose,
+            compare,
+            finish,
+            complete,
+            workers,
+            shares,
+            folder,
+            partial(seconds_for, resources),
+            room,
+            own=address is None,
+        )
 
 
 @contextlib.contextmanager
 def _ray(folder: Path, worker: Worker, workers: int, address: str | None) -> Iterator[None]:
     """Ray, started for this search alone and bound to the loopback, or the cluster at `address`."""
-    resources = worker.study.resources
+    with _left_as_found():
+        _configure(worker, workers, address)
+        import ray
+
+        # Before Ray's processes compete for the cores with it.
+        importlib.import_module(_TRAINING)
+
+        if ray.is_initialized():
+            raise ValueError(
+                "Ray already runs in this process: ray.shutdown() first, or train in this process "
+                "(resources.workers: 0)"
+            )
+        for name in _LOGGERS:
+            logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+        quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
+        try:
+            if address is None:
+                _start(**_options(folder, worker, workers), **quiet)
+            else:
+                join(address, **quiet)
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, _interrupt)  # Ray has put its own there
+            yield
+        finally:
+            ray.shutdown()
+
+
+@contextlib.contextmanager
+def _left_as_found() -> Iterator[None]:
+    """What Ray and we change in this process is afterwards as it was: the environment, the levels
+    of loggers, the answer to SIGTERM."""
     environment = dict(os.environ)
+    levels = {name: logging.getLogger(name).level for name in _LOGGERS}
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if main and before is not None:  # None: whoever put it there was no Python
+            signal.signal(signal.SIGTERM, before)
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+        for name in set(os.environ) - set(environment):
+            del os.environ[name]
+        os.environ.update(environment)
+
+
+def _configure(worker: Worker, workers: int, address: str | None) -> None:
+    """Tells Ray through the environment what it reads there when it is imported or started."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    os.environ["OMP_NUM_THREADS"] = str(resources.cpu)
+    os.environ["OMP_NUM_THREADS"] = str(worker.study.resources.cpu)
     # Ray stages one trial at a time for a searcher it does not know.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(workers)
     if address is None:
@@ -122,41 +167,20 @@ def _ray(folder: Path, worker: Worker, workers: int, address: str | None) -> Ite
         os.environ.setdefault("RAY_preload_python_modules", _TRAINING)
     else:
         os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "3")  # 20 s for a wrong token
-    import ray
 
-    # Before Ray's processes compete for the cores with it.
-    importlib.import_module(_TRAINING)
 
-    if ray.is_initialized():
-        raise ValueError("Ray already runs in this process; ray.shutdown() first, or workers=0")
-    for name in ("ray", "ray.tune", "ray.train", "ray.data"):
-        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
-    quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
-    if address is None:
-        size = sum(array.nbytes for array in _parcel(worker)["data"].values())
-        _start(
-            address="local",
-            num_cpus=workers,
-            num_gpus=None if resources.gpu else 0,
-            include_dashboard=False,
-            object_store_memory=max(2 * size, _STORE_AT_LEAST),
-            _temp_dir=str(folder / "r"),
-            _node_ip_address="127.0.0.1",
-            **quiet,
-        )
-    else:
-        join(address, **quiet)
-    before = None
-    if threading.current_thread() is threading.main_thread():
-        before = signal.signal(signal.SIGTERM, _interrupt)  # Ray has put its own there
-    try:
-        yield
-    finally:
-        ray.shutdown()
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
-        os.environ.clear()
-        os.environ.update(environment)
+def _options(folder: Path, worker: Worker, workers: int) -> dict[str, Any]:
+    """How Ray is started for this search alone."""
+    size = sum(array.nbytes for array in _parcel(worker)["data"].values())
+    return {
+        "address": "local",
+        "num_cpus": workers,
+        "num_gpus": None if worker.study.resources.gpu else 0,
+        "include_dashboard": False,
+        "object_store_memory": max(2 * size, _STORE_AT_LEAST),
+        "_temp_dir": str(folder / "r"),
+        "_node_ip_address": "127.0.0.1",
+    }
 
 
 def _start(**options: Any) -> None:
@@ -177,19 +201,6 @@ def _start(**options: Any) -> None:
             log.warning("Ray has not started (%s); it is tried again", error)
 
 
-def _remove_left_folders() -> None:
-    """Removes the session folders of drivers that were killed and could not."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*-*"):
-        process = folder.name.removeprefix(_FOLDER).partition("-")[0]
-        if process.isdigit() and folder.owner() == Path.home().owner():
-            try:
-                os.kill(int(process), 0)
-            except ProcessLookupError:
-                shutil.rmtree(folder, ignore_errors=True)
-            except PermissionError:
-                continue
-
-
 def _interrupt(number: int, frame: Any) -> None:
     raise KeyboardInterrupt
 
@@ -203,11 +214,14 @@ def _parcel(worker: Worker) -> dict[str, Any]:
         for name, tensor in vars(split).items()
     }
     bare = replace(worker, data=None)  # type: ignore[arg-type]
-    return {"worker": bare, "data": arrays, "class_names": data.class_names}
+    # Ray tells workers of the script's folder and the working folder alone.
+    path = [os.path.abspath(folder) for folder in sys.path]
+    return {"worker": bare, "data": arrays, "class_names": data.class_names, "path": path}
 
 
 def unpack(parcel: dict[str, Any]) -> Worker:
     """The worker of a parcel, in the process that trains, on its device."""
+    sys.path += [folder for folder in parcel["path"] if folder not in sys.path]
     arrays: dict[str, np.ndarray[Any, Any]] = parcel["data"]
     splits = {}
     with warnings.catch_warnings():

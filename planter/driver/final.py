@@ -14,6 +14,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from planter import checkpoint
+from planter.commands import command
 from planter.data import Data
 from planter.disk import when_there_is_space
 from planter.driver.check import worker_count
@@ -23,7 +24,7 @@ from planter.driver.read import images_of, read_points, run_standing
 from planter.driver.worker import Worker
 from planter.final_file import FINAL, KINDS, FinalFile, Kind, Row
 from planter.front import Point, front_of, read_front
-from planter.modes import threads_of_torch
+from planter.modes import plain_torch, threads_of_torch
 from planter.recipe import Recipe
 from planter.study import Study
 from planter.study_file import read_study
@@ -37,6 +38,7 @@ _GUIDE = "guide"
 """Of `final/models`: the copy of the run's teacher that others learn from."""
 
 
+@plain_torch()
 def train_points(
     run: Path,
     names: Sequence[str] = (),
@@ -122,12 +124,16 @@ def _chosen(run: Path, study: Study, names: Sequence[str], *, front: bool) -> li
     if front or not names:
         on_front = front_of(points, study.objectives.bounds.limits())
         if not on_front:
-            raise ValueError(f"{run} has no point on its front yet; planter show {run} lists all")
+            raise ValueError(
+                f"{run} has no point on its front yet; {command('show', run)} lists all"
+            )
         found |= {point.id: point for point in on_front}
     for name in names:
         matching = {point.id: point for point in points if name in (point.trial, point.id)}
         if not matching:
-            raise ValueError(f"{run} has no trial or point {name!r}; planter show {run} lists them")
+            raise ValueError(
+                f"{run} has no trial or point {name!r}; {command('show', run)} lists them"
+            )
         found |= matching
     return sorted(found.values(), key=lambda p: (p.macs, p.id))
 

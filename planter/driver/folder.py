@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import secrets
@@ -20,8 +21,11 @@ from filelock import BaseFileLock, FileLock, Timeout
 
 from planter.driver.jobs import seed_of
 from planter.front import write_text
+from planter.recipe import Augment
 from planter.study import Problem, Study, StudyError
 
+log = logging.getLogger(__name__)
+_STATISTICS = "norm_statistics"
 _PACKAGES = (
     "planter", "torch", "torchvision", "optuna", "ray", "numpy", "scikit-learn", "pillow",
 )  # fmt: skip
@@ -61,7 +65,7 @@ def run_id(run: Path) -> str:
     file = run / ".id"
     if not file.is_file():
         write_text(file, secrets.token_hex(8) + "\n")
-    return file.read_text().strip()
+    return file.read_text(encoding="utf-8").strip()
 
 
 def write_settings(
@@ -83,7 +87,7 @@ def write_settings(
     resolved = yaml.safe_dump(study.model_dump(), sort_keys=False)
     file = run / "resolved.yaml"
     if file.is_file():
-        before = Study.model_validate(yaml.safe_load(file.read_text()))
+        before = Study.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
         _refuse_changes(run, before, study, fingerprint, class_names, accept_changes=accept_changes)
         if accept_changes and before != study:
             drop_checkpoints(run / "trials")  # halves of trainings under the old settings
@@ -93,7 +97,22 @@ def write_settings(
         write_text(run / "study.yaml", resolved)
     write_text(file, resolved)
     environment = {**_environment(study), "data": fingerprint, "class_names": list(class_names)}
+    if _scored_as_trained(run):
+        environment[_STATISTICS] = "as trained"
+    elif study.recipe.augment != Augment():
+        log.warning(
+            "%s was begun by an older planter, which scored networks with batch norm by statistics "
+            "of images that were not augmented: its points of before are too low beside those to "
+            "come; another name (--set name=...) trains all of them alike",
+            run,
+        )
     write_text(run / "environment.json", json.dumps(environment, indent=2) + "\n")
+
+
+def _scored_as_trained(run: Path) -> bool:
+    """Whether all points of a run keep the norm statistics they trained with (docs/scoring.md)."""
+    file = run / "environment.json"
+    return not file.is_file() or _STATISTICS in json.loads(file.read_text(encoding="utf-8"))
 
 
 def drop_checkpoints(trial: Path) -> None:
@@ -128,7 +147,7 @@ def _refuse_changes(
     accept_changes: bool,
 ) -> None:
     problems = []
-    begun = json.loads((run / "environment.json").read_text()).get("data")
+    begun = json.loads((run / "environment.json").read_text(encoding="utf-8")).get("data")
     names = names_of(run)
     if names is not None and names != list(class_names):
         problems.append(

@@ -33,7 +33,7 @@ class _TrialLog(logging.FileHandler):
 @contextmanager
 def logged_to(file: Path) -> Iterator[None]:
     """Sends the package's log and Python's warnings to a trial's own file."""
-    handler = _TrialLog(file, delay=True)
+    handler = _TrialLog(file, delay=True, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     loggers = [logging.getLogger("planter"), logging.getLogger("py.warnings")]
     levels = [logger.level for logger in loggers]

@@ -111,7 +111,8 @@ class _Round:
                 self._errors[name] = course.error
             lines = "".join(json.dumps(epoch._asdict()) + "\n" for epoch in course.epochs)
             file = worker.run / "trials" / name / "metrics.jsonl"
-            when_there_is_space(partial(file.write_text, lines), file.parent)
+            write = partial(file.write_text, lines, encoding="utf-8")
+            when_there_is_space(write, file.parent)
 
     def is_dead(self, name: str, one: Mapping[str, Any], parent_loss: float) -> bool:
         """Whether no planted channel answers to any image, or nothing came of them."""

@@ -40,7 +40,7 @@ def run_study(run: Path) -> Study:
     if not file.is_file():
         raise ValueError(f"{run} is no run folder: it has no resolved.yaml; expected runs/NAME")
     try:
-        return Study.model_validate(yaml.safe_load(file.read_text()))
+        return Study.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
     except ValidationError as error:
         keys = ", ".join(".".join(map(str, one["loc"])) for one in error.errors())
         raise ValueError(

@@ -51,7 +51,7 @@ def write_report(run: Path, control: Path | None = None, *, ended: bool = False)
         enough=_ENOUGH,
         standing=why,
         study=(run / "study.yaml").read_text(encoding="utf-8"),
-        environment=json.loads((run / "environment.json").read_text()),
+        environment=json.loads((run / "environment.json").read_text(encoding="utf-8")),
     )
     write_text(file, page(report))
     return file

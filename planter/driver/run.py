@@ -34,7 +34,8 @@ from planter.front import (
     Point,
     covered,
 )
-from planter.modes import threads_of_torch
+from planter.modes import plain_torch, threads_of_torch
+from planter.paths import user_path
 from planter.study import Study
 from planter.study_file import find_study, read_study
 
@@ -58,6 +59,7 @@ class Progress:
 Observer = Callable[[Progress], None]
 
 
+@plain_torch()
 def search(
     study: Study | str | Path,
     *,
@@ -81,7 +83,7 @@ def search(
     if not isinstance(study, Study):
         source = find_study(study)
         study = read_study(source, overrides)
-    run = Path(out if out is not None else Path("runs") / study.name).resolve()
+    run = user_path(out if out is not None else Path("runs") / study.name).resolve()
     begun = (run / "resolved.yaml").is_file()
     prepared = prepare(study, elsewhere=ray_address is not None, begun=begun)
     for warning in prepared.warnings:

@@ -22,7 +22,7 @@ def write_scalars(trial: Path, outcome: Outcome) -> None:
     folder = trial / _FOLDER
     shutil.rmtree(folder, ignore_errors=True)  # a training that was taken up begins again
     metrics = trial / "metrics.jsonl"
-    lines = metrics.read_text().splitlines() if metrics.is_file() else []
+    lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []
     writer = SummaryWriter(str(folder))
     last = 0
     for epoch in map(json.loads, lines):

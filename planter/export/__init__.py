@@ -24,6 +24,7 @@ from planter.data import Split
 from planter.export import check
 from planter.export.deployable import deployable, input_text, scale_of
 from planter.export.formats import require, write_onnx, write_pt2, write_safetensors
+from planter.paths import user_path
 from planter.train import predict
 
 FORMATS: dict[str, Callable[[nn.Module, Tensor, Path, Mapping[str, str]], None]] = {
@@ -85,7 +86,7 @@ def export_network(
     Raises ValueError for another ending, a file that is there without `force`, or missing packages;
     ExportError where the network cannot be written or its file computes something else.
     """
-    file = Path(file)
+    file = user_path(file)
     kind = format_of(file)
     _check_place(file, force=force)
     if calibration is not None and kind != "onnx":
@@ -228,7 +229,7 @@ def _job(validation: Split, normalise: bool) -> dict[str, Any]:
 
 
 def _write_job(folder: Path, validation: Split, logits: check.Array, normalise: bool) -> None:
-    (folder / "job.json").write_text(json.dumps(_job(validation, normalise)))
+    (folder / "job.json").write_text(json.dumps(_job(validation, normalise)), encoding="utf-8")
     np.save(folder / "images.npy", validation.images.cpu().numpy())
     np.save(folder / "labels.npy", validation.labels.cpu().numpy())
     np.save(folder / "logits.npy", logits)
@@ -238,7 +239,7 @@ def _checked(file: Path, job: Path) -> dict[str, Any]:
     """What the checking process found. Raises ExportError where the file is not the network."""
     # -P keeps this package's folder, whose modules have common names, off the path.
     command = [sys.executable, "-P", check.__file__, str(file.resolve()), str(job)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=job)
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", cwd=job)
     if done.returncode:
         *_, last = done.stderr.strip().splitlines() or ["no message"]
         raise ExportError(f"the file cannot be run without planter: {last}")

@@ -23,7 +23,7 @@ Run = Callable[[Array], Array]
 def main(file: Path, folder: Path) -> dict[str, Any]:
     """How far the file's logits are from those expected, its accuracy, and how many images it
     classifies otherwise although their two best classes are no near tie."""
-    job = json.loads((folder / "job.json").read_text())
+    job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
     images, labels, expected = (
         np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("images", "labels", "logits")
     )

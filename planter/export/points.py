@@ -16,6 +16,7 @@ from planter.data import Data, Split
 from planter.driver.read import images_of, run_standing
 from planter.export import Exported, ExportError, export_network
 from planter.front import read_front
+from planter.normalisation import as_taken
 from planter.train import evaluate
 
 _TOLD = ("id", "trial", "pipeline", "method", "macs", "params", "accuracy", "test_accuracy")
@@ -73,12 +74,13 @@ def export_point(
     accuracy than the run says.
     """
     folder = _model(run.folder, row)
-    data = _as_trained(run.data, checkpoint.read_spec(folder))
+    spec = checkpoint.read_spec(folder)
+    train, validation = as_taken(run.data.train, spec), as_taken(run.data.validation, spec)
     network = checkpoint.load(folder, own_code=True)
-    drawn = _drawn(run, data.train, calibration) if calibration is not None else None
-    score = evaluate(network, data.validation).accuracy
+    drawn = _drawn(run, train, calibration) if calibration is not None else None
+    score = evaluate(network, validation).accuracy
     # A near tie may fall the other way on another machine, or where a GPU counted before.
-    if abs(score - row["accuracy"]) > max(0.005, 1.5 / len(data.validation)):
+    if abs(score - row["accuracy"]) > max(0.005, 1.5 / len(validation)):
         raise ExportError(
             f"{row['id']} has {score:.2%} on the validation images, the run says "
             f"{row['accuracy']:.2%}: its weights or its data are no longer what was scored"
@@ -86,7 +88,7 @@ def export_point(
     return export_network(
         network,
         file,
-        data.validation,
+        validation,
         about=_about(run, row, folder),
         normalise=normalise,
         fold_norms=fold_norms,
@@ -107,18 +109,6 @@ def _model(run: Path, row: Row) -> Path:
 def _environment(run: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((run / "environment.json").read_text(encoding="utf-8"))
     return found
-
-
-def _as_trained(data: Data, spec: Mapping[str, Any]) -> Data:
-    """The data with the normalisation that the network's own file tells."""
-    if "mean" not in spec or "std" not in spec:
-        return data
-    mean, std = (torch.tensor(spec[key])[:, None, None] for key in ("mean", "std"))
-    return replace(
-        data,
-        train=replace(data.train, mean=mean, std=std),
-        validation=replace(data.validation, mean=mean, std=std),
-    )
 
 
 def _drawn(run: Run, train: Split, count: int) -> Split:

@@ -1,0 +1,99 @@
+"""Whether a layer can be planted in by the study's own step, and what step could be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import nn
+
+from planter.arch import Architecture
+from planter.assembly import build, build_network, build_without_data
+from planter.freeze import check_norms
+from planter.grouping import is_grouped
+from planter.places import image_of
+from planter.plant_init import check_learns
+from planter.planting import channels_to_plant, plant
+from planter.space import Candidate
+from planter.study import Plant
+
+_MULTIPLES = (2, 4, 8, 16, 32)
+
+
+class Hindrance(NamedTuple):
+    """Why a step cannot be planted; whether the wider network could be built at all, and whether
+    the reason already says what to do."""
+
+    told: str
+    built: bool
+    has_remedy: bool = False
+
+
+def hindrance(
+    settings: Plant,
+    start: Architecture,
+    parent: nn.Module,
+    layer: str,
+    check: Callable[[Architecture], None],
+) -> Hindrance | None:
+    """Why the initial network cannot be planted in a layer as `settings` say, with the multiple of
+    channels by which it could where one is found; None where it can. `check` raises ValueError for
+    an architecture that cannot be built."""
+    found = _refused(settings, settings.multiple, start, parent, layer, check)
+    if found is None or found.has_remedy:
+        return found
+    for multiple in (m for m in _MULTIPLES if m > settings.multiple and is_grouped(parent)):
+        other = _refused(settings, multiple, start, parent, layer, check)
+        if other is None:
+            told = f"{found.told}; with plant.multiple: {multiple} it can be planted"
+            return Hindrance(told, built=True, has_remedy=True)
+        if other.built and not found.built:  # then divisibility is not all that is in the way
+            told = f"{found.told}; with plant.multiple: {multiple}, {other.told}"
+            found = Hindrance(told, built=True)
+    return found
+
+
+def check_plants(candidate: Candidate, start: Architecture) -> None:
+    """Raises ValueError where a plant of a candidate, whose network is `start`, would change the
+    function of a network whose channels stand in groups. Other networks are built and tried when
+    their trial begins: here that would take too long."""
+    if not candidate.plants or not is_grouped(build_without_data(start)):
+        return
+    network = build(start, 0, candidate.norms) if start.pipelines else build_network(start)
+    for layer, channels in candidate.plants:
+        start, network = plant(start, network, layer, channels, seed=0)
+
+
+def _refused(
+    settings: Plant,
+    multiple: int,
+    start: Architecture,
+    parent: nn.Module,
+    layer: str,
+    check: Callable[[Architecture], None],
+) -> Hindrance | None:
+    """Why steps in a multiple cannot be planted."""
+    # Two steps where channels stand in groups: the second may be divided otherwise.
+    for _ in range(2 if is_grouped(parent) else 1):
+        width = start.widths[layer]
+        channels = channels_to_plant(width, settings.channels, multiple)
+        step = f"{width} -> {width + channels} channels"
+        try:
+            check(start.widen(layer, channels))
+        except ValueError as error:
+            return Hindrance(f"{step}: {error}", built=False)
+        try:
+            wider, child = plant(start, parent, layer, channels, seed=0)
+            check_norms(child)
+        except ValueError as error:
+            return Hindrance(f"{step}: {error}", built=True)
+        if settings.filters == "zero":
+            try:
+                zeros = plant(
+                    start, parent, layer, channels, seed=0, filters="zero", outgoing="random"
+                )
+                check_learns(zeros[1], parent, image_of(start))
+            except ValueError as error:
+                return Hindrance(str(error), built=True, has_remedy=True)
+        start, parent = wider, child
+    return None
