@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -17,8 +18,8 @@ from torch.nn.utils import parametrize
 from torch.utils.flop_counter import FlopCounterMode
 
 from planter.arch import Architecture
-from planter.assembly import build_without_data
-from planter.backbones import StagedNet
+from planter.assembly import build_without_data, code_called
+from planter.backbones import StagedNet, is_known
 from planter.blocks import expanded_layers
 from planter.forms import Kernels
 from planter.kernels import expand_kernels_
@@ -129,11 +130,24 @@ def cost(
         shape = image or network.options.get("image")
         if shape is None:
             raise ValueError("cost needs the image shape, e.g. image=(3, 32, 32)")
-        return _cost(build_without_data(network, norms), torch.empty(1, *shape, device="meta"))
+        if is_known(network.builder) and not code_called(network):
+            return _known_cost(network, tuple(shape), norms)
+        return _cost_without_data(network, tuple(shape), norms)
     if image is None:
         raise ValueError("cost of a module needs the image shape, e.g. image=(3, 32, 32)")
     like = next(network.parameters())
     return _cost(network, like.new_zeros(1, *image))
+
+
+def _cost_without_data(
+    architecture: Architecture, shape: tuple[int, ...], norms: NormMode
+) -> Cost:
+    network = build_without_data(architecture, norms)
+    return _cost(network, torch.empty(1, *shape, device="meta"))
+
+
+# Checks, bounds, estimates and tables ask for the same networks one after another.
+_known_cost = lru_cache(maxsize=1024)(_cost_without_data)
 
 
 def _cost(network: nn.Module, images: Tensor) -> Cost:
@@ -175,6 +189,27 @@ def _cost_of_one(network: nn.Module, images: Tensor) -> Cost:
     macs, macs_all = sum(s.macs for s in stages), sum(s.macs_all for s in stages)
     params = sum(p.numel() for p in network.parameters())
     return Cost(macs, macs_all, params, tuple(stages))
+
+
+def activation_numbers(architecture: Architecture) -> int:
+    """Numbers that the layers of all pipelines hand on for one image: what a training step keeps of
+    an image for its backward pass, but for a factor."""
+    network = build_without_data(architecture).eval()
+    count = 0
+
+    def add(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        nonlocal count
+        count += output.numel() if isinstance(output, Tensor) else 0
+
+    leaves = [module for module in network.modules() if not list(module.children())]
+    hooks = [leaf.register_forward_hook(add) for leaf in leaves]
+    try:
+        with torch.no_grad(), ShapesOnly():
+            network(torch.empty(1, *image_of(architecture), device="meta"))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return count
 
 
 def joint_macs(cost: Cost, names: Collection[str]) -> int:
