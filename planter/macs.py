@@ -80,10 +80,14 @@ class TrainingCost:
 
 
 def training_cost(
-    architecture: Architecture, kernels: Kernels | None = None, batch: int = 128
+    architecture: Architecture,
+    kernels: Kernels | None = None,
+    batch: int = 128,
+    names: Collection[str] | None = None,
 ) -> TrainingCost:
-    """What a step on `batch` images costs, all pipelines together, as `FlopCounterMode` / 2 counts
-    it: convolutions and matrix products, those that make kernels too, no bias and no norm.
+    """What a step on `batch` images costs, all pipelines (or `names` alone) together, as
+    `FlopCounterMode` / 2 counts it: convolutions and matrix products, those that make kernels too,
+    no bias and no norm.
 
     Raises ValueError where the form cannot be given to the network.
     """
@@ -94,17 +98,18 @@ def training_cost(
     images = torch.empty(batch, *image_of(architecture), device="meta")
     return TrainingCost(
         batch,
-        _macs_of_step(expanded, images),
-        _macs_of_step(plain, images),
+        _macs_of_step(expanded, images, names),
+        _macs_of_step(plain, images, names),
         _trained(expanded),
         _trained(plain),
     )
 
 
-def _macs_of_step(network: nn.Module, images: Tensor) -> int:
+def _macs_of_step(network: nn.Module, images: Tensor, names: Collection[str] | None) -> int:
     counter = FlopCounterMode(display=False)
+    asked = [] if names is None or not isinstance(network, Pipelines) else [names]
     with counter, parametrize.cached():
-        logits = network.train()(images)
+        logits = network.train()(images, *asked)
         ways = logits.values() if isinstance(logits, dict) else [logits]
         torch.stack([way.sum() for way in ways]).sum().backward()  # type: ignore[no-untyped-call]
     return counter.get_total_flops() // 2
@@ -139,9 +144,7 @@ def cost(
     return _cost(network, like.new_zeros(1, *image))
 
 
-def _cost_without_data(
-    architecture: Architecture, shape: tuple[int, ...], norms: NormMode
-) -> Cost:
+def _cost_without_data(architecture: Architecture, shape: tuple[int, ...], norms: NormMode) -> Cost:
     network = build_without_data(architecture, norms)
     return _cost(network, torch.empty(1, *shape, device="meta"))
 

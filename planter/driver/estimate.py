@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import replace
 
@@ -13,7 +12,8 @@ from torch.nn import functional
 from planter.arch import Architecture
 from planter.assembly import build, build_network
 from planter.data import Split
-from planter.driver.check import Planned, Prepared, worker_count
+from planter.driver.check import Prepared, worker_count
+from planter.driver.networks import Planned
 from planter.fast_round import train_round
 from planter.kernels import expand_kernels_
 from planter.macs import activation_numbers, cost, joint_macs

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import math
+import os
 from typing import NamedTuple
 
 from planter import checkpoint
 from planter.arch import Architecture
-from planter.assembly import check_architecture
+from planter.assembly import build_without_data, check_architecture
 from planter.backbones import convolutions, full_widths, with_data_options
 from planter.data import Data
+from planter.forms import Kernels
 from planter.kernels import check_kernels
 from planter.recipe import Recipe
 from planter.space import Candidate
 from planter.study import Baseline, Network, Plant, Study, Widths
+
+
+class Planned(NamedTuple):
+    """A network of the study and how it would be trained."""
+
+    architecture: Architecture
+    recipe: Recipe
+    kernels: Kernels | None = None
 
 
 def builder_of(study: Study, section: Network) -> str:
@@ -86,3 +97,23 @@ def recipes_of(candidate: Candidate, study: Study) -> Recipes:
     if candidate.finetune is not None:
         again = Recipe.model_validate({**network.model_dump(), **candidate.finetune})
     return Recipes(network, plants, again)
+
+
+def check_network(architecture: Architecture) -> None:
+    """Raises ValueError for a network that cannot be built or whose weights no memory holds."""
+    check_architecture(architecture)
+    weights = sum(weight.numel() for weight in build_without_data(architecture).parameters())
+    size, memory = 4 * weights, _memory()
+    if size > memory:
+        raise ValueError(
+            f"its weights are {size / 2**30:,.0f} GB, this machine has {memory / 2**30:,.0f}; "
+            "smaller widths"
+        )
+
+
+def _memory() -> float:
+    """Bytes of memory of this machine; infinite where the system does not tell."""
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, ValueError, OSError):
+        return math.inf

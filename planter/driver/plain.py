@@ -36,6 +36,10 @@ class Teacher:
     def left(self) -> int:
         return int(self._open)
 
+    def failures(self) -> dict[str, str]:
+        """Why it failed, by its id."""
+        return {} if self.error is None else {"teacher": self.error}
+
 
 class Baselines:
     """Offers the study's baselines; those that are guided wait for the teacher. See `Proposer`.
@@ -50,7 +54,7 @@ class Baselines:
         self._book = book
         self._latencies = latencies
         self._teacher = teacher
-        self._failed: set[str] = set()
+        self._failed: dict[str, str] = {}
         self._handed: set[str] = set()
         self._waiting = {
             baseline_id(study, baseline): index
@@ -71,7 +75,7 @@ class Baselines:
     def finish(self, job: Job, outcome: Outcome) -> None:
         del self._waiting[job.id]
         if "error" in outcome:
-            self._failed.add(job.id)
+            self._failed[job.id] = outcome["error"]
         else:
             points = points_of(job.id, "baseline", self._latencies.added(outcome))
             self._book.add(points, {}, {})
@@ -81,3 +85,7 @@ class Baselines:
 
     def failed(self) -> int:
         return len(self._failed)
+
+    def failures(self) -> dict[str, str]:
+        """Why baselines failed in this run of the driver, by id."""
+        return dict(self._failed)

@@ -115,6 +115,14 @@ class Rounds:
     def failed(self) -> int:
         return sum(row.state == TrialState.FAIL for row in self._rows.values())
 
+    def failures(self) -> dict[str, str]:
+        """Why candidates failed, by id."""
+        return {
+            name: str(row.user_attrs.get("error", "its validation loss is no number"))
+            for name, row in self._rows.items()
+            if row.state == TrialState.FAIL
+        }
+
     def accepted(self) -> list[str]:
         """Ids of the accepted networks, the initial one first."""
         rows = sorted(self._rows.values(), key=lambda row: int(row.params["round"]))
@@ -238,7 +246,7 @@ class Rounds:
     ) -> FrozenTrial:
         name = f"p{number:02d}-{layer}"
         if name not in self._rows:
-            beyond, timed = self._weigh_row(layer, channels, plants or [])
+            beyond, timed, _ = self._weigh_row(layer, channels, plants or [])
             refused = any(value > 0 for value in beyond.values())
             template = optuna.trial.create_trial(
                 state=TrialState.PRUNED if refused else TrialState.RUNNING,

@@ -24,6 +24,7 @@ from planter.driver.folder import (
     write_settings,
 )
 from planter.driver.jobs import Job, Outcome, SearchStoppedError
+from planter.driver.outcome import SearchFailedError, failure
 from planter.driver.plain import Baselines, Teacher
 from planter.driver.rounds import Rounds
 from planter.driver.sampling import Sampling
@@ -75,7 +76,10 @@ def search(
     work on it (`take_over` takes it from that one); nothing was trained then. Raises
     SearchStoppedError where the teacher or too many trials failed, the storage stayed away, the
     disk stayed full or another driver took over, KeyboardInterrupt on Ctrl-C; the same call goes on
-    from what is finished.
+    from what is finished. Raises SearchFailedError, a SearchStoppedError, at the end of a search
+    of which nothing came: every sampled trial, every plant, or of a study of baselines alone every
+    baseline failed; what else was trained is reported, and in its `front`. Single trainings that
+    failed are listed under `failed`, with the reason.
     """
     source = None
     if not isinstance(study, Study):
@@ -284,7 +288,18 @@ class _Search:
     def report(self) -> dict[str, Any]:
         """Reads the test data for what is reported and writes the run's documents."""
         self._claim.check()
-        return self._documents.report(complete=not self._schedule.left())
+        failed = self._schedule.failures()
+        notes = {}
+        if self._sampling is not None and self._sampling.ended is not None:
+            notes["sample"] = self._sampling.ended
+        if self._schedule.left() and (spent := self._schedule.spent()):
+            notes["budget"] = f"{spent}: with more of it the same command goes on"
+        found = self._documents.report(
+            complete=not self._schedule.left(), failed=failed, notes=notes
+        )
+        if (why := failure(self._study, self._book.points, failed)) is not None:
+            raise SearchFailedError(why, found)
+        return found
 
     def _write_if_due(self) -> None:
         if self._documents.due:

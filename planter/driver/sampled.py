@@ -43,6 +43,8 @@ def sample(worker: Worker, job: Job) -> Outcome:
         settings.space, image=data.image, classes=data.classes, multiple=settings.multiple
     )
     candidate = space(FixedTrial(dict(job.params["trial"]), number=int(job.id[1:])))
+    if "trained" in job.params:  # the others are beyond the bounds
+        candidate = candidate.only(job.params["trained"])
     start = with_data_options(candidate.architecture, data.classes, data.image)
     grown = with_data_options(candidate.grown, data.classes, data.image)
     kernels = form_names(candidate.kernels)
@@ -151,7 +153,7 @@ def _trained(
     total = joint_macs(cost(architecture), candidate.trained)
     done = recipe.model_copy(update={"epochs": until or recipe.epochs})
     macs = worker.train_macs(total, done, guided=candidate.guided)
-    macs += worker.kernel_macs(architecture, candidate.kernels, done)
+    macs += worker.kernel_macs(architecture, candidate.kernels, done, candidate.trained)
     return _plain(ways), macs
 
 

@@ -98,6 +98,14 @@ class Schedule:
         books = [self.baselines, self.rounds, self.sampling]
         return sum(book.failed() for book in books if book is not None)
 
+    def failures(self) -> dict[str, str]:
+        """Why trainings failed, by trial: all that the books hold, and of those that nobody
+        searches for what failed in this run of the driver."""
+        found: dict[str, str] = {}
+        for book in (self.teacher, self.baselines, self.rounds, self.sampling):
+            found |= book.failures() if book is not None else {}
+        return found
+
     def seconds_left(self, workers: int) -> float | None:
         """Time to the end if trainings go on taking what they took; None before the first of their
         like: neither the teacher nor the initial network says what the others take."""

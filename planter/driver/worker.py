@@ -6,7 +6,7 @@ import logging
 import math
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -295,13 +295,17 @@ class Worker:
         return per_image * len(self.data.train) * recipe.epochs
 
     def kernel_macs(
-        self, architecture: Architecture, kernels: Kernels | None, recipe: Recipe
+        self,
+        architecture: Architecture,
+        kernels: Kernels | None,
+        recipe: Recipe,
+        names: Sequence[str] | None = None,
     ) -> int:
         """Multiply-adds that the training form of the kernels adds to a training."""
         if kernels is None:
             return 0
         steps = math.ceil(len(self.data.train) / recipe.batch)
-        step = training_cost(architecture, kernels, math.ceil(len(self.data.train) / steps))
+        step = training_cost(architecture, kernels, math.ceil(len(self.data.train) / steps), names)
         return (step.macs_step - step.macs_step_plain) * steps * recipe.epochs
 
     def guide(self, recipe: Recipe) -> Tensor | nn.Module:
