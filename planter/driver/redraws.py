@@ -6,10 +6,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FixedTrial, FrozenTrial, TrialState
 
 from planter.driver.jobs import trial_id
 from planter.driver.stopping import PARTIAL
+from planter.space import Space
 
 IN_A_ROW = 100
 """Draws in a row that give nothing to train, after which a search draws no more."""
@@ -60,31 +61,38 @@ class Streak:
 
 
 class Trained:
-    """The parameters that trials were, or are being, trained with. The same parameters are the same
-    network and recipe: a space depends on nothing else."""
+    """The trials that were, or are being, trained, by their parameters."""
 
-    def __init__(self) -> None:
-        self._first: dict[str, int] = {}
+    def __init__(self, space: Space) -> None:
+        self._space = space
+        self._rows: dict[str, list[FrozenTrial]] = {}
 
     def add(self, row: FrozenTrial) -> None:
-        self._first.setdefault(_key(row.params), row.number)
+        self._rows.setdefault(_key(row.params), []).append(row)
 
     def read(self, row: FrozenTrial) -> None:
         """Takes over what the books say of a trial: those that failed may be drawn again."""
-        finished = row.state in (TrialState.COMPLETE, TrialState.RUNNING)
-        if finished or PARTIAL in row.user_attrs:
+        if row.state in (TrialState.COMPLETE, TrialState.RUNNING) or PARTIAL in row.user_attrs:
             self.add(row)
 
     def drop(self, row: FrozenTrial) -> None:
         """The trial failed."""
-        key = _key(row.params)
-        if self._first.get(key) == row.number:
-            del self._first[key]
+        rows = self._rows.get(_key(row.params), [])
+        rows[:] = [other for other in rows if other.number != row.number]
 
-    def before(self, number: int, params: Mapping[str, Any]) -> str | None:
-        """The id of an earlier trial with these parameters, if there is one."""
-        first = self._first.get(_key(params))
-        return trial_id(first) if first is not None and first < number else None
+    def before(self, number: int, params: Mapping[str, Any], drawn: object) -> str | None:
+        """The id of an earlier trial of the same parameters for which the space gives the same, if
+        there is one: a space may look at a trial's number."""
+        for row in self._rows.get(_key(params), []):
+            if row.number < number and self._gave(row) == drawn:
+                return trial_id(row.number)
+        return None
+
+    def _gave(self, row: FrozenTrial) -> object:
+        try:
+            return self._space(FixedTrial(dict(row.params), number=row.number))
+        except Exception:  # the user's code, edited since
+            return None
 
 
 def _key(params: Mapping[str, Any]) -> str:

@@ -99,7 +99,7 @@ class Sampling:
         self._handed: dict[str, FrozenTrial] = {}
         self._space_failures = 0
         self._streak = Streak()
-        self._trained = Trained()
+        self._trained = Trained(space)
         self.ended: str | None = None
         self.notices: list[str] = []
         self._stopped: list[str] = []
@@ -280,8 +280,9 @@ class Sampling:
         where it failed."""
         try:
             candidate: Candidate = self._space(trial)
-            if (first := self._trained.before(trial.number, trial.params)) is not None:
-                self._redraw(trial, REPEATED, f"the parameters of {first}, which is trained")
+            first = self._trained.before(trial.number, trial.params, candidate)
+            if first is not None:
+                self._redraw(trial, REPEATED, f"the network of {first} once more")
                 return None
             architecture = candidate_architecture(candidate, self._settings, self._data)
             # One cut off when it was timed is judged by what was measured then.
