@@ -162,6 +162,7 @@ def train_plant(
     seed: int,
     checkpoint: Path | None = None,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+    pause: Callable[[], bool] = lambda: False,
 ) -> nn.Module:
     """Trains what is new in the child and nothing else (step 4), computing all of the child in each
     step; older parameters and statistics are bit for bit the parent's afterwards. What
@@ -176,6 +177,7 @@ def train_plant(
         teacher=teacher,
         checkpoint=checkpoint,
         on_epoch=on_epoch,
+        pause=pause,
     )
     return thaw_(child)
 

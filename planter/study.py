@@ -278,16 +278,22 @@ class Resources(_Section):
 
 
 class Budget(_Section):
-    """Where a search ends though trials are left. What runs is finished, the front reported; the
-    same command with more goes on."""
+    """Where a search ends though trials are left, in sum over all commands on its run. The front is
+    reported; the same command with more goes on."""
 
     hours: Annotated[
         float | None,
-        Field(gt=0, description="a command begins no training after so many hours"),
+        Field(
+            gt=0, description="of the run; a training that runs then ends at its next checkpoint"
+        ),
     ] = None
     train_macs: Annotated[
         float | None,
-        Field(gt=0, description="no training begins when those of the run took so many in sum"),
+        Field(
+            gt=0,
+            description="no training begins when those of the run took so many; those that run "
+            "are finished",
+        ),
     ] = None
 
 

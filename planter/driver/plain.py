@@ -33,6 +33,9 @@ class Teacher:
             points = points_of(job.id, "teacher", self._latencies.added(outcome))
             self._book.add(points, {}, {})
 
+    def take_back(self, job: Job) -> None:
+        self._handed = False
+
     def left(self) -> int:
         return int(self._open)
 
@@ -79,6 +82,9 @@ class Baselines:
         else:
             points = points_of(job.id, "baseline", self._latencies.added(outcome))
             self._book.add(points, {}, {})
+
+    def take_back(self, job: Job) -> None:
+        self._handed.discard(job.id)
 
     def left(self) -> int:
         return len(self._waiting)

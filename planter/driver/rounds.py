@@ -96,6 +96,9 @@ class Rounds:
             self._reload(name)
         self._advance()
 
+    def take_back(self, job: Job) -> None:
+        self._handed -= set(job.trials)
+
     def left(self) -> int:
         """The round's open candidates and, at most, all of the rounds to come."""
         opened = self._open_rows()

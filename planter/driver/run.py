@@ -162,14 +162,14 @@ class _Search:
                 latencies,
             )
         baselines = Baselines(study, self._book, teacher, latencies)
-        account = Account(study.budget)
+        self._account = Account(study.budget, self._book.study)
         self._schedule = Schedule(
             teacher,
             baselines,
             self._rounds,
             self._sampling,
             study.resources.max_failures,
-            lambda: account.spent(self._documents.trained_macs),
+            lambda: self._account.spent(self._documents.trained_macs),
         )
         self._worker = Worker(
             study,
@@ -197,6 +197,10 @@ class _Search:
                 self._train_here()
             else:
                 self._train_on_ray(ray_address)
+            self._account.write(now=True)
+        except KeyboardInterrupt:
+            self._account.write(now=True)
+            raise
         finally:
             with suppress(SearchStoppedError):  # another driver may have the folder by now
                 if self._documents.late:
@@ -238,9 +242,11 @@ class _Search:
 
     def next(self) -> Job | None:
         self._claim.check()
+        self._account.write()
         job = self._schedule.next()
         self._tell_notices()
         if job is not None:
+            job = replace(job, ends=self._account.ends())
             self._tell(f"{', '.join(job.trials)} starts")
         return job
 
@@ -255,7 +261,11 @@ class _Search:
 
     def finish(self, job: Job, outcome: Outcome) -> None:
         self._claim.check()
+        self._account.write()
         again = self._schedule.finish(job, outcome)
+        if "paused" in outcome:
+            self._tell(f"{', '.join(job.trials)} {outcome['paused']}: the time is over")
+            return
         if "error" in outcome and not again and job.kind in ("plant", "grow", "sample"):
             for trial in job.trials:  # the others are tried again when the study goes on
                 drop_checkpoints(self._run / "trials" / trial)

@@ -228,6 +228,7 @@ def _train_plant(
             teacher=teacher,
             seed=seed,
             checkpoint=worker.checkpoint_of(name),
+            pause=worker.pause,
         )
         total = joint_macs(cost(architecture), candidate.trained)
         return worker.train_macs(total, recipe, guided=candidate.guided)
@@ -241,6 +242,7 @@ def _train_plant(
         seed=seed,
         memory=int(settings.memory_gb * 1e9),
         checkpoint=worker.checkpoint_of(name),
+        pause=worker.pause,
     )["plant"]
     if course.error is not None:
         raise FloatingPointError(course.error)

@@ -173,6 +173,9 @@ class Sampling:
             self._publish(row, outcome)
         self._stop_the_rest()
 
+    def take_back(self, job: Job) -> None:
+        self._interrupted.append(self._handed.pop(job.id))
+
     def left(self) -> int:
         return (0 if self._all_drawn() else self._trials - self._counted) + len(self._open)
 

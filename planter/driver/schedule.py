@@ -71,6 +71,10 @@ class Schedule:
         del self.running[job.id]
         if outcome.get("stop"):
             raise SearchStoppedError(outcome["error"])  # the trial stays open, to be taken up again
+        if "paused" in outcome:
+            del self._tries[job.id]
+            self._proposer(job).take_back(job)
+            return False
         if outcome.get("retry") and self._tries[job.id] < _TRIES:
             self._again.append(job)
             return True

@@ -44,6 +44,7 @@ from planter.study import Study
 from planter.train import (
     Batch,
     Epoch,
+    PausedError,
     evaluate,
     fit,
     predict,
@@ -68,6 +69,7 @@ class Worker:
     teachers: Path
     device: str = "cpu"
     teacher_trial: str = "teacher"
+    _ends: float | None = None
 
     _plant = plant_round
     _grow = grow
@@ -77,6 +79,7 @@ class Worker:
     def do(self, job: Job) -> Outcome:
         """Trains, scores and saves what the job asks for; an exception becomes an `error`."""
         folders = [self.run / "trials" / trial for trial in job.trials]
+        self._ends = job.ends
         began = time.monotonic()
         with ExitStack() as stack:
             try:
@@ -90,6 +93,9 @@ class Worker:
                 reason = error.strerror if isinstance(error, NoSpaceError) else str(error)
                 log.error("%s cannot go on: %s", ", ".join(job.trials), reason)
                 return {"error": reason, "stop": True}
+            except PausedError as paused:
+                log.info("%s %s", ", ".join(job.trials), paused)
+                return {"paused": str(paused)}
             except Exception as error:  # whatever the user's code or torch raises fails this trial
                 log.error("%s failed\n%s", ", ".join(job.trials), traceback.format_exc())
                 return {"error": f"{type(error).__name__}: {error}"}
@@ -154,6 +160,7 @@ class Worker:
                 seed=seed,
                 checkpoint=part,
                 on_epoch=self.metrics(job.id),
+                pause=self.pause,
             )
             recalibrate_batchnorm_(network, self.data.train)
             self.save(folder, network, architecture, "base", {"settings": settings})
@@ -228,6 +235,10 @@ class Worker:
             job.id, {"base": network}, architecture, train_macs=macs, kernels=form_names(kernels)
         )
 
+    def pause(self) -> bool:
+        """Whether the training at hand is to end at its next checkpoint."""
+        return self._ends is not None and time.time() >= self._ends
+
     def fit(
         self,
         trial: str,
@@ -251,6 +262,7 @@ class Worker:
             checkpoint=self.checkpoint_of(trial),
             on_epoch=self.metrics(trial),
             until=until,
+            pause=self.pause,
         )
 
     def outcome(
