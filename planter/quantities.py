@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 from typing import Any
 
 EXPECTED = "a number above 0 such as 1500000, 500k, 2M, 1.5G or 2e13"
@@ -14,7 +15,7 @@ def quantity_of(text: str) -> int:
     """The whole number that a text stands for; k, M, G, T, P are 10^3 to 10^15, whatever their
     case. Raises ValueError for anything else, and for 0."""
     if match := _FORM.fullmatch(text.strip().lower()):
-        number = round(float(match[1]) * _TIMES[match[2]])
+        number = round(Decimal(match[1]) * _TIMES[match[2]])  # a float would round large ones
         if number > 0:
             return number
     raise ValueError(EXPECTED)

@@ -239,7 +239,7 @@ def test_whole_floats_are_widths_and_fractions_name_their_parameter(tmp_path: Pa
         ),
         (
             'return net(trial.suggest_int("w", 4, 5), recipe={"learning_rate": 1})',
-            "learning_rate: ",
+            "recipe has the key 'learning_rate', expected one of a recipe",
         ),
         ('return net(trial.suggest_int("w", 0, 0))', "width conv1 must be a whole number >= 1"),
         (

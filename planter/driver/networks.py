@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import os
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from planter import checkpoint
-from planter.arch import Architecture
+from planter.arch import Architecture, whole_number
 from planter.assembly import build_without_data, check_architecture
 from planter.backbones import convolutions, full_widths, with_data_options
 from planter.data import Data
@@ -77,6 +79,24 @@ def candidate_architecture(drawn: object, study: Study, data: Data) -> Architect
     return architecture
 
 
+def _changed(what: str, recipe: Recipe, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a recipe with those a candidate changes; 6.0 epochs are 6. Raises ValueError for
+    keys that no recipe has."""
+    known = Recipe.model_fields
+    if unknown := [key for key in changes if key not in known]:
+        near = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.4)
+        meant = f", {near[0]!r}?" if near else ""
+        raise ValueError(
+            f"{what} has the key {unknown[0]!r}, expected one of a recipe{meant} "
+            f"({', '.join(known)})"
+        )
+    whole = {
+        key: whole_number(value) if key in ("epochs", "batch") else value
+        for key, value in changes.items()
+    }
+    return {**recipe.model_dump(), **whole}
+
+
 class Recipes(NamedTuple):
     """How a candidate's network is trained, its plants, and all of it again, if it is."""
 
@@ -88,14 +108,14 @@ class Recipes(NamedTuple):
 def recipes_of(candidate: Candidate, study: Study) -> Recipes:
     """The study's recipes with the candidate's keys. Raises ValueError for a key or value that no
     recipe has."""
-    network = Recipe.model_validate({**study.recipe.model_dump(), **candidate.recipe})
+    network = Recipe.model_validate(_changed("recipe", study.recipe, candidate.recipe))
     plant = study.plant or Plant()
     plants = Plant.model_validate(
-        {"recipe": {**plant.recipe.model_dump(), **candidate.plant_recipe}}
+        {"recipe": _changed("plant_recipe", plant.recipe, candidate.plant_recipe)}
     ).recipe
     again = None
     if candidate.finetune is not None:
-        again = Recipe.model_validate({**network.model_dump(), **candidate.finetune})
+        again = Recipe.model_validate(_changed("finetune", network, candidate.finetune))
     return Recipes(network, plants, again)
 
 

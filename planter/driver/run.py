@@ -264,6 +264,7 @@ class _Search:
         self._account.write()
         again = self._schedule.finish(job, outcome)
         if "paused" in outcome:
+            self._account.close()
             self._tell(f"{', '.join(job.trials)} {outcome['paused']}: the time is over")
             return
         if "error" in outcome and not again and job.kind in ("plant", "grow", "sample"):
