@@ -22,7 +22,7 @@ from planter.planting import channels_to_plant, plant
 from planter.recipe import Augment, make_optimizer
 from planter.study import Plant, Study
 
-_MOST_S = 6.0
+_MOST_S = 4.0
 """Seconds of timing; networks left by then are estimated by their multiply-adds."""
 _MOST_BYTES = 256e6
 """Of what a timed step keeps for its backward pass; of larger batches a part is timed. The same of

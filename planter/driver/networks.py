@@ -84,7 +84,7 @@ def _changed(what: str, recipe: Recipe, changes: Mapping[str, Any]) -> dict[str,
     keys that no recipe has."""
     known = Recipe.model_fields
     if unknown := [key for key in changes if key not in known]:
-        near = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.4)
+        near = difflib.get_close_matches(unknown[0], known, n=1)
         meant = f", {near[0]!r}?" if near else ""
         raise ValueError(
             f"{what} has the key {unknown[0]!r}, expected one of a recipe{meant} "
