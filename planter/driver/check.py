@@ -20,6 +20,7 @@ from planter.backbones import convolutions, find_builder, full_widths, is_known
 from planter.data import TORCHVISION, Data, load_data
 from planter.driver.bounds import LATENCY, Latencies, limits_of
 from planter.driver.check_space import Drawn, check_space
+from planter.driver.findings import NO_TEACHER
 from planter.driver.findings import Findings as _Findings
 from planter.driver.networks import (
     Planned,
@@ -81,7 +82,7 @@ def prepare(study: Study, *, elsewhere: bool = False, begun: bool = False) -> Pr
     data = _data(study, found)
     if data is None:
         _names(study, found)
-        raise StudyError(study.name, found.problems)
+        raise StudyError(study.name, found.mistakes())
     _crops(study, data, found)
     fingerprint = data.fingerprint()
     networks: dict[str, Planned] = {}
@@ -119,7 +120,7 @@ def prepare(study: Study, *, elsewhere: bool = False, begun: bool = False) -> Pr
         networks |= {f"sample{i}": planned for i, planned in enumerate(drawn.networks)}
     reference = _reference(study, data, networks, found)
     if found.problems:
-        raise StudyError(study.name, found.problems)
+        raise StudyError(study.name, found.mistakes())
     return Prepared(
         data, fingerprint, layers, reference, drawn, networks, found.warnings, latencies
     )
@@ -206,10 +207,10 @@ def _whole(study: Study, found: _Findings) -> None:
     if study.teacher is None:
         if study.plant is not None and study.plant.kd_weight:
             expected = "a teacher: plants learn from its logits; or kd_weight: 0 with ce_weight: 1"
-            found.add("plant", "no teacher", expected)
+            found.add("plant", NO_TEACHER, expected)
         for index, baseline in enumerate(study.baselines):
             if baseline.kd is not None:
-                found.add(f"baselines.{index}.kd", "no teacher", "a teacher to learn from")
+                found.add(f"baselines.{index}.kd", NO_TEACHER, "a teacher to learn from")
 
 
 def _network(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from planter.study import Problem
 
 _Result = TypeVar("_Result")
+NO_TEACHER, NEEDS_TEACHER = "no teacher", "needs a teacher in the study"
 
 
 @dataclass
@@ -38,6 +39,24 @@ class Findings:
 
     def tell(self, place: str, got: Any, what: str) -> None:
         self.problems.append(Problem(place, str(got), what, told=True))
+
+    def mistakes(self) -> list[Problem]:
+        """The problems, each mistake once: what several places say alike is told at the first of
+        them, and that a space's candidates need a teacher not beside a study that lacks one."""
+        lacking = any(problem.got == NO_TEACHER for problem in self.problems)
+        alike: dict[tuple[str, str], list[Problem]] = {}
+        for at, problem in enumerate(self.problems):
+            if lacking and problem.expected.endswith(NEEDS_TEACHER):
+                continue
+            # A sentence says all; others are told by what stands there and where.
+            key = (problem.expected, "" if problem.told else f"{at}")
+            alike.setdefault(key, []).append(problem)
+        told = []
+        for first, *others in alike.values():
+            places = ", ".join(dict.fromkeys(other.place for other in others))
+            text = f"{first.expected} (likewise {places})" if others else first.expected
+            told.append(replace(first, expected=text))
+        return told
 
     def of_teacher(self) -> bool:
         """Whether there is a problem with the network that sections without a builder follow."""

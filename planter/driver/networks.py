@@ -13,6 +13,7 @@ from planter.arch import Architecture, whole_number
 from planter.assembly import build_without_data, check_architecture
 from planter.backbones import convolutions, full_widths, with_data_options
 from planter.data import Data
+from planter.driver.findings import NEEDS_TEACHER
 from planter.forms import Kernels
 from planter.kernels import check_kernels
 from planter.recipe import Recipe
@@ -75,7 +76,7 @@ def candidate_architecture(drawn: object, study: Study, data: Data) -> Architect
         check_architecture(architecture)
         check_kernels(architecture, drawn.kernels)
     if drawn.guided and study.teacher is None:
-        raise ValueError(f"kd_weight {drawn.kd_weight} needs a teacher in the study")
+        raise ValueError(f"kd_weight {drawn.kd_weight} {NEEDS_TEACHER}")
     return architecture
 
 
