@@ -9,7 +9,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # part of a file name: trials/p01-conv4
+
+
+def plain_numbers(value: Any) -> Any:
+    """The value with numpy's numbers as Python's, also inside lists, tuples and mappings."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Mapping):
+        return {plain_numbers(key): plain_numbers(inner) for key, inner in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(plain_numbers(inner) for inner in value)
+    return value
+
+
+def whole_number(value: Any) -> Any:
+    """8 for 8.0; anything else as it is."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 @dataclass(frozen=True)
@@ -19,7 +37,8 @@ class Architecture:
     `widths` names everything that can grow (channels of a convolution, units of a fully connected
     layer); names that start with "fc" are fully connected. `options` are the builder's keyword
     arguments (`classes`, `image`, ...). `pipelines` maps a name to the data of another way through
-    the network, e.g. `{"cut2": {"before": "conv3", "kernel": 2, "stride": 2}}`.
+    the network, e.g. `{"cut2": {"before": "conv3", "kernel": 2, "stride": 2}}`. Numpy's numbers
+    become plain ones, and widths such as 8.0 whole ones.
     """
 
     builder: str
@@ -34,6 +53,10 @@ class Architecture:
                     f"width {name!r}: a name of letters, digits, dot, dash and underscore, with a "
                     "letter, digit or underscore first"
                 )
+        for name in ("widths", "options", "pipelines"):
+            object.__setattr__(self, name, plain_numbers(getattr(self, name)))
+        whole = {name: whole_number(width) for name, width in self.widths.items()}
+        object.__setattr__(self, "widths", whole)
         for name, width in self.widths.items():
             if isinstance(width, bool) or not isinstance(width, int) or width < 1:
                 raise ValueError(f"width {name} must be a whole number >= 1, got {width!r}")

@@ -115,6 +115,14 @@ def check_architecture(architecture: Architecture) -> None:
     """Raises ValueError, naming the pipeline, unless every pipeline of the architecture takes an
     image and gives `classes` logits. Costs no arithmetic but, for a builder of the user's own, two
     passes of one image, to see that its stages and head are all it does."""
+    image_of(architecture)
+    if is_known(architecture.builder) and not code_called(architecture):
+        _known_to_fit(architecture)
+    else:
+        _check(architecture)
+
+
+def _check(architecture: Architecture) -> None:
     image = image_of(architecture)
     if not is_known(architecture.builder):
         _check_forward(architecture)
@@ -139,6 +147,10 @@ def check_architecture(architecture: Architecture) -> None:
                 f"pipeline {name} of {architecture.builder} gives {list(logits.shape)} for "
                 f"one {shown} image, expected logits [1, {classes}]"
             )
+
+
+# A check, a space and a bound ask for the same networks one after another.
+_known_to_fit = lru_cache(maxsize=1024)(_check)
 
 
 def takes_stride(architecture: Architecture, before: str, stride: int) -> bool:

@@ -7,14 +7,13 @@ Every function takes what pareto.json says (`planter.front.read_front`) and give
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
+from planter.quantities import quantity_of
+
 Front = Mapping[str, Any]
 Row = Mapping[str, Any]
-
-_TIMES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
 
 
 class NothingWithinError(ValueError):
@@ -121,11 +120,7 @@ def chosen(
 def macs_of(text: str) -> int:
     """Multiply-adds as a person writes them: 1500000, 1_500_000, 1.5M, 500k, 2G. Raises ValueError
     for anything else."""
-    match = re.fullmatch(
-        r"([0-9]+(?:_[0-9]+)*(?:\.[0-9]+)?(?:e[0-9]{1,2})?)\s*([kmg]?)", text.strip().lower()
-    )
-    if match:
-        number = round(float(match[1]) * _TIMES[match[2]])
-        if number > 0:
-            return number
-    raise ValueError(f"macs {text!r}: expected a number above 0 such as 1500000, 500k, 2M or 1.5G")
+    try:
+        return quantity_of(text)
+    except ValueError as error:
+        raise ValueError(f"macs {text!r}: expected {error}") from None

@@ -30,6 +30,7 @@ from planter.recipe import Recipe, make_optimizer
 from planter.train import (
     Batch,
     Epoch,
+    PausedError,
     batch_order,
     lay_out_moments_,
     layout_of,
@@ -68,6 +69,7 @@ def train_round(
     seed: int,
     memory: int = MEMORY_BYTES,
     checkpoint: Path | None = None,
+    pause: Callable[[], bool] = lambda: False,
 ) -> dict[str, Course]:
     """Trains what is new in every child, in place, as `train_plant` would with this seed: on the
     same batches, with the same loss and optimiser, to the same values but for the order of sums.
@@ -76,7 +78,8 @@ def train_round(
     depend on the others. The parent's activations are kept where the images stay the same and
     `memory` bytes allow it, otherwise computed batch by batch, once for all candidates, as are the
     teacher's logits if `teacher` is a network. A training taken up from `checkpoint` goes on as if
-    it had not stopped. A candidate whose loss is no longer a number is given up: see its `Course`.
+    it had not stopped; `pause` may end it at one, as it does `fit`. A candidate whose loss is no
+    longer a number is given up: see its `Course`.
     """
     if recipe.ema is not None:
         raise ValueError(f"a round of planting keeps no moving average: ema {recipe.ema}, not null")
@@ -116,11 +119,14 @@ def train_round(
             hands.finish()
             for student in students.values():
                 student.end_epoch(epoch, recipe, sum(map(len, parts)), time.monotonic() - started)
-            due = time.monotonic() - saved_at > _CHECKPOINT_EVERY_S
+            pausing = checkpoint is not None and epoch + 1 < recipe.epochs and pause()
+            due = pausing or time.monotonic() - saved_at > _CHECKPOINT_EVERY_S
             if checkpoint is not None and due and epoch + 1 < recipe.epochs:
                 state = {name: student.state() for name, student in students.items()}
                 keep_training(checkpoint, {"epoch": epoch + 1, "students": state})
                 saved_at = time.monotonic()
+            if pausing:
+                raise PausedError(epoch + 1, recipe.epochs)
     for name, student in students.items():
         student.candidate.write(children[name])
         children[name].to(memory_format=torch.contiguous_format)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -17,8 +18,8 @@ from torch.nn.utils import parametrize
 from torch.utils.flop_counter import FlopCounterMode
 
 from planter.arch import Architecture
-from planter.assembly import build_without_data
-from planter.backbones import StagedNet
+from planter.assembly import build_without_data, code_called
+from planter.backbones import StagedNet, is_known
 from planter.blocks import expanded_layers
 from planter.forms import Kernels
 from planter.kernels import expand_kernels_
@@ -79,10 +80,14 @@ class TrainingCost:
 
 
 def training_cost(
-    architecture: Architecture, kernels: Kernels | None = None, batch: int = 128
+    architecture: Architecture,
+    kernels: Kernels | None = None,
+    batch: int = 128,
+    names: Collection[str] | None = None,
 ) -> TrainingCost:
-    """What a step on `batch` images costs, all pipelines together, as `FlopCounterMode` / 2 counts
-    it: convolutions and matrix products, those that make kernels too, no bias and no norm.
+    """What a step on `batch` images costs, all pipelines (or `names` alone) together, as
+    `FlopCounterMode` / 2 counts it: convolutions and matrix products, those that make kernels too,
+    no bias and no norm.
 
     Raises ValueError where the form cannot be given to the network.
     """
@@ -93,17 +98,18 @@ def training_cost(
     images = torch.empty(batch, *image_of(architecture), device="meta")
     return TrainingCost(
         batch,
-        _macs_of_step(expanded, images),
-        _macs_of_step(plain, images),
+        _macs_of_step(expanded, images, names),
+        _macs_of_step(plain, images, names),
         _trained(expanded),
         _trained(plain),
     )
 
 
-def _macs_of_step(network: nn.Module, images: Tensor) -> int:
+def _macs_of_step(network: nn.Module, images: Tensor, names: Collection[str] | None) -> int:
     counter = FlopCounterMode(display=False)
+    asked = [] if names is None or not isinstance(network, Pipelines) else [names]
     with counter, parametrize.cached():
-        logits = network.train()(images)
+        logits = network.train()(images, *asked)
         ways = logits.values() if isinstance(logits, dict) else [logits]
         torch.stack([way.sum() for way in ways]).sum().backward()  # type: ignore[no-untyped-call]
     return counter.get_total_flops() // 2
@@ -129,11 +135,22 @@ def cost(
         shape = image or network.options.get("image")
         if shape is None:
             raise ValueError("cost needs the image shape, e.g. image=(3, 32, 32)")
-        return _cost(build_without_data(network, norms), torch.empty(1, *shape, device="meta"))
+        if is_known(network.builder) and not code_called(network):
+            return _known_cost(network, tuple(shape), norms)
+        return _cost_without_data(network, tuple(shape), norms)
     if image is None:
         raise ValueError("cost of a module needs the image shape, e.g. image=(3, 32, 32)")
     like = next(network.parameters())
     return _cost(network, like.new_zeros(1, *image))
+
+
+def _cost_without_data(architecture: Architecture, shape: tuple[int, ...], norms: NormMode) -> Cost:
+    network = build_without_data(architecture, norms)
+    return _cost(network, torch.empty(1, *shape, device="meta"))
+
+
+# Checks, bounds, estimates and tables ask for the same networks one after another.
+_known_cost = lru_cache(maxsize=1024)(_cost_without_data)
 
 
 def _cost(network: nn.Module, images: Tensor) -> Cost:
@@ -175,6 +192,27 @@ def _cost_of_one(network: nn.Module, images: Tensor) -> Cost:
     macs, macs_all = sum(s.macs for s in stages), sum(s.macs_all for s in stages)
     params = sum(p.numel() for p in network.parameters())
     return Cost(macs, macs_all, params, tuple(stages))
+
+
+def activation_numbers(architecture: Architecture) -> int:
+    """Numbers that the layers of all pipelines hand on for one image: what a training step keeps of
+    an image for its backward pass, but for a factor."""
+    network = build_without_data(architecture).eval()
+    count = 0
+
+    def add(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        nonlocal count
+        count += output.numel() if isinstance(output, Tensor) else 0
+
+    leaves = [module for module in network.modules() if not list(module.children())]
+    hooks = [leaf.register_forward_hook(add) for leaf in leaves]
+    try:
+        with torch.no_grad(), ShapesOnly():
+            network(torch.empty(1, *image_of(architecture), device="meta"))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return count
 
 
 def joint_macs(cost: Cost, names: Collection[str]) -> int:

@@ -126,7 +126,9 @@ def _starts_equal(
     answer is one polynomial of the weights, and two of them are equal at random ones only where
     they are equal everywhere."""
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(8, *image, generator=generator, dtype=torch.float64)
+    # Two tell as much as eight, and of large images eight in double precision take minutes.
+    count = 8 if image[1] * image[2] <= 64 * 64 else 2
+    images = torch.randn(count, *image, generator=generator, dtype=torch.float64)
     new, old = (copy.deepcopy(net).cpu().double().eval() for net in (child, parent))
     if not _same_answers(new, old, images):
         return False
@@ -167,6 +169,7 @@ def train_plant(
     seed: int,
     checkpoint: Path | None = None,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+    pause: Callable[[], bool] = lambda: False,
 ) -> nn.Module:
     """Trains what is new in the child and nothing else (step 4), computing all of the child in each
     step; older parameters and statistics are bit for bit the parent's afterwards. What
@@ -181,6 +184,7 @@ def train_plant(
         teacher=teacher,
         checkpoint=checkpoint,
         on_epoch=on_epoch,
+        pause=pause,
     )
     return thaw_(child)
 

@@ -48,9 +48,20 @@ class Facts:
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """How a second run stands to this one: whether it is its random control, has the same images,
+    and what the studies differ in, as key, value here, value there."""
+
+    control: bool
+    same_images: bool
+    differences: Sequence[tuple[str, ...]]
+
+
+@dataclass(frozen=True)
 class Report:
-    """All that the page says. `standing` tells why a run is not finished; `importances` is None
-    below `enough` trials; `growth` are the rows of planting.csv."""
+    """All that the page says. `comparison` is that with `control`, a second run; `standing` tells
+    why a run is not finished; `importances` is None below `enough` trials; `growth` are the rows of
+    planting.csv."""
 
     run: Facts
     control: Facts | None
@@ -60,6 +71,7 @@ class Report:
     standing: str | None
     study: str
     environment: Mapping[str, Any]
+    comparison: Comparison | None = None
 
 
 def page(report: Report) -> str:
@@ -220,13 +232,36 @@ def _control(report: Report) -> str:
         ["time of all workers", *(duration(one.front["cost"]["seconds"]) for one in both)],
     ]
     columns = ["", *(one.front["study"] for one in both)]
+    title, notes = _standing_of(report)
     return _section(
         "control",
-        "Random control",
+        title,
+        *notes,
         _table(columns, rows),
         "<p>Both hypervolumes from this run's reference point. One run each: a difference may be "
         "chance.</p>",
     )
+
+
+def _standing_of(report: Report) -> tuple[str, list[str]]:
+    """The title of the section on a second run, and what it differs in unless it is a control."""
+    comparison = report.comparison
+    if comparison is None or comparison.control:
+        return "Random control", []
+    notes = [
+        "<p>No random control: it would differ in nothing but the sampler, which is random.</p>"
+    ]
+    if not comparison.same_images:
+        notes.append(
+            '<p class="note">The two runs have different images or labels: an accuracy, or a '
+            "hypervolume, of one says nothing about that of the other.</p>"
+        )
+    if not comparison.differences:
+        notes.append("<p>It is the same study once more.</p>")
+    else:
+        columns = ["differs in", "this run", "the second run"]
+        notes.append(_table(columns, list(comparison.differences), words=columns))
+    return "Second run", notes
 
 
 def _best(front: Mapping[str, Any]) -> float | None:

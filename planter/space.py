@@ -5,14 +5,14 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from torch import Tensor
 
-from planter.arch import Architecture
+from planter.arch import Architecture, plain_numbers, whole_number
 from planter.branches import SIMPLE, default_kind
 from planter.forms import Kernels
 from planter.losses import Synergy, check_loss, full_weights, multi_pipeline_loss
@@ -20,6 +20,7 @@ from planter.norms import NormMode, check_norm_mode
 from planter.pipelines import Pipelines
 from planter.plant_init import Filters, Outgoing, check_init
 from planter.study_file import shipped_folder
+from planter.suggestions import Suggestions
 from planter.train import Batch
 
 
@@ -59,6 +60,13 @@ class Candidate:
     finetune: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
+        for field_ in fields(self):
+            if field_.name not in ("architecture", "kernels"):
+                object.__setattr__(self, field_.name, plain_numbers(getattr(self, field_.name)))
+        plants = tuple((layer, whole_number(n)) for layer, n in self.plants)
+        if any(isinstance(n, bool) or not isinstance(n, int) for _, n in plants):
+            raise ValueError(f"plants add whole numbers of channels, got {list(plants)}")
+        object.__setattr__(self, "plants", plants)
         if any(channels < 1 for _, channels in self.plants):
             raise ValueError(f"plants add at least one channel each, got {list(self.plants)}")
         check_init(self.plant_filters, self.plant_outgoing)
@@ -131,6 +139,31 @@ class Candidate:
             "network worse than none (35.09 and 32.52 % error against 29.97); branch: blocks helps"
         ]
 
+    def only(self, names: Collection[str]) -> Candidate:
+        """The same with `names` alone of its trained pipelines. Others are taken out of the
+        network; base, which branches read, stays in it untrained. Synergy is that of the
+        classifiers left, and none where these are not base and a branch."""
+        gone = {name for name in self.trained if name not in names} - {"base"}
+        specs = {n: spec for n, spec in self.architecture.pipelines.items() if n not in gone}
+        weights = {n: weight for n, weight in self.weights.items() if n not in gone}
+        if "base" not in names:
+            weights["base"] = 0.0
+        kd_weight, synergy, pairs = self.kd_weight, self.synergy, self.synergy_weight
+        if isinstance(kd_weight, Mapping):
+            kd_weight = {n: weight for n, weight in kd_weight.items() if n not in gone}
+        if isinstance(pairs, Mapping):
+            pairs = {pair: weight for pair, weight in pairs.items() if not set(pair) & gone}
+        if "base" not in names or not set(self.branches) - gone:
+            synergy, pairs = None, 1.0
+        return replace(
+            self,
+            architecture=replace(self.architecture, pipelines=specs),
+            weights=weights,
+            kd_weight=kd_weight,
+            synergy=synergy,
+            synergy_weight=pairs,
+        )
+
     def in_multiples(self, multiple: int) -> Candidate:
         """The same with all widths, and what is planted into them, rounded up to multiples."""
         if multiple == 1:
@@ -184,7 +217,8 @@ def load_space(
     rounded up to multiples.
 
     A space may ask for facts of the data by naming keyword arguments: `image` (channels, height,
-    width) and `classes`. Raises ValueError where there is no such file or function.
+    width) and `classes`; what it may do with its trial: see `planter.suggestions`. Raises
+    ValueError where there is no such file or function.
     """
     file, colon, name = place.rpartition(":")
     if not colon:
@@ -204,7 +238,7 @@ def load_space(
     sys.modules[module_name] = module  # dataclasses and pickling look their module up by name
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"{path} cannot be loaded: {type(error).__name__}: {error}") from error
     function = getattr(module, name, None)
     if not callable(function):
@@ -214,7 +248,18 @@ def load_space(
     given = {fact: value for fact, value in facts.items() if fact in asked}
 
     def space(trial: Any) -> Any:
-        drawn = function(trial, **given)
+        seen = Suggestions(trial) if hasattr(trial, "suggest_float") else trial
+        try:
+            drawn = function(seen, **given)
+        except SystemExit as error:  # it would end planter as if all were well
+            raise ValueError(
+                f"{place} called sys.exit({error.code!r}); raise an error there, or "
+                "optuna.TrialPruned for a draw that is not wanted"
+            ) from error
+        except ValueError as error:
+            if hint := getattr(seen, "hint", lambda error: "")(error):
+                error.args = (f"{error}{hint}",)
+            raise
         # What is no Candidate is told to the user by whoever asks for one.
         return drawn.in_multiples(multiple) if isinstance(drawn, Candidate) else drawn
 

@@ -7,13 +7,29 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from planter.data import NAMES
 from planter.plant_init import Filters, Outgoing, check_init
+from planter.quantities import plain_quantity
 from planter.recipe import Recipe
 
 Widths = int | dict[str, int]
+Count = Annotated[
+    int, BeforeValidator(plain_quantity), WithJsonSchema({"type": ["integer", "string"]})
+]
+"""A number of multiply-adds or parameters, also as 5M."""
+Amount = Annotated[
+    float, BeforeValidator(plain_quantity), WithJsonSchema({"type": ["number", "string"]})
+]
 
 
 class _Section(BaseModel):
@@ -103,8 +119,12 @@ class Baseline(Network):
 class Bounds(_Section):
     """A network beyond a bound is refused before it is trained."""
 
-    macs: Annotated[int | None, Field(gt=0, description="most multiply-adds of a point")] = None
-    params: Annotated[int | None, Field(gt=0, description="most parameters of a point")] = None
+    macs: Annotated[
+        Count | None, Field(gt=0, description="most multiply-adds of a point, e.g. 5M")
+    ] = None
+    params: Annotated[
+        Count | None, Field(gt=0, description="most parameters of a point, e.g. 50k")
+    ] = None
     latency_ms: Annotated[
         float | None,
         Field(
@@ -123,7 +143,7 @@ class Objectives(_Section):
     """What the search is after: accuracy up, macs down."""
 
     macs_reference: Annotated[
-        float | None,
+        Amount | None,
         Field(gt=0, description="macs of the hypervolume's reference; default: the teacher's"),
     ] = None
     bounds: Annotated[Bounds, Field(description="limits of a point")] = Bounds()
@@ -285,16 +305,22 @@ class Resources(_Section):
 
 
 class Budget(_Section):
-    """Where a search ends though trials are left. What runs is finished, the front reported; the
-    same command with more goes on."""
+    """Where a search ends though trials are left, in sum over all commands on its run. The front is
+    reported; the same command with more goes on."""
 
     hours: Annotated[
         float | None,
-        Field(gt=0, description="a command begins no training after so many hours"),
+        Field(
+            gt=0, description="of the run; a training that runs then ends at its next checkpoint"
+        ),
     ] = None
     train_macs: Annotated[
-        float | None,
-        Field(gt=0, description="no training begins when those of the run took so many in sum"),
+        Amount | None,
+        Field(
+            gt=0,
+            description="no training begins when those of the run took so many; those that run "
+            "are finished",
+        ),
     ] = None
 
 

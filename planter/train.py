@@ -53,6 +53,13 @@ class Epoch(NamedTuple):
     seconds: float
 
 
+class PausedError(Exception):
+    """A training was ended on demand at a checkpoint, from which another call goes on."""
+
+    def __init__(self, epoch: int, epochs: int) -> None:
+        super().__init__(f"paused after epoch {epoch} of {epochs}")
+
+
 def fit(
     model: nn.Module,
     loss: Callable[[nn.Module, Batch], Tensor],
@@ -65,6 +72,7 @@ def fit(
     checkpoint: Path | None = None,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
     until: int | None = None,
+    pause: Callable[[], bool] = lambda: False,
 ) -> nn.Module:
     """Trains the model's trainable parameters in place and returns it.
 
@@ -75,8 +83,9 @@ def fit(
     bring the state of an earlier training along. With `recipe.ema` the weights that are left in the
     model are their moving average over the steps, and its norm statistics are recomputed for them
     (`recalibrate_batchnorm_`); the training itself is the one without it. A training that is to end
-    after `until` epochs leaves its checkpoint there, and another call goes on. Raises
-    FloatingPointError when the loss is no longer a number.
+    after `until` epochs leaves its checkpoint there, and another call goes on; so does one that
+    `pause` tells to end after an epoch, which raises PausedError. Raises FloatingPointError when
+    the loss is no longer a number.
     """
     split = training_images(split, recipe, teacher)
     model.to(memory_format=layout_of(model))
@@ -114,13 +123,16 @@ def fit(
                 f"a lower lr than {recipe.lr} may help"
             )
         on_epoch(Epoch(epoch + 1, mean, recipe.lr_at(epoch), time.monotonic() - began))
-        due = epoch + 1 == end or time.monotonic() - saved_at > _CHECKPOINT_EVERY_S
+        pausing = checkpoint is not None and epoch + 1 < end and pause()
+        due = epoch + 1 == end or pausing or time.monotonic() - saved_at > _CHECKPOINT_EVERY_S
         if checkpoint is not None and due and epoch + 1 < recipe.epochs:
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
             if average is not None:
                 state["average"] = average.state_dict()
             keep_training(checkpoint, {"epoch": epoch + 1, **state})
             saved_at = time.monotonic()
+        if pausing:
+            raise PausedError(epoch + 1, recipe.epochs)
     if average is not None:
         # Whole numbers (indices, counts) are no averages: those of the model stay.
         averaged, own = average.module.state_dict(), model.state_dict()

@@ -220,7 +220,7 @@ def test_a_search_of_which_nothing_came_is_exit_code_4(call, tmp_path):
         "--set", f"teacher={{model: {place_of_teacher()}}}",
     )  # fmt: skip
     assert code == 4
-    assert "every searched trial failed" in err
+    assert "every sampled trial failed" in err
 
 
 def place_of_teacher():

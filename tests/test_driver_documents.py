@@ -16,6 +16,7 @@ from planter import Architecture, Candidate
 
 def space(trial):
     width = trial.suggest_int("width", 2, 4)
+    trial.suggest_float("idle", 0, 1)  # equal networks are not trained twice
     names = ["conv1", "conv2", "conv3", "conv4", "conv5"]
     return Candidate(Architecture("convnet", dict.fromkeys(names, width)))
 """

@@ -64,6 +64,7 @@ def pareto(
     By other axes than macs and accuracy the front is chosen anew, within the study's bounds.
     """
     from planter.axes import front_by
+    from planter.driver.compare import other_images
     from planter.driver.read import run_study
     from planter.front import COLUMNS, read_front, to_csv, write_text
 
@@ -74,6 +75,8 @@ def pareto(
         for folder in folders
     ]
     points = [_looked_up(run, folder) for run, folder in zip(runs, folders, strict=True)]
+    for told in other_images(folders):
+        err.print(told, soft_wrap=True, markup=False)
     if as_json:
         typer.echo(json.dumps(fronts[0] if len(fronts) == 1 else fronts, indent=2))
     else:

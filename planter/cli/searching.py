@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -14,6 +14,11 @@ from rich.table import Table
 from planter.cli.app import Set, StudyArgument, app, err, expanded, out, shown_path
 from planter.commands import command
 from planter.tables import duration, print_front
+
+if TYPE_CHECKING:
+    from planter.study import Study
+
+_SHOWN = 10
 
 
 @app.command(epilog="Example: planter search quickstart --set recipe.epochs=10 --workers 2")
@@ -51,6 +56,7 @@ def search(
     """
     with err.status("loading"):
         from planter.driver.jobs import SearchStoppedError
+        from planter.driver.outcome import SearchFailedError
         from planter.driver.run import search as run_search
         from planter.memory import keep_memory
         from planter.progress import ProgressDisplay
@@ -79,6 +85,13 @@ def search(
             soft_wrap=True,
         )
         raise typer.Exit(130) from None
+    except SearchFailedError as error:
+        print_front(out, error.front)
+        err.print(
+            f"[red]failed:[/red] {escape(str(error))}\nlogs: {shown_path(run)}/trials/ID/log.txt",
+            soft_wrap=True,
+        )
+        raise typer.Exit(4) from None
     except SearchStoppedError as error:
         err.print(
             f"[red]stopped:[/red] {escape(str(error))}\n"
@@ -97,20 +110,44 @@ def search(
         "planting.csv",
         "models",
     ]
-    out.print(
-        f"\nwritten to {shown}: {', '.join(f for f in written if (run / f).exists())}\n"
-        f"next: {' · '.join(command(c, Path(shown)) for c in ('show', 'dashboard', 'report'))}",
-        soft_wrap=True,
-    )
-    checked = read_study(study, given)
-    searched = [p for p in front["points"] if p["method"] in ("plant", "sample")]
-    if (checked.plant is None and checked.sample is None) or any(p["on_front"] for p in searched):
-        return
-    if checked.objectives.bounds.limits():
-        err.print("nothing within the bounds")
-        raise typer.Exit(3)
-    err.print(f"every searched trial failed; logs: {shown}/trials/ID/log.txt")
-    raise typer.Exit(4)
+    there = [f for f in written if (run / f).exists()]
+    if there:
+        out.print(
+            f"\nwritten to {shown}: {', '.join(there)}\n"
+            f"next: {' · '.join(command(c, Path(shown)) for c in ('show', 'dashboard', 'report'))}",
+            soft_wrap=True,
+        )
+    _say_what_failed(front, shown)
+    _end_unless_trained(read_study(study, given), front)
+
+
+def _say_what_failed(front: Mapping[str, Any], run: str) -> None:
+    """The trainings that failed beside others that did not, and why there are no more."""
+    failed = front["failed"]
+    for one in failed[:_SHOWN]:
+        err.print(f"failed: {one['trial']}: {one['reason']}", soft_wrap=True, markup=False)
+    if failed:
+        more = f"and {len(failed) - _SHOWN} more; " if len(failed) > _SHOWN else ""
+        err.print(f"{more}logs: {run}/trials/ID/log.txt", soft_wrap=True, markup=False)
+    for note in front["notes"]:
+        err.print(note["text"], soft_wrap=True, markup=False)
+
+
+def _end_unless_trained(study: Study, front: Mapping[str, Any]) -> None:
+    """Ends with exit code 3 where nothing keeps to the bounds, and with 4 where nothing that was
+    asked for is trained, for which the front's notes say why."""
+    asked = front["points"]
+    if study.plant is not None or study.sample is not None:
+        asked = [point for point in asked if point["method"] in ("plant", "sample")]
+        if any(point["on_front"] for point in asked):
+            return
+        spent = any(note["about"] == "budget" for note in front["notes"])
+        if study.objectives.bounds.limits() and (asked or not spent):
+            err.print("nothing within the bounds")
+            raise typer.Exit(3)
+    if not asked and front["notes"]:
+        err.print("nothing that was asked for is trained")
+        raise typer.Exit(4)
 
 
 @app.command(epilog="Example: planter check studies/quickstart.yaml --json")
@@ -163,6 +200,8 @@ def check(
             "warnings": prepared.warnings,
             "data": account.document() if account is not None else None,
         }
+        if prepared.drawn is not None and prepared.drawn.within is not None:
+            found["within_bounds"] = prepared.drawn.within / prepared.drawn.weighed
         typer.echo(json.dumps(found, indent=2))
         return
     for line in account.lines() if account is not None else []:
@@ -173,11 +212,20 @@ def check(
         ways = ", ".join(f"{way} {c.macs:,}" for way, c in cost.pipelines.items() if way != "base")
         table.add_row(shown, f"{cost.macs:,}", f"{cost.params:,}", ways)
     out.print(table)
+    drawn = prepared.drawn
+    if drawn is not None and drawn.within is not None:
+        out.print(f"\n{drawn.within} of {drawn.weighed} random draws keep to the bounds.")
     out.print(
         f"\n{study} is sound. About {duration(seconds)} of training on this machine "
-        f"with {worker_count(checked)} workers.\nnext: {command('search', Path(study))}",
+        f"with {worker_count(checked)} workers.\nnext: {_search_of(study, overrides)}",
         soft_wrap=True,
     )
+
+
+def _search_of(study: str, overrides: Sequence[str] | None) -> str:
+    """The command that searches what was checked."""
+    sets = [part for text in overrides or [] for part in ("--set", text)]
+    return command("search", Path(study), *sets)
 
 
 def _overrides(given: Sequence[str] | None, workers: int | None, storage: str | None) -> list[str]:

@@ -24,10 +24,17 @@ LATENCY = "latency_ms"
 
 
 class Weighed(NamedTuple):
-    """How a trial's networks stand to the bounds (see `excess`), and what they were timed at."""
+    """How a trial's networks stand to the bounds (see `excess`), what they were timed at, and
+    those that keep to all bounds."""
 
     beyond: dict[str, float]
     latency_ms: dict[str, float]
+    fitting: Sequence[str] = ()
+
+    @property
+    def refused(self) -> bool:
+        """Whether none keeps to the bounds."""
+        return any(value > 0 for value in self.beyond.values())
 
 
 class Latencies:
@@ -66,15 +73,17 @@ class Latencies:
         """How an architecture stands to the bounds with these of its pipelines. What is beyond
         another bound is not timed: it may be large, and is refused anyway."""
         costs = cost(architecture).pipelines
-        ways = [{"macs": costs[name].macs, "params": costs[name].params} for name in pipelines]
-        beyond = excess({name: most for name, most in limits.items() if name != LATENCY}, ways)
-        if LATENCY not in limits or any(value > 0 for value in beyond.values()):
-            return Weighed(beyond, {})
-        latency_ms = self.of(architecture, pipelines)
-        timed = [
-            {**way, LATENCY: latency_ms[name]} for name, way in zip(pipelines, ways, strict=True)
-        ]
-        return Weighed(excess(limits, timed), latency_ms)
+        ways: dict[str, dict[str, float]] = {
+            name: {"macs": costs[name].macs, "params": costs[name].params} for name in pipelines
+        }
+        others = {name: most for name, most in limits.items() if name != LATENCY}
+        small = [name for name, way in ways.items() if not _misses(others, way)]
+        if LATENCY not in limits or not small:
+            return Weighed(excess(others, ways.values()), {}, small)
+        latency_ms = self.of(architecture, small)
+        timed = {name: {**ways[name], LATENCY: latency_ms[name]} for name in small}
+        fitting = [name for name, way in timed.items() if not _misses(limits, way)]
+        return Weighed(excess(limits, timed.values()), latency_ms, fitting)
 
     def added(self, outcome: Outcome, latency_ms: Mapping[str, float] | None = None) -> Outcome:
         """The outcome of a training with its points' latencies: those given or, where the study
@@ -103,6 +112,10 @@ def excess(limits: Mapping[str, float], ways: Iterable[Mapping[str, float]]) -> 
     network that comes nearest to keeping all. Optuna's constraints, by name."""
     each = [{name: way[name] / limit - 1 for name, limit in limits.items()} for way in ways]
     return min(each, key=lambda misses: max(misses.values(), default=0.0))
+
+
+def _misses(limits: Mapping[str, float], way: Mapping[str, float]) -> bool:
+    return any(way[name] > limit for name, limit in limits.items())
 
 
 def measure(

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+
+import optuna
 
 from planter.driver.jobs import Job
 from planter.study import Budget, Resources
+
+_SECONDS = "seconds_searched"
+"""Attribute of the study of points: how long commands have been at work on the run."""
+_WRITTEN_EVERY_S = 5.0
 
 
 def seconds_for(resources: Resources, job: Job) -> float | None:
@@ -17,19 +22,43 @@ def seconds_for(resources: Resources, job: Job) -> float | None:
     return 60 * resources.trial_minutes * len(job.trials)
 
 
-@dataclass
 class Account:
-    """The time of a command and the multiply-adds of its run against a budget."""
+    """The time and the multiply-adds of a run against a budget: those of all commands that have
+    worked on it, in sum. The time stands in the books, written every few seconds of a search."""
 
-    budget: Budget
-    began: float = field(default_factory=time.monotonic)
+    def __init__(self, budget: Budget, book: optuna.Study) -> None:
+        self._budget = budget
+        self._book = book
+        self._before = float(book.user_attrs.get(_SECONDS, 0.0))
+        self._began = self._written = time.monotonic()
+        self._over = False
 
     def spent(self, trained: Callable[[], int]) -> str | None:
         """What is used up, in words; None while there is some of everything. `trained` says how
         many multiply-adds the run's trainings took."""
-        hours, macs = self.budget.hours, self.budget.train_macs
-        if hours is not None and time.monotonic() - self.began >= 3600 * hours:
+        hours, macs = self._budget.hours, self._budget.train_macs
+        if hours is not None and (self._over or self._seconds() >= 3600 * hours):
             return f"budget.hours {hours:g} are over"
         if macs is not None and (taken := trained()) >= macs:
             return f"budget.train_macs {macs:g} are spent ({taken:.3g})"
         return None
+
+    def ends(self) -> float | None:
+        """When the hours are over, in seconds since 1970: by the clock, which workers on other
+        machines have as well."""
+        if self._budget.hours is None:
+            return None
+        return time.time() + 3600 * self._budget.hours - self._seconds()
+
+    def close(self) -> None:
+        """Takes the hours as over, as a worker has: its clock may be ahead."""
+        self._over = True
+
+    def write(self, *, now: bool = False) -> None:
+        """Writes the time into the books, if it is due or `now`."""
+        if now or time.monotonic() - self._written >= _WRITTEN_EVERY_S:
+            self._book.set_user_attr(_SECONDS, round(self._seconds(), 3))
+            self._written = time.monotonic()
+
+    def _seconds(self) -> float:
+        return self._before + time.monotonic() - self._began

@@ -6,54 +6,41 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
-from pydantic import ValidationError
 
 from planter import checkpoint
 from planter.arch import Architecture
-from planter.assembly import build_network, build_without_data, check_architecture
-from planter.backbones import (
-    convolutions,
-    find_builder,
-    full_widths,
-    is_known,
-    with_data_options,
-)
+from planter.assembly import build_network
+from planter.backbones import convolutions, find_builder, full_widths, is_known
 from planter.data import TORCHVISION, Data, load_data
 from planter.driver.bounds import LATENCY, Latencies, limits_of
-from planter.driver.growable import Hindrance, check_plants, hindrance
+from planter.driver.check_space import Drawn, check_space
+from planter.driver.findings import NO_TEACHER
+from planter.driver.findings import Findings as _Findings
+from planter.driver.growable import Hindrance, hindrance
 from planter.driver.importable import REMEDY, only_here
 from planter.driver.networks import (
+    Planned,
     baseline_id,
     builder_of,
-    candidate_architecture,
+    check_network,
     network_of,
 )
-from planter.driver.sampling import draw
 from planter.driver.storage import check_url
-from planter.forms import DOConv, KernelFilter, Kernels, form_of
+from planter.forms import DOConv, KernelFilter, form_of
 from planter.kernels import check_kernels
 from planter.macs import Cost, cost
 from planter.recipe import Recipe
-from planter.space import Candidate, Space, load_space
-from planter.study import Network, Plant, Problem, Study, StudyError, Teacher, Widths
+from planter.space import Space, load_space
+from planter.study import Network, Plant, Study, StudyError, Teacher, Widths
 
 log = logging.getLogger(__name__)
 _DRAWS = 8
 _Result = TypeVar("_Result")
-
-
-class Planned(NamedTuple):
-    """A network of the study and how it would be trained."""
-
-    architecture: Architecture
-    recipe: Recipe
-    kernels: Kernels | None = None
 
 
 @dataclass
@@ -64,42 +51,17 @@ class Prepared:
     fingerprint: str
     layers: list[str]
     reference: list[float]
-    space: Space | None
+    drawn: Drawn | None
     networks: dict[str, Planned]
     warnings: list[str]
     latencies: Latencies
 
+    @property
+    def space(self) -> Space | None:
+        return None if self.drawn is None else self.drawn.space
+
     def costs(self) -> dict[str, Cost]:
         return {name: cost(architecture) for name, (architecture, *_) in self.networks.items()}
-
-
-@dataclass
-class _Findings:
-    problems: list[Problem] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-
-    def add(self, place: str, got: Any, expected: str) -> None:
-        self.problems.append(Problem(place, str(got), expected))
-
-    def attempt(self, place: str, got: Any, what: Callable[[], _Result]) -> _Result | None:
-        """The result of a call; what it raises for a mistake becomes a problem of that place."""
-        try:
-            return what()
-        except ValidationError as error:
-            each = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-            self.tell(place, got, "; ".join(each))
-        except (ValueError, OSError) as error:
-            self.tell(place, got, str(error))
-        except SystemExit as error:  # the user's code: it would end planter as if all were well
-            self.tell(place, got, f"its code called sys.exit({error.code!r}); raise an error there")
-        return None
-
-    def tell(self, place: str, got: Any, what: str) -> None:
-        self.problems.append(Problem(place, str(got), what, told=True))
-
-    def of_teacher(self) -> bool:
-        """Whether there is a problem with the network that sections without a builder follow."""
-        return any(problem.place in ("teacher", "teacher.model") for problem in self.problems)
 
 
 def prepare(study: Study, *, elsewhere: bool = False, begun: bool = False) -> Prepared:
@@ -117,7 +79,7 @@ def prepare(study: Study, *, elsewhere: bool = False, begun: bool = False) -> Pr
     data = _data(study, found)
     if data is None:
         _names(study, found)
-        raise StudyError(study.name, found.problems)
+        raise StudyError(study.name, found.mistakes())
     if data.account is not None:
         found.warnings += data.account.warnings
     _crops(study, data, found)
@@ -152,13 +114,15 @@ def prepare(study: Study, *, elsewhere: bool = False, begun: bool = False) -> Pr
             for name, miss in latencies.weigh(limits, start, ["base"]).beyond.items():
                 if miss > 0:
                     found.add("plant.start", f"{miss:.0%} beyond bounds.{name}", "a smaller start")
-    space = _space(study, data, networks, found)
+    drawn = check_space(study, data, found)
+    if drawn is not None:
+        networks |= {f"sample{i}": planned for i, planned in enumerate(drawn.networks)}
     _importable(study, networks, found, elsewhere=elsewhere)
     reference = _reference(study, data, networks, found)
     if found.problems:
-        raise StudyError(study.name, found.problems)
+        raise StudyError(study.name, found.mistakes())
     return Prepared(
-        data, fingerprint, layers, reference, space, networks, found.warnings, latencies
+        data, fingerprint, layers, reference, drawn, networks, found.warnings, latencies
     )
 
 
@@ -245,10 +209,10 @@ def _whole(study: Study, found: _Findings) -> None:
     if study.teacher is None:
         if study.plant is not None and study.plant.kd_weight:
             expected = "a teacher: plants learn from its logits; or kd_weight: 0 with ce_weight: 1"
-            found.add("plant", "no teacher", expected)
+            found.add("plant", NO_TEACHER, expected)
         for index, baseline in enumerate(study.baselines):
             if baseline.kd is not None:
-                found.add(f"baselines.{index}.kd", "no teacher", "a teacher to learn from")
+                found.add(f"baselines.{index}.kd", NO_TEACHER, "a teacher to learn from")
 
 
 def _network(
@@ -263,7 +227,7 @@ def _network(
         if not callable(find_builder(builder_of(study, section)).function):
             raise ValueError("it is no function: expected one of widths and options")
         architecture = network_of(study, section, data, widths)
-        _check_network(architecture)
+        check_network(architecture)
         return architecture
 
     if section.builder is None and found.of_teacher():
@@ -291,26 +255,6 @@ def _saved(folder: str) -> tuple[Architecture, dict[str, Any]]:
             f"{checkpoint.ARCHITECTURE} is no architecture of planter's "
             f"({type(error).__name__}: {error}); a folder such as runs/NAME/models/TRIAL/PIPELINE"
         ) from error
-
-
-def _check_network(architecture: Architecture) -> None:
-    """Raises ValueError for a network that cannot be built or whose weights no memory holds."""
-    check_architecture(architecture)
-    weights = sum(weight.numel() for weight in build_without_data(architecture).parameters())
-    size, memory = 4 * weights, _memory()
-    if size > memory:
-        raise ValueError(
-            f"its weights are {size / 2**30:,.0f} GB, this machine has {memory / 2**30:,.0f}; "
-            "smaller widths"
-        )
-
-
-def _memory() -> float:
-    """Bytes of memory of this machine; infinite where the system does not tell."""
-    try:
-        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    except (AttributeError, ValueError, OSError):
-        return math.inf
 
 
 def _teacher(study: Study, data: Data, fingerprint: str, found: _Findings) -> Architecture | None:
@@ -391,7 +335,7 @@ def _layers(study: Study, start: Architecture, found: _Findings) -> list[str]:
         if layer not in start.widths:
             found.add(place, layer, f"widths of {start.builder}: {', '.join(start.widths)}")
             continue
-        check = partial(hindrance, study.plant, start, parent, layer, _check_network)
+        check = partial(hindrance, study.plant, start, parent, layer, check_network)
         if (reason := found.attempt(place, layer, check)) is not None:
             refused[layer] = reason
     others = len(refused) < len(layers)
@@ -412,48 +356,6 @@ def _plant_kernels(settings: Plant, start: Architecture, found: _Findings) -> No
         check_kernels(start, form)
 
     found.attempt("plant.kernels", settings.kernels, checked)
-
-
-def _space(
-    study: Study, data: Data, networks: dict[str, Planned], found: _Findings
-) -> Space | None:
-    """The study's search space, tried on a few random trials, which join the networks."""
-    settings = study.sample
-    if settings is None:
-        return None
-    space = found.attempt(
-        "sample.space",
-        settings.space,
-        lambda: load_space(
-            settings.space, image=data.image, classes=data.classes, multiple=settings.multiple
-        ),
-    )
-    if space is None:
-        return None
-    every = found.attempt("sample.space", settings.space, lambda: draw(space, _DRAWS, study.seed))
-    for index, drawn in enumerate(every or []):
-        if isinstance(drawn, Exception):
-            found.tell("sample.space", settings.space, f"raised {type(drawn).__name__}: {drawn}")
-            return None
-        kept = found.attempt(
-            "sample.space",
-            settings.space,
-            partial(_candidate, drawn, study, data, found),
-        )
-        if kept is None:
-            return None
-        networks[f"sample{index}"] = kept
-    return space
-
-
-def _candidate(drawn: object, study: Study, data: Data, found: _Findings) -> Planned:
-    architecture = candidate_architecture(drawn, study, data)
-    _check_network(architecture)
-    assert isinstance(drawn, Candidate)
-    check_plants(drawn, with_data_options(drawn.architecture, data.classes, data.image))
-    found.warnings += [text for text in drawn.warnings if text not in found.warnings]
-    recipe = Recipe.model_validate({**study.recipe.model_dump(), **drawn.recipe})
-    return Planned(architecture, recipe, drawn.kernels)
 
 
 def _importable(
@@ -490,7 +392,7 @@ def _reference(
     if macs is None and study.teacher is None:
         baselines = [a for name, (a, *_) in networks.items() if name.startswith("b-")]
         macs = max((float(cost(a).macs) for a in baselines), default=None)
-        if macs is None:
+        if macs is None and not study.baselines:  # else each of them has a problem of its own
             found.add(
                 "objectives.macs_reference",
                 "nothing",

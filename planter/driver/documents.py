@@ -7,7 +7,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -67,6 +67,8 @@ class Documents:
         self._due = 0.0
         self._late = False
         self._dropped: set[str] = set()
+        self._failed: Mapping[str, str] = {}
+        self._notes: Mapping[str, str] = {}
 
     def out_of_date(self) -> None:
         """Says that the books hold more than the documents."""
@@ -94,9 +96,13 @@ class Documents:
                 raise
             log.warning("no space left in %s: pareto.json and others are not up to date", self._run)
 
-    def report(self, *, complete: bool) -> dict[str, Any]:
-        """Reads the test data for what is reported and writes everything; of a run that is
-        `complete`, what only a search needs is removed."""
+    def report(
+        self, *, complete: bool, failed: Mapping[str, str], notes: Mapping[str, str]
+    ) -> dict[str, Any]:
+        """Reads the test data for what is reported and writes everything, with why trainings
+        `failed`, by trial, and `notes` of why there are no more, by what they are about; of a run
+        that is `complete`, what only a search needs is removed."""
+        self._failed, self._notes = failed, notes
         known = self._test_accuracies()
         if (test := self._data.test) is not None:
             for point in self._reported():
@@ -166,7 +172,8 @@ class Documents:
         self._due = time.monotonic() + (time.monotonic() - began) / _SHARE_OF_WRITING
 
     def _document(self, test_accuracies: dict[str, float]) -> dict[str, Any]:
-        return document(
+        failed = [{"trial": name, "reason": why} for name, why in self._failed.items()]
+        found = document(
             self._study.name,
             self._book.points,
             self._reference,
@@ -177,6 +184,8 @@ class Documents:
             unfinished=self._unfinished(),
             data=self._data.account.document() if self._data.account is not None else None,
         )
+        notes = [{"about": about, "text": text} for about, text in self._notes.items()]
+        return {**found, "failed": failed, "notes": notes}
 
     def _unfinished(self) -> dict[str, tuple[int, float]]:
         return {} if self._sampling is None else self._sampling.unfinished()

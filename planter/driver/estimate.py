@@ -2,32 +2,46 @@
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 from torch.nn import functional
 
+from planter.arch import Architecture
 from planter.assembly import build, build_network
-from planter.data import Data
-from planter.driver.check import Planned, Prepared, worker_count
+from planter.data import Split
+from planter.driver.check import Prepared, worker_count
+from planter.driver.networks import Planned
 from planter.fast_round import train_round
 from planter.kernels import expand_kernels_
+from planter.macs import activation_numbers, cost, joint_macs
 from planter.modes import threads_of_torch
 from planter.planting import channels_to_plant, plant
 from planter.recipe import Augment, make_optimizer
 from planter.study import Plant, Study
 
+_MOST_S = 4.0
+"""Seconds of timing; networks left by then are estimated by their multiply-adds."""
+_MOST_BYTES = 256e6
+"""Of what a timed step keeps for its backward pass; of larger batches a part is timed. The same of
+a network's weights, which a step holds four times (gradients, an optimiser's two moments)."""
+_MOST_MACS = 2e10
+"""Multiply-adds of a timed step."""
+
 
 def estimate_seconds(study: Study, prepared: Prepared) -> float:
     """How long the study would take here: a few training steps of each of its networks are timed,
-    on as many threads as a worker has, and multiplied."""
+    on as many threads as a worker has, and multiplied.
+
+    The timing itself stays within seconds and some 500 MB whatever the images: of a large batch a
+    part is timed, and networks that are too large, or come when the time is up, are estimated by
+    their multiply-adds and the pace of the others.
+    """
     with threads_of_torch(study.resources.cpu):
-        seconds = {
-            name: _training_seconds(planned, prepared.data)
-            for name, planned in prepared.networks.items()
-        }
+        pace = _Pace(prepared.data.train)
+        seconds = {name: pace.of_training(planned) for name, planned in prepared.networks.items()}
         round_seconds = 0.0 if study.plant is None else _round_seconds(study.plant, prepared)
     total = sum(s for name, s in seconds.items() if not name.startswith("sample"))
     if study.plant is not None:
@@ -42,12 +56,70 @@ def estimate_seconds(study: Study, prepared: Prepared) -> float:
     return total / max(worker_count(study), 1)
 
 
+class _Pace:
+    """Times trainings on these images, as long as there is time for it."""
+
+    def __init__(self, split: Split) -> None:
+        self._split = split
+        self._ends = time.monotonic() + _MOST_S
+        self._macs = 0.0
+        self._seconds = 0.0
+
+    def of_training(self, planned: Planned) -> float:
+        """Seconds of a whole training."""
+        architecture, recipe, kernels = planned
+        costs = cost(architecture)
+        macs = 3 * joint_macs(costs, list(costs.pipelines))
+        batch = timed_batch(architecture, recipe.batch, macs)
+        epochs = len(self._split) * recipe.epochs
+        if batch is None or (self._seconds and time.monotonic() > self._ends):
+            return epochs * macs * self._of_a_mac()
+        seconds = _step_seconds(planned, self._split, batch)
+        if kernels is None:  # others compute more than is counted here
+            self._macs += batch * macs
+            self._seconds += seconds
+        return epochs / batch * seconds
+
+    def _of_a_mac(self) -> float:
+        if not self._seconds:
+            self._macs, self._seconds = _measured_pace()
+        return self._seconds / self._macs
+
+
+def timed_batch(architecture: Architecture, batch: int, macs: int) -> int | None:
+    """How many images of a batch one timed step takes, at `macs` an image forward and backward; two
+    at least, for batch norms. None for a network of which no step may be timed."""
+    if 4 * cost(architecture).params > _MOST_BYTES or 2 * macs > _MOST_MACS:
+        return None
+    # A value, its gradient, and what a backward pass holds in between.
+    each = 12 * activation_numbers(architecture)
+    most = min(_MOST_BYTES / max(each, 1), _MOST_MACS / max(macs, 1))
+    return min(batch, max(int(most), 2))
+
+
+def _measured_pace() -> tuple[float, float]:
+    """Multiply-adds and seconds of the forward and backward pass of a middling convolution."""
+    layer = torch.nn.Conv2d(64, 64, 3, padding=1)
+    images = torch.zeros(2, 64, 28, 28)
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        layer(images).sum().backward()
+        times.append(time.perf_counter() - began)
+    return 3.0 * 2 * 28 * 28 * 64 * 64 * 9, min(times)
+
+
 def _round_seconds(settings: Plant, prepared: Prepared) -> float:
     """Time of a round's candidates of the initial network, from epochs over a few batches after one
     to warm up; what the teacher takes where images change is not in it, nor is the scoring."""
-    start = build_network(prepared.networks["start"].architecture)
     architecture, split = prepared.networks["start"].architecture, prepared.data.train
-    few = slice(0, min(len(split), 2 * settings.recipe.batch))
+    macs = 3 * cost(architecture).macs * max(len(prepared.layers), 1)
+    batch = timed_batch(architecture, settings.recipe.batch, macs)
+    if batch is None:
+        whole, seconds = _measured_pace()
+        return len(split) * settings.recipe.epochs * macs * seconds / whole
+    start = build_network(architecture)
+    few = slice(0, min(len(split), 2 * batch))
     split = replace(split, images=split.images[few], labels=split.labels[few])
     times = []
     for epochs in (1, 1, 4):
@@ -61,34 +133,32 @@ def _round_seconds(settings: Plant, prepared: Prepared) -> float:
             )[1]
             for layer in prepared.layers
         }
-        recipe = settings.recipe.model_copy(update={"epochs": epochs, "augment": Augment()})
-        began = time.perf_counter()
-        train_round(
-            start,
-            children,
-            split,
-            recipe,
-            lambda logits, labels, _: functional.cross_entropy(logits, labels),
-            teacher=None,
-            seed=0,
+        recipe = settings.recipe.model_copy(
+            update={"epochs": epochs, "batch": batch, "augment": Augment()}
         )
+        began = time.perf_counter()
+        train_round(start, children, split, recipe, _cross_entropy, teacher=None, seed=0)
         times.append(time.perf_counter() - began)
     epoch = max(times[2] - times[1], 0.0) / 3 / len(split) * len(prepared.data.train)
     return epoch * settings.recipe.epochs
 
 
-def _training_seconds(planned: Planned, data: Data) -> float:
-    """Time of a whole training, from two steps after one to warm up."""
+def _cross_entropy(logits: Tensor, labels: Tensor, teacher: Tensor | None) -> Tensor:
+    return functional.cross_entropy(logits, labels)
+
+
+def _step_seconds(planned: Planned, split: Split, batch: int) -> float:
+    """Time of a training step on so many images: of two after one to warm up, or of one that took
+    longer than half a second."""
     architecture, recipe, kernels = planned
     network = build(architecture)
     if kernels is not None:
         expand_kernels_(network, kernels)
     optimizer = make_optimizer(network, recipe)
-    split = data.train
-    images = split.normalise(split.images[: recipe.batch])
-    labels = split.labels[: recipe.batch]
-    times = []
-    for _ in range(3):
+    images = split.normalise(split.images[:batch])
+    labels = split.labels[:batch]
+    times: list[float] = []
+    while len(times) < 3 and not (times and times[0] > 0.5):
         began = time.perf_counter()
         output = network(images)
         ways = output.values() if isinstance(output, dict) else [output]
@@ -97,5 +167,4 @@ def _training_seconds(planned: Planned, data: Data) -> float:
         torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         times.append(time.perf_counter() - began)
-    steps = math.ceil(len(split) / recipe.batch) * recipe.epochs
-    return steps * sum(times[1:]) / 2
+    return times[0] if len(times) == 1 else sum(times[1:]) / 2

@@ -14,7 +14,8 @@ Outcome = dict[str, Any]
 `train_macs` and what its kind adds; or `error`, with `retry` where another try may help, and `stop`
 where it is none of the trial's and the search cannot go on; of several trainings, `trials`: each
 one's outcome by its id. Of a training that is to be compared before it goes on, `partial`: its
-`epochs`, `points` and `train_macs` so far."""
+`epochs`, `points` and `train_macs` so far. Of one that ended at a checkpoint because its time
+was over, `paused`: where, in words."""
 
 
 class SearchStoppedError(RuntimeError):
@@ -24,11 +25,13 @@ class SearchStoppedError(RuntimeError):
 @dataclass(frozen=True)
 class Job:
     """One training, or of kind "plant" those of a round's candidates that one worker trains
-    together. `params` is all its kind needs beside the study, fit for JSON."""
+    together. `params` is all its kind needs beside the study, fit for JSON. Past `ends`, seconds
+    since 1970, it ends at its next checkpoint."""
 
     id: str
     kind: Literal["teacher", "baseline", "start", "plant", "grow", "sample", "final"]
     params: Mapping[str, Any] = field(default_factory=dict)
+    ends: float | None = None
 
     @property
     def trials(self) -> list[str]:
@@ -51,6 +54,9 @@ class Proposer(Protocol):
 
     def finish(self, job: Job, outcome: Outcome) -> None:
         """Writes what became of a job, and the points that are certain by it, into the books."""
+
+    def take_back(self, job: Job) -> None:
+        """Leaves a job open that was handed out and has not been trained to its end."""
 
     def left(self) -> int:
         """How many jobs, at most, are still to be finished; 0 ends this proposer."""

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import difflib
+import math
+import os
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from planter import checkpoint
-from planter.arch import Architecture
-from planter.assembly import check_architecture
+from planter.arch import Architecture, whole_number
+from planter.assembly import build_without_data, check_architecture
 from planter.backbones import convolutions, full_widths, with_data_options
 from planter.data import Data
+from planter.driver.findings import NEEDS_TEACHER
+from planter.forms import Kernels
 from planter.kernels import check_kernels
 from planter.recipe import Recipe
 from planter.space import Candidate
 from planter.study import Baseline, Network, Plant, Study, Widths
+
+
+class Planned(NamedTuple):
+    """A network of the study and how it would be trained."""
+
+    architecture: Architecture
+    recipe: Recipe
+    kernels: Kernels | None = None
 
 
 def builder_of(study: Study, section: Network) -> str:
@@ -62,8 +76,26 @@ def candidate_architecture(drawn: object, study: Study, data: Data) -> Architect
         check_architecture(architecture)
         check_kernels(architecture, drawn.kernels)
     if drawn.guided and study.teacher is None:
-        raise ValueError(f"kd_weight {drawn.kd_weight} needs a teacher in the study")
+        raise ValueError(f"kd_weight {drawn.kd_weight} {NEEDS_TEACHER}")
     return architecture
+
+
+def _changed(what: str, recipe: Recipe, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a recipe with those a candidate changes; 6.0 epochs are 6. Raises ValueError for
+    keys that no recipe has."""
+    known = Recipe.model_fields
+    if unknown := [key for key in changes if key not in known]:
+        near = difflib.get_close_matches(unknown[0], known, n=1)
+        meant = f", {near[0]!r}?" if near else ""
+        raise ValueError(
+            f"{what} has the key {unknown[0]!r}, expected one of a recipe{meant} "
+            f"({', '.join(known)})"
+        )
+    whole = {
+        key: whole_number(value) if key in ("epochs", "batch") else value
+        for key, value in changes.items()
+    }
+    return {**recipe.model_dump(), **whole}
 
 
 class Recipes(NamedTuple):
@@ -77,12 +109,32 @@ class Recipes(NamedTuple):
 def recipes_of(candidate: Candidate, study: Study) -> Recipes:
     """The study's recipes with the candidate's keys. Raises ValueError for a key or value that no
     recipe has."""
-    network = Recipe.model_validate({**study.recipe.model_dump(), **candidate.recipe})
+    network = Recipe.model_validate(_changed("recipe", study.recipe, candidate.recipe))
     plant = study.plant or Plant()
     plants = Plant.model_validate(
-        {"recipe": {**plant.recipe.model_dump(), **candidate.plant_recipe}}
+        {"recipe": _changed("plant_recipe", plant.recipe, candidate.plant_recipe)}
     ).recipe
     again = None
     if candidate.finetune is not None:
-        again = Recipe.model_validate({**network.model_dump(), **candidate.finetune})
+        again = Recipe.model_validate(_changed("finetune", network, candidate.finetune))
     return Recipes(network, plants, again)
+
+
+def check_network(architecture: Architecture) -> None:
+    """Raises ValueError for a network that cannot be built or whose weights no memory holds."""
+    check_architecture(architecture)
+    weights = sum(weight.numel() for weight in build_without_data(architecture).parameters())
+    size, memory = 4 * weights, _memory()
+    if size > memory:
+        raise ValueError(
+            f"its weights are {size / 2**30:,.0f} GB, this machine has {memory / 2**30:,.0f}; "
+            "smaller widths"
+        )
+
+
+def _memory() -> float:
+    """Bytes of memory of this machine; infinite where the system does not tell."""
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, ValueError, OSError):
+        return math.inf

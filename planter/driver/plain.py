@@ -33,8 +33,15 @@ class Teacher:
             points = points_of(job.id, "teacher", self._latencies.added(outcome))
             self._book.add(points, {}, {})
 
+    def take_back(self, job: Job) -> None:
+        self._handed = False
+
     def left(self) -> int:
         return int(self._open)
+
+    def failures(self) -> dict[str, str]:
+        """Why it failed, by its id."""
+        return {} if self.error is None else {"teacher": self.error}
 
 
 class Baselines:
@@ -50,7 +57,7 @@ class Baselines:
         self._book = book
         self._latencies = latencies
         self._teacher = teacher
-        self._failed: set[str] = set()
+        self._failed: dict[str, str] = {}
         self._handed: set[str] = set()
         self._waiting = {
             baseline_id(study, baseline): index
@@ -71,13 +78,20 @@ class Baselines:
     def finish(self, job: Job, outcome: Outcome) -> None:
         del self._waiting[job.id]
         if "error" in outcome:
-            self._failed.add(job.id)
+            self._failed[job.id] = outcome["error"]
         else:
             points = points_of(job.id, "baseline", self._latencies.added(outcome))
             self._book.add(points, {}, {})
+
+    def take_back(self, job: Job) -> None:
+        self._handed.discard(job.id)
 
     def left(self) -> int:
         return len(self._waiting)
 
     def failed(self) -> int:
         return len(self._failed)
+
+    def failures(self) -> dict[str, str]:
+        """Why baselines failed in this run of the driver, by id."""
+        return dict(self._failed)

@@ -100,6 +100,7 @@ class _Round:
             seed=seed_of(worker.study.seed, f"p{self._number:02d}"),
             memory=int(settings.memory_gb * 1e9),
             checkpoint=worker.checkpoint_of(alive[0]),
+            pause=worker.pause,
         )
         # What is planted once more must not take up what it replaces.
         worker.checkpoint_of(alive[0]).unlink(missing_ok=True)
@@ -223,6 +224,7 @@ def grow(worker: Worker, job: Job) -> Outcome:
         optimizer=optimizer,
         checkpoint=worker.checkpoint_of(job.id),
         on_epoch=worker.metrics(job.id),
+        pause=worker.pause,
     )
     if job.params["plants"]:
         write_learned(worker, job.id, recipe, optimizer)

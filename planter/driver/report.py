@@ -15,6 +15,7 @@ from optuna.trial import TrialState
 
 from planter.course import course
 from planter.describe import with_networks
+from planter.driver.compare import compared
 from planter.driver.read import opened, points_in, read_growth, run_study, standing, stopped_in
 from planter.front import Point, read_front, write_text
 from planter.report import Facts, Importances, Report, page
@@ -42,10 +43,12 @@ def write_report(run: Path, control: Path | None = None, *, ended: bool = False)
         facts = _facts(front, points, reference, study, storage)
         importances = _importances(storage, study)
         why = None if ended else standing(storage, study.name)
+    control, beside = _control(run, control, reference)
     file = run / "report.html"
     report = Report(
         run=facts,
-        control=_control(run, control, reference),
+        control=beside,
+        comparison=None if control is None else compared(run, control),
         growth=read_growth(run),
         importances=importances,
         enough=_ENOUGH,
@@ -57,22 +60,25 @@ def write_report(run: Path, control: Path | None = None, *, ended: bool = False)
     return file
 
 
-def _control(run: Path, given: Path | None, reference: Sequence[float]) -> Facts | None:
-    """The control's facts; of a run found by its name, None where it cannot be read."""
+def _control(
+    run: Path, given: Path | None, reference: Sequence[float]
+) -> tuple[Path | None, Facts | None]:
+    """The second run's folder and facts; of a run found by its name, None where it cannot be
+    read."""
     run = run.resolve()
     folder = given or run.with_name(f"{run.name}-random")
     if given is None and not (folder / "pareto.json").is_file():
-        return None
+        return None, None
     try:
         study = run_study(folder)
         with opened(folder, study) as storage:
             points = points_in(storage, study.name)
-            return _facts(read_front(folder), points, reference, study, storage)
+            return folder, _facts(read_front(folder), points, reference, study, storage)
     except ValueError as error:
         if given is not None:
             raise
         log.warning("the report leaves out the control: %s", error)
-        return None
+        return None, None
 
 
 def _facts(

@@ -96,6 +96,9 @@ class Rounds:
             self._reload(name)
         self._advance()
 
+    def take_back(self, job: Job) -> None:
+        self._handed -= set(job.trials)
+
     def left(self) -> int:
         """The round's open candidates and, at most, all of the rounds to come."""
         opened = self._open_rows()
@@ -114,6 +117,14 @@ class Rounds:
 
     def failed(self) -> int:
         return sum(row.state == TrialState.FAIL for row in self._rows.values())
+
+    def failures(self) -> dict[str, str]:
+        """Why candidates failed, by id."""
+        return {
+            name: str(row.user_attrs.get("error", "its validation loss is no number"))
+            for name, row in self._rows.items()
+            if row.state == TrialState.FAIL
+        }
 
     def accepted(self) -> list[str]:
         """Ids of the accepted networks, the initial one first."""
@@ -238,7 +249,7 @@ class Rounds:
     ) -> FrozenTrial:
         name = f"p{number:02d}-{layer}"
         if name not in self._rows:
-            beyond, timed = self._weigh_row(layer, channels, plants or [])
+            beyond, timed, _ = self._weigh_row(layer, channels, plants or [])
             refused = any(value > 0 for value in beyond.values())
             template = optuna.trial.create_trial(
                 state=TrialState.PRUNED if refused else TrialState.RUNNING,

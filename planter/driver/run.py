@@ -24,6 +24,7 @@ from planter.driver.folder import (
     write_settings,
 )
 from planter.driver.jobs import Job, Outcome, SearchStoppedError
+from planter.driver.outcome import SearchFailedError, failure
 from planter.driver.plain import Baselines, Teacher
 from planter.driver.rounds import Rounds
 from planter.driver.sampling import Sampling
@@ -77,7 +78,10 @@ def search(
     work on it (`take_over` takes it from that one); nothing was trained then. Raises
     SearchStoppedError where the teacher or too many trials failed, the storage stayed away, the
     disk stayed full or another driver took over, KeyboardInterrupt on Ctrl-C; the same call goes on
-    from what is finished.
+    from what is finished. Raises SearchFailedError, a SearchStoppedError, at the end of a search
+    of which nothing came: every sampled trial, every plant, or of a study of baselines alone every
+    baseline failed; what else was trained is reported, and in its `front`. Single trainings that
+    failed are listed under `failed`, with the reason.
     """
     source = None
     if not isinstance(study, Study):
@@ -168,14 +172,14 @@ class _Search:
                 latencies,
             )
         baselines = Baselines(study, self._book, teacher, latencies)
-        account = Account(study.budget)
+        self._account = Account(study.budget, self._book.study)
         self._schedule = Schedule(
             teacher,
             baselines,
             self._rounds,
             self._sampling,
             study.resources.max_failures,
-            lambda: account.spent(self._documents.trained_macs),
+            lambda: self._account.spent(self._documents.trained_macs),
         )
         self._worker = Worker(
             study,
@@ -205,6 +209,10 @@ class _Search:
                 self._train_here()
             else:
                 self._train_on_ray(ray_address)
+            self._account.write(now=True)
+        except KeyboardInterrupt:
+            self._account.write(now=True)
+            raise
         finally:
             with suppress(SearchStoppedError):  # another driver may have the folder by now
                 if self._documents.late:
@@ -246,9 +254,11 @@ class _Search:
 
     def next(self) -> Job | None:
         self._claim.check()
+        self._account.write()
         job = self._schedule.next()
         self._tell_notices()
         if job is not None:
+            job = replace(job, ends=self._account.ends())
             self._tell(f"{', '.join(job.trials)} starts")
         return job
 
@@ -263,7 +273,12 @@ class _Search:
 
     def finish(self, job: Job, outcome: Outcome) -> None:
         self._claim.check()
+        self._account.write()
         again = self._schedule.finish(job, outcome)
+        if "paused" in outcome:
+            self._account.close()
+            self._tell(f"{', '.join(job.trials)} {outcome['paused']}: the time is over")
+            return
         if "error" in outcome and not again and job.kind in ("plant", "grow", "sample"):
             for trial in job.trials:  # the others are tried again when the study goes on
                 drop_checkpoints(self._run / "trials" / trial)
@@ -296,7 +311,18 @@ class _Search:
     def report(self) -> dict[str, Any]:
         """Reads the test data for what is reported and writes the run's documents."""
         self._claim.check()
-        return self._documents.report(complete=not self._schedule.left())
+        failed = self._schedule.failures()
+        notes = {}
+        if self._sampling is not None and self._sampling.ended is not None:
+            notes["sample"] = self._sampling.ended
+        if self._schedule.left() and (spent := self._schedule.spent()):
+            notes["budget"] = f"{spent}: with more of it the same command goes on"
+        found = self._documents.report(
+            complete=not self._schedule.left(), failed=failed, notes=notes
+        )
+        if (why := failure(self._study, self._book.points, failed)) is not None:
+            raise SearchFailedError(why, found)
+        return found
 
     def _write_if_due(self) -> None:
         if self._documents.due:

@@ -42,6 +42,8 @@ def sample(worker: Worker, job: Job) -> Outcome:
         settings.space, image=data.image, classes=data.classes, multiple=settings.multiple
     )
     candidate = space(FixedTrial(dict(job.params["trial"]), number=int(job.id[1:])))
+    if "trained" in job.params:  # the others are beyond the bounds
+        candidate = candidate.only(job.params["trained"])
     start = with_data_options(candidate.architecture, data.classes, data.image)
     grown = with_data_options(candidate.grown, data.classes, data.image)
     kernels = form_names(candidate.kernels)
@@ -165,7 +167,7 @@ def _trained(
     total = joint_macs(cost(architecture), candidate.trained)
     done = recipe.model_copy(update={"epochs": until or recipe.epochs})
     macs = worker.train_macs(total, done, guided=candidate.guided)
-    macs += worker.kernel_macs(architecture, candidate.kernels, done)
+    macs += worker.kernel_macs(architecture, candidate.kernels, done, candidate.trained)
     mixed = ways.shares_statistics and len(candidate.trained) > 1
     return _Trained(_plain(ways), macs, recipe, mixed)
 
@@ -241,6 +243,7 @@ def _train_plant(
             teacher=teacher,
             seed=seed,
             checkpoint=worker.checkpoint_of(name),
+            pause=worker.pause,
         )
         total = joint_macs(cost(architecture), candidate.trained)
         return worker.train_macs(total, recipe, guided=candidate.guided)
@@ -254,6 +257,7 @@ def _train_plant(
         seed=seed,
         memory=int(settings.memory_gb * 1e9),
         checkpoint=worker.checkpoint_of(name),
+        pause=worker.pause,
     )["plant"]
     if course.error is not None:
         raise FloatingPointError(course.error)

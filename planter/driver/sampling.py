@@ -22,6 +22,17 @@ from planter.driver.jobs import (
     trial_id,
 )
 from planter.driver.networks import candidate_architecture, recipes_of
+from planter.driver.redraws import (
+    BOUNDS,
+    IN_A_ROW,
+    PRUNED,
+    REDRAWN,
+    REFUSED,
+    REPEATED,
+    Streak,
+    Trained,
+    is_redrawn,
+)
 from planter.driver.stopping import Stopping, partial_cost, partial_results
 from planter.driver.storage import (
     METRICS,
@@ -55,7 +66,12 @@ def make_sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
 
 
 class Sampling:
-    """The Optuna study `<name>/sampling`: one row a trial. See `Proposer`."""
+    """The Optuna study `<name>/sampling`: one row a draw. See `Proposer`.
+
+    `sample.trials` counts what is trained, or failed in training. A draw of which nothing is
+    trained (networks beyond the bounds, the space raised TrialPruned, the parameters of an earlier
+    trial) is told to the sampler as PRUNED and drawn again; `ended` says why not without end.
+    """
 
     def __init__(
         self,
@@ -82,6 +98,9 @@ class Sampling:
         self._study = open_study(storage, f"{study.name}/sampling", metrics)
         self._handed: dict[str, FrozenTrial] = {}
         self._space_failures = 0
+        self._streak = Streak()
+        self._trained = Trained(space)
+        self.ended: str | None = None
         self.notices: list[str] = []
         self._stopped: list[str] = []
         self._left: dict[str, tuple[int, float]] = {}
@@ -91,9 +110,15 @@ class Sampling:
         rows = self._study.get_trials()
         # Counted along: to read all rows after each of a trial's writes would take longest of all.
         self._asked = len(rows)
+        self._counted = sum(not is_redrawn(row) for row in rows)
         self._open = {row.number for row in rows if row.state == TrialState.RUNNING}
-        self._failures = sum(row.state == TrialState.FAIL for row in rows)
+        self._failures = {
+            trial_id(row.number): str(row.user_attrs.get("error", "no reason is known"))
+            for row in rows
+            if row.state == TrialState.FAIL
+        }
         for row in rows:
+            self._trained.read(row)
             outcome = read_result(row)
             waits = self._read_rungs(row)
             if row.state == TrialState.RUNNING and outcome is None and not waits:
@@ -107,7 +132,10 @@ class Sampling:
     def next(self) -> Job | None:
         while (trial := self._trial()) is not None:
             if (job := self._prepared(trial)) is not None:
+                self.notices += self._streak.end()
                 return job
+            if self._streak.over:
+                self._draw_no_more()
             if self._space_failures > self._settings.resources.max_failures:
                 raise SearchStoppedError(
                     f"{self._space_failures} trials of the search space failed: {self.notices[-1]}"
@@ -131,6 +159,7 @@ class Sampling:
         """See `Proposer`. A partial outcome is in the books already."""
         row = self._handed.pop(job.id)
         if "error" in outcome:
+            self._trained.drop(row)
             self._fail(row.number, row._trial_id, outcome["error"])
         elif "partial" not in outcome:
             outcome = self._latencies.added(outcome, row.user_attrs.get(LATENCY))
@@ -144,12 +173,19 @@ class Sampling:
             self._publish(row, outcome)
         self._stop_the_rest()
 
+    def take_back(self, job: Job) -> None:
+        self._interrupted.append(self._handed.pop(job.id))
+
     def left(self) -> int:
-        return max(self._trials - self._asked, 0) + len(self._open)
+        return (0 if self._all_drawn() else self._trials - self._counted) + len(self._open)
 
     def failed(self) -> int:
         """Trials of the book that failed, in this run of the driver or before."""
-        return self._failures
+        return len(self._failures)
+
+    def failures(self) -> dict[str, str]:
+        """Why trials failed, by id."""
+        return dict(self._failures)
 
     def unfinished(self) -> dict[str, tuple[int, float]]:
         """Multiply-adds and seconds of the trainings that were stopped early, wait or go on: what
@@ -183,7 +219,21 @@ class Sampling:
     def _nobody_else(self, trial: str | None = None) -> bool:
         """Whether no other trial than this one is on its way to a rung."""
         others = set(self._handed) - {trial}
-        return self._asked >= self._trials and not others and not self._interrupted
+        return self._all_drawn() and not others and not self._interrupted
+
+    def _all_drawn(self) -> bool:
+        """Whether no further trial is drawn."""
+        return self.ended is not None or self._counted >= self._trials
+
+    def _draw_no_more(self) -> None:
+        """Ends the drawing where nothing to train comes of it."""
+        self.ended = (
+            f"sampling ends with {self._counted} of {self._trials} trials: of {IN_A_ROW} draws in "
+            f"a row none gave a network to train ({self._streak.why()}); a larger space or wider "
+            "bounds give more, the same command draws on"
+        )
+        self.notices += [*self._streak.end(), self.ended]
+        self._stop_the_rest()
 
     def _stop_the_rest(self) -> None:
         """Ends the trainings that wait when nobody is left whom they could be compared with."""
@@ -212,7 +262,7 @@ class Sampling:
         None."""
         row = self._interrupted.pop(0) if self._interrupted else self._waiting_row()
         number = self._asked if row is None else row.number
-        if row is None and number >= self._trials:
+        if row is None and self._all_drawn():
             return None
         # One sampler a trial: a single one with a fixed seed would, after a restart, propose its
         # first trials again.
@@ -224,17 +274,32 @@ class Sampling:
             return Trial(self._study, row._trial_id)
         trial = self._study.ask()
         self._asked += 1
+        self._counted += 1
         self._open.add(trial.number)
         return trial
 
     def _prepared(self, trial: Trial) -> Job | None:
-        """The job of an asked trial; None where its network is refused before training."""
+        """The job of an asked trial; None where there is nothing to train, and another is drawn, or
+        where it failed."""
         try:
             candidate: Candidate = self._space(trial)
+            first = self._trained.before(trial.number, trial.params, candidate)
+            if first is not None:
+                self._redraw(trial, REPEATED, f"the network of {first} once more")
+                return None
             architecture = candidate_architecture(candidate, self._settings, self._data)
             # One cut off when it was timed is judged by what was measured then.
             self._latencies.learn(architecture, trial.user_attrs.get(LATENCY, {}))
-            beyond, timed = self._latencies.weigh(self._limits, architecture, candidate.trained)
+            weighed = self._latencies.weigh(self._limits, architecture, candidate.trained)
+            part = None if weighed.refused else [*weighed.fitting]
+            if part is not None and part != candidate.trained:
+                candidate = candidate.only(part)
+                architecture = candidate_architecture(candidate, self._settings, self._data)
+            else:
+                part = None
+        except optuna.TrialPruned as pruned:
+            self._redraw(trial, PRUNED, str(pruned) or "the space raised TrialPruned")
+            return None
         except Exception as error:  # a space is the user's code: what it raises fails its trial
             place = traceback.extract_tb(error.__traceback__)[-1]
             reason = f"{type(error).__name__}: {error} ({place.filename}, line {place.lineno})"
@@ -242,30 +307,41 @@ class Sampling:
             self._space_failures += 1
             self._fail(trial.number, trial._trial_id, reason)
             return None
-        if timed:
-            trial.set_user_attr(LATENCY, timed)
+        if weighed.latency_ms:
+            trial.set_user_attr(LATENCY, weighed.latency_ms)
         told = self._study._storage.get_trial(trial._trial_id).constraints
-        for bound, value in beyond.items():
+        for bound, value in weighed.beyond.items():
             if bound not in told:
                 trial.set_constraint(bound, value)
-        if any(value > 0 for value in beyond.values()):
-            trial.set_user_attr("refused", beyond)
-            self._close(trial.number, state=TrialState.PRUNED)
-            misses = ", ".join(f"{name} by {value:.0%}" for name, value in beyond.items())
-            name = trial_id(trial.number)
-            self.notices.append(f"{name} refused before training: beyond {misses}")
+        if weighed.refused:
+            misses = [
+                f"{name} by {value:.0%}" for name, value in weighed.beyond.items() if value > 0
+            ]
+            self._redraw(trial, BOUNDS, f"beyond {', '.join(misses)}", weighed.beyond)
             return None
         row = self._study._storage.get_trial(trial._trial_id)
         chosen: dict[str, Any] = {
             "network": architecture.key(),
             "kernels": form_names(candidate.kernels),
         }
+        if part is not None:
+            chosen["trained"] = part
         if self._stopping is not None:
             epochs = recipes_of(candidate, self._settings).network.epochs
             chosen["rungs"] = self._stopping.ahead(trial_id(trial.number), epochs)
         job = Job(trial_id(trial.number), "sample", {"trial": row.params, **chosen})
+        self._trained.add(row)
         self._handed[job.id] = row
         return job
+
+    def _redraw(
+        self, trial: Trial, kind: str, reason: str, beyond: Mapping[str, float] | None = None
+    ) -> None:
+        """Tells the sampler of a draw that is not trained; it uses up none of the trials."""
+        trial.set_user_attr(*((REDRAWN, reason) if beyond is None else (REFUSED, dict(beyond))))
+        self._close(trial.number, state=TrialState.PRUNED)
+        self._counted -= 1
+        self._streak.add(trial_id(trial.number), kind, reason)
 
     def _tell(self, row: FrozenTrial, outcome: Outcome) -> None:
         points = points_of(trial_id(row.number), "sample", outcome)
@@ -288,10 +364,10 @@ class Sampling:
         points = points_of(trial_id(row.number), "sample", outcome)
         self._book.add(points, row.params, row.distributions)
 
-    def _fail(self, number: int, trial_id: int, reason: str) -> None:
-        self._study._storage.set_trial_user_attr(trial_id, "error", reason)
+    def _fail(self, number: int, row_id: int, reason: str) -> None:
+        self._study._storage.set_trial_user_attr(row_id, "error", reason)
         self._close(number, state=TrialState.FAIL)
-        self._failures += 1
+        self._failures[trial_id(number)] = reason
 
     def _close(
         self,
@@ -301,15 +377,3 @@ class Sampling:
     ) -> None:
         self._study.tell(number, values, state=state)
         self._open.discard(number)
-
-
-def draw(space: Space, count: int, seed: int) -> list[Candidate | Exception]:
-    """What a space returns, or raises, for `count` random trials that are written nowhere."""
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
-    found: list[Any] = []
-    for _ in range(count):
-        try:
-            found.append(space(study.ask()))
-        except Exception as error:  # the user's code: reported by the caller
-            found.append(error)
-    return found

@@ -71,6 +71,10 @@ class Schedule:
         del self.running[job.id]
         if outcome.get("stop"):
             raise SearchStoppedError(outcome["error"])  # the trial stays open, to be taken up again
+        if "paused" in outcome:
+            del self._tries[job.id]
+            self._proposer(job).take_back(job)
+            return False
         if outcome.get("retry") and self._tries[job.id] < _TRIES:
             self._again.append(job)
             return True
@@ -97,6 +101,14 @@ class Schedule:
     def failed(self) -> int:
         books = [self.baselines, self.rounds, self.sampling]
         return sum(book.failed() for book in books if book is not None)
+
+    def failures(self) -> dict[str, str]:
+        """Why trainings failed, by trial: all that the books hold, and of those that nobody
+        searches for what failed in this run of the driver."""
+        found: dict[str, str] = {}
+        for book in (self.teacher, self.baselines, self.rounds, self.sampling):
+            found |= book.failures() if book is not None else {}
+        return found
 
     def seconds_left(self, workers: int) -> float | None:
         """Time to the end if trainings go on taking what they took; None before the first of their

@@ -182,6 +182,11 @@ class PointBook:
         self._front = front_of(self.points, self._limits)
 
     @property
+    def study(self) -> optuna.Study:
+        """The book itself, for attributes of the run."""
+        return self._study
+
+    @property
     def points(self) -> list[Point]:
         return list(self._points.values())
 

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -42,7 +42,7 @@ from planter.normalisation import as_taken, taking
 from planter.norms import NormMode
 from planter.recipe import Augment, Recipe, make_optimizer
 from planter.study import Study
-from planter.train import Batch, Epoch, evaluate, fit, predict, view_pool
+from planter.train import Batch, Epoch, PausedError, evaluate, fit, predict, view_pool
 
 log = logging.getLogger(__name__)
 _LOGITS = "logits.safetensors"
@@ -61,6 +61,7 @@ class Worker:
     teachers: Path
     device: str = "cpu"
     teacher_trial: str = "teacher"
+    _ends: float | None = None
 
     _plant = plant_round
     _grow = grow
@@ -70,6 +71,7 @@ class Worker:
     def do(self, job: Job) -> Outcome:
         """Trains, scores and saves what the job asks for; an exception becomes an `error`."""
         folders = [self.run / "trials" / trial for trial in job.trials]
+        self._ends = job.ends
         began = time.monotonic()
         with ExitStack() as stack:
             try:
@@ -83,6 +85,9 @@ class Worker:
                 reason = error.strerror if isinstance(error, NoSpaceError) else str(error)
                 log.error("%s cannot go on: %s", ", ".join(job.trials), reason)
                 return {"error": reason, "stop": True}
+            except PausedError as paused:
+                log.info("%s %s", ", ".join(job.trials), paused)
+                return {"paused": str(paused)}
             except Exception as error:  # whatever the user's code or torch raises fails this trial
                 log.error("%s failed\n%s", ", ".join(job.trials), traceback.format_exc())
                 return {"error": f"{type(error).__name__}: {error}"}
@@ -156,6 +161,7 @@ class Worker:
                 seed=seed,
                 checkpoint=part,
                 on_epoch=self.metrics(job.id),
+                pause=self.pause,
             )
             self.save(folder, network, architecture, "base", {"settings": settings})
             part.unlink(missing_ok=True)
@@ -228,6 +234,10 @@ class Worker:
             job.id, {"base": network}, architecture, train_macs=macs, kernels=form_names(kernels)
         )
 
+    def pause(self) -> bool:
+        """Whether the training at hand is to end at its next checkpoint."""
+        return self._ends is not None and time.time() >= self._ends
+
     def fit(
         self,
         trial: str,
@@ -251,6 +261,7 @@ class Worker:
             checkpoint=self.checkpoint_of(trial),
             on_epoch=self.metrics(trial),
             until=until,
+            pause=self.pause,
         )
 
     def outcome(
@@ -299,13 +310,17 @@ class Worker:
         return per_image * len(self.data.train) * recipe.epochs
 
     def kernel_macs(
-        self, architecture: Architecture, kernels: Kernels | None, recipe: Recipe
+        self,
+        architecture: Architecture,
+        kernels: Kernels | None,
+        recipe: Recipe,
+        names: Sequence[str] | None = None,
     ) -> int:
         """Multiply-adds that the training form of the kernels adds to a training."""
         if kernels is None:
             return 0
         steps = math.ceil(len(self.data.train) / recipe.batch)
-        step = training_cost(architecture, kernels, math.ceil(len(self.data.train) / steps))
+        step = training_cost(architecture, kernels, math.ceil(len(self.data.train) / steps), names)
         return (step.macs_step - step.macs_step_plain) * steps * recipe.epochs
 
     def guide(self, recipe: Recipe) -> Tensor | nn.Module:

@@ -29,6 +29,7 @@ from planter import Architecture, Candidate
 
 def space(trial):
     width = trial.suggest_categorical("width", [4, 6])
+    trial.suggest_float("idle", 0, 1)  # equal networks are not trained twice
     names = ["conv1", "conv2", "conv3", "conv4", "conv5"]
     return Candidate(Architecture("convnet", dict.fromkeys(names, width), {}, {}), kd_weight=1.0)
 """

@@ -38,6 +38,7 @@ WAYS = ["sound", "raises", "no number", "swells", "dies", "space", "sound"]
 
 def space(trial):
     width = trial.suggest_int("width", 4, 6)
+    trial.suggest_float("idle", 0, 1)
     names = ["conv1", "conv2", "conv3", "conv4", "conv5", "fc1"]
     how = WAYS[trial.number] if trial.number < len(WAYS) else "sound"
     if how == "space" and Path("RUN").exists():
@@ -105,7 +106,7 @@ def assert_failed(run: Path, told: list[str], number: int, reason: str) -> None:
     lines = [line for line in told if f"s{number:04d} failed: " in line]
     assert all(reason in line for line in lines)
     if number == 5:
-        assert "space.py, line 12" in lines[0]
+        assert "space.py, line 13" in lines[0]
         return
     assert f"; see trials/s{number:04d}/log.txt" in lines[-1]
     log = (run / "trials" / f"s{number:04d}" / "log.txt").read_text()

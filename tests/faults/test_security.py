@@ -182,6 +182,7 @@ TEXT = {HOSTILE!r}
 
 def space(trial):
     width = trial.suggest_categorical(TEXT, [TEXT, '"; DROP TABLE trial_params; --'])
+    trial.suggest_float("idle", 0, 1)  # equal networks are not trained twice
     trial.set_user_attr(TEXT, TEXT) if hasattr(trial, "set_user_attr") else None
     names = ["conv1", "conv2", "conv3", "conv4", "conv5"]
     return Candidate(Architecture("convnet", dict.fromkeys(names, 4)))
@@ -199,7 +200,7 @@ def test_strings_of_a_space_are_values_in_the_database_never_statements(tmp_path
         count = database.execute("SELECT count(*) FROM trials").fetchone()[0]
     database.close()
     assert {"studies", "trials", "trial_params"} <= tables
-    assert names == {HOSTILE}
+    assert names == {HOSTILE, "idle"}
     assert count == 3 + 3 + 1  # sampled, their points, the teacher's
 
 

@@ -1,0 +1,169 @@
+"""What only draws from a search space can tell of it, before anything is trained."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import optuna
+from optuna.trial import FixedTrial
+
+from planter.backbones import with_data_options
+from planter.data import Data
+from planter.driver.bounds import LATENCY, excess
+from planter.driver.findings import Findings
+from planter.driver.growable import check_plants
+from planter.driver.networks import (
+    Planned,
+    candidate_architecture,
+    check_network,
+    recipes_of,
+)
+from planter.driver.redraws import IN_A_ROW
+from planter.macs import cost
+from planter.space import Candidate, Space, load_space
+from planter.study import Study
+
+_CHECKED = 8
+"""Networks that are checked in full."""
+_WEIGHED, _WEIGHED_S = 50, 4.0
+"""Draws that are compared with the bounds at most, and seconds that may take."""
+_FEW = 0.1
+"""Share of the draws within the bounds below which a warning is given."""
+_PLACE = "sample.space"
+
+
+@dataclass
+class Drawn:
+    """The space, the networks that were checked, and how draws stand to the bounds on macs and
+    parameters: `within` of `weighed` (None without such bounds)."""
+
+    space: Space
+    networks: list[Planned] = field(default_factory=list)
+    weighed: int = 0
+    within: int | None = None
+
+
+def check_space(study: Study, data: Data, found: Findings) -> Drawn | None:
+    """The study's search space, tried on random trials that are written nowhere; None where there
+    is none, or where it has problems, which are `found`."""
+    settings = study.sample
+    if settings is None:
+        return None
+    space = found.attempt(
+        _PLACE,
+        settings.space,
+        lambda: load_space(
+            settings.space, image=data.image, classes=data.classes, multiple=settings.multiple
+        ),
+    )
+    if space is None:
+        return None
+    drawn = Drawn(space)
+    return (
+        drawn
+        if found.attempt(_PLACE, settings.space, partial(_try, drawn, study, data, found))
+        else None
+    )
+
+
+def _try(drawn: Drawn, study: Study, data: Data, found: Findings) -> bool:
+    """Raises ValueError for what is wrong with the space."""
+    limits = {k: v for k, v in study.objectives.bounds.limits().items() if k != LATENCY}
+    drawn.within = 0 if limits else None
+    beyond: list[Planned] = []
+    ends = time.monotonic() + _WEIGHED_S
+    for params, candidate in _draws(drawn.space, study.seed):
+        first = drawn.weighed < _CHECKED
+        planned = _planned(candidate, study, data, check=first)
+        if first:
+            _check_repeats(drawn.space, params, planned, study, data)
+            found.warnings += [text for text in candidate.warnings if text not in found.warnings]
+        drawn.weighed += 1
+        fits = not limits or _within(limits, planned, candidate)
+        if limits and fits:
+            drawn.within = (drawn.within or 0) + 1
+        if len(drawn.networks) < _CHECKED and (fits or first):
+            (drawn.networks if fits else beyond).append(planned)
+        if drawn.weighed >= (_WEIGHED if limits else _CHECKED) or (
+            drawn.weighed >= _CHECKED and time.monotonic() > ends
+        ):
+            break
+    # Where hardly any fits, the others still say what such networks cost.
+    drawn.networks += beyond[: _CHECKED - len(drawn.networks)] if not drawn.networks else []
+    _warn_of_few(drawn, study, found)
+    return True
+
+
+def _draws(space: Space, seed: int) -> Iterator[tuple[optuna.trial.Trial, Candidate]]:
+    """Random draws that the space does not prune. Raises ValueError where it prunes too many in a
+    row, draws nothing, or raises anything else."""
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+    pruned = 0
+    while pruned < IN_A_ROW:
+        trial = study.ask()
+        try:
+            candidate = space(trial)
+        except optuna.TrialPruned:
+            study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+            pruned += 1
+            continue
+        except Exception as error:  # the user's code
+            raise ValueError(f"raised {type(error).__name__}: {error}") from error
+        if not isinstance(candidate, Candidate):
+            raise ValueError(
+                f"a space returns a planter.Candidate, got {type(candidate).__name__}"
+                + (": is a return missing?" if candidate is None else "")
+            )
+        if not trial.params:
+            raise ValueError(
+                "it suggests nothing, so that every trial would be the same network: "
+                "trial.suggest_int, suggest_float or suggest_categorical, or a baseline instead"
+            )
+        pruned = 0
+        yield trial, candidate
+    raise ValueError(f"it raised TrialPruned for {pruned} random draws in a row: let more through")
+
+
+def _planned(candidate: Candidate, study: Study, data: Data, *, check: bool) -> Planned:
+    architecture = candidate_architecture(candidate, study, data)
+    if check:
+        check_network(architecture)
+        start = with_data_options(candidate.architecture, data.classes, data.image)
+        check_plants(candidate, start)
+    return Planned(architecture, recipes_of(candidate, study).network, candidate.kernels)
+
+
+def _check_repeats(
+    space: Space, trial: optuna.trial.Trial, planned: Planned, study: Study, data: Data
+) -> None:
+    """Raises ValueError unless the same parameters give the same network once more, as a worker
+    asks for them."""
+    again = space(FixedTrial(dict(trial.params), number=trial.number))
+    architecture = candidate_architecture(again, study, data)
+    if architecture != planned.architecture or again.kernels != planned.kernels:
+        raise ValueError(
+            f"it gives another network for the same parameters {trial.params}: a space must depend "
+            "on its trial alone (no random, no counters)"
+        )
+
+
+def _within(limits: Mapping[str, float], planned: Planned, candidate: Candidate) -> bool:
+    costs = cost(planned.architecture).pipelines
+    ways: list[dict[str, Any]] = [
+        {"macs": costs[name].macs, "params": costs[name].params} for name in candidate.trained
+    ]
+    return all(value <= 0 for value in excess(limits, ways).values())
+
+
+def _warn_of_few(drawn: Drawn, study: Study, found: Findings) -> None:
+    if drawn.within is None or drawn.within >= _FEW * drawn.weighed:
+        return
+    found.warnings.append(
+        f"{drawn.within} of {drawn.weighed} random draws of the space keep to objectives.bounds: "
+        f"others are drawn in their place, but after {IN_A_ROW} in a row in vain the search ends; "
+        "wider bounds, or a space of smaller networks"
+    )

@@ -1,0 +1,75 @@
+"""What two runs differ in: whether they can be compared, and whether one is a random control."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from planter.driver.read import run_study
+from planter.report import Comparison
+from planter.study import Study
+
+_NO_DIFFERENCE = ("name", "resources", "keep", "tensorboard", "storage")
+"""Keys of a study that decide nothing of what its networks are."""
+
+
+def images_fingerprint(run: Path) -> str | None:
+    """The fingerprint of a run's training and validation images; None where it is not written."""
+    try:
+        found = json.loads((run / "environment.json").read_text(encoding="utf-8")).get("data")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return None if found is None else str(found)
+
+
+def compared(run: Path, other: Path) -> Comparison:
+    """How a second run stands to a first: its random control where it is the same study with the
+    random sampler. Raises ValueError for a folder that is no run."""
+    studies = [run_study(folder) for folder in (run, other)]
+    keys = [_flat(study) for study in studies]
+    apart = [
+        (key, *(str(one.get(key, "nothing")) for one in keys))
+        for key in sorted(set(keys[0]) | set(keys[1]))
+        if keys[0].get(key) != keys[1].get(key)
+    ]
+    images = [images_fingerprint(folder) for folder in (run, other)]
+    same_images = None not in images and images[0] == images[1]
+    if not same_images:
+        shown = [one or "not written down" for one in images]
+        apart.insert(0, ("images and labels, by fingerprint", *shown))
+    sampler = [None if study.sample is None else study.sample.sampler for study in studies]
+    only = [key for key, *_ in apart] == ["sample.sampler"]
+    control = only and sampler[1] == "random"
+    return Comparison(control=control, same_images=same_images, differences=apart)
+
+
+def other_images(runs: Sequence[Path]) -> list[str]:
+    """A sentence where runs have images of their own, so that accuracies cannot be compared."""
+    found: dict[str, list[str]] = {}
+    for run in runs:
+        if (images := images_fingerprint(run)) is not None:
+            found.setdefault(images, []).append(run.name)
+    if len(found) < 2:
+        return []
+    groups = "; ".join(f"{', '.join(names)} ({images})" for images, names in found.items())
+    return [
+        f"these runs have different images or labels, by fingerprint: {groups}; an accuracy of one "
+        "says nothing about those of another"
+    ]
+
+
+def _flat(study: Study) -> dict[str, Any]:
+    """What a study says, by dotted key."""
+    flat: dict[str, Any] = {}
+
+    def add(place: str, value: Any) -> None:
+        if isinstance(value, Mapping) and value:
+            for key, inner in value.items():
+                add(f"{place}.{key}" if place else str(key), inner)
+        else:
+            flat[place] = value
+
+    add("", {k: v for k, v in study.model_dump().items() if k not in _NO_DIFFERENCE})
+    return flat

@@ -1,0 +1,47 @@
+"""Each mistake of a study is told once, however many places follow from it."""
+
+from __future__ import annotations
+
+import pytest
+
+from planter.driver.check import prepare
+from planter.driver.findings import Findings
+from planter.study import StudyError
+from planter.study_file import read_study
+
+
+def problems(*overrides: str) -> dict[str, str]:
+    """What the check says of the quickstart with these overrides, by place."""
+    with pytest.raises(StudyError) as caught:
+        prepare(read_study("quickstart", overrides))
+    return {problem.place: problem.expected for problem in caught.value.problems}
+
+
+def test_sections_that_miss_the_teachers_builder_are_one_problem() -> None:
+    found = problems("teacher=null")
+    assert list(found) == ["plant", "baselines.0"]
+    assert found["plant"].startswith("a teacher: plants learn from its logits")
+    assert found["baselines.0"].endswith("(likewise baselines.1, baselines.2, plant)")
+
+
+def test_images_too_small_for_a_family_are_one_problem() -> None:
+    found = problems("data.resize=4")
+    assert list(found) == ["teacher"]
+    assert "image 1x4x4 is too small for convnet" in found["teacher"]
+    assert found["teacher"].endswith("(likewise sample.space)")
+
+
+def test_a_baseline_that_cannot_be_built_is_not_missed_as_a_reference_as_well() -> None:
+    found = problems(
+        "teacher=null", "plant=null", "sample=null", "baselines=[{builder: convnet, widths: 0}]"
+    )
+    assert list(found) == ["baselines.0"]
+
+
+def test_problems_of_their_own_stay_apart() -> None:
+    found = Findings()
+    found.add("recipe.augment.crop", 9, "fewer pixels")
+    found.add("plant.recipe.augment.crop", 9, "fewer pixels")
+    found.tell("teacher", "a", "one sentence")
+    found.tell("plant", "b", "another sentence")
+    assert found.mistakes() == found.problems

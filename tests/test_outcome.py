@@ -1,0 +1,256 @@
+"""How a search ends of which little or nothing came; budgets of time. Without Ray."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import planter
+from planter.driver import budget
+from planter.driver import worker as worker_module
+from planter.driver.jobs import SearchStoppedError
+from planter.driver.outcome import SearchFailedError
+
+STUDY = """
+name: ends
+data: {name: digits, subset: 120, validation: 0.25}
+baselines:
+  - {builder: convnet, widths: 3}
+  - {builder: convnet, widths: 4}
+recipe: {epochs: 4, batch: 30, optimizer: adam, lr: 0.01, schedule: cosine}
+resources: {workers: 0, max_failures: 20}
+"""
+SAMPLE = """
+sample: {space: "SPACE:space", trials: 2, sampler: random}
+"""
+SPACE = """
+from planter import Architecture, Candidate
+
+def space(trial):
+    names = ["conv1", "conv2", "conv3", "conv4", "conv5"]
+    width = trial.suggest_int("width", 4, 400) % 4 + 3
+    return Candidate(Architecture("convnet", dict.fromkeys(names, width)))
+"""
+PLANT = (
+    "plant={builder: convnet, start: 3, channels: 2, rounds: 1, layers: [conv1, conv5], "
+    "kd_weight: 0, ce_weight: 1, recipe: {epochs: 3, batch: 30, lr: 0.01, optimizer: adam}}"
+)
+
+
+def write(folder: Path, text: str = STUDY) -> Path:
+    (folder / "space.py").write_text(SPACE)
+    file = folder / "ends.yaml"
+    file.write_text(text.replace("SPACE", str(folder / "space.py")))
+    return file
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, *ids: str) -> None:
+    """Lets the trainings of these ids, or that begin so, fail."""
+    fit = worker_module.fit
+
+    def broken(*args: Any, **kwargs: Any) -> Any:
+        if kwargs["checkpoint"].parent.name.startswith(ids):
+            raise RuntimeError("broken on purpose")
+        return fit(*args, **kwargs)
+
+    monkeypatch.setattr(worker_module, "fit", broken)
+
+
+def test_a_study_of_baselines_that_all_fail_is_no_success(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, run = write(tmp_path), tmp_path / "run"
+    failing(monkeypatch, "b-")
+    with pytest.raises(SearchFailedError, match=r"every baseline failed \(b-width3") as caught:
+        planter.search(file, out=run)
+    assert caught.value.front["points"] == []
+    assert [one["trial"] for one in caught.value.front["failed"]] == ["b-width3", "b-width4"]
+    # What it advises: the same command tries them again.
+    assert "the same command tries them again" in str(caught.value)
+    monkeypatch.undo()
+    found = planter.search(file, out=run)
+    assert len(found["points"]) == 2
+    assert found["failed"] == []
+
+
+def test_one_success_makes_one_and_what_failed_is_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing(monkeypatch, "b-width4")
+    found = planter.search(write(tmp_path), out=tmp_path / "run")
+    assert [point["trial"] for point in found["points"]] == ["b-width3"]
+    (one,) = found["failed"]
+    assert one == {"trial": "b-width4", "reason": "RuntimeError: broken on purpose"}
+    assert json.loads((tmp_path / "run" / "pareto.json").read_text())["failed"] == [one]
+
+
+def test_sampled_trials_that_all_fail_are_no_success_whatever_else_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, run = write(tmp_path, STUDY + SAMPLE), tmp_path / "run"
+    failing(monkeypatch, "s")
+    with pytest.raises(SearchFailedError, match="every sampled trial failed") as caught:
+        planter.search(file, out=run, overrides=[PLANT])
+    methods = {point["method"] for point in caught.value.front["points"]}
+    assert methods == {"plant", "baseline"}
+    # What it advises, followed.
+    assert "--set sample.trials=4" in str(caught.value)
+    monkeypatch.undo()
+    found = planter.search(file, out=run, overrides=[PLANT, "sample.trials=4"])
+    assert sum(point["method"] == "sample" for point in found["points"]) == 2
+    assert len(found["failed"]) == 2
+
+
+def test_plants_that_all_fail_are_no_success_though_the_start_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from planter.driver import plants
+
+    def broken(*args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("broken on purpose")
+
+    monkeypatch.setattr(plants, "train_round", broken)
+    with pytest.raises(SearchFailedError, match=r"every plant failed \(p01-conv1"):
+        planter.search(write(tmp_path), out=tmp_path / "run", overrides=[PLANT])
+
+
+def test_a_failed_teacher_gives_one_error_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing(monkeypatch, ".teachers")
+    told: list[str] = []
+    with pytest.raises(SearchStoppedError, match="the teacher failed"):
+        planter.search(
+            write(tmp_path, STUDY + SAMPLE),
+            out=tmp_path / "run",
+            overrides=["teacher={builder: convnet, widths: 4}", PLANT],
+            observe=lambda progress: told.append(progress.event),
+        )
+    assert len([event for event in told if "failed" in event]) == 1
+
+
+@pytest.mark.parametrize("trials", ["b-", "s0000"])
+def test_exit_codes_of_what_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command_in: Any, trials: str
+) -> None:
+    write(tmp_path, STUDY + (SAMPLE if trials != "b-" else ""))
+    failing(monkeypatch, trials)
+    code, out, err = command_in(tmp_path)("search", "ends.yaml")
+    assert code == (4 if trials == "b-" else 0)
+    assert "RuntimeError: broken on purpose" in err
+    assert ("next: planter show" in out) == (trials != "b-")
+
+
+def test_a_command_whose_budget_is_over_at_once_trains_nothing_and_says_so(
+    tmp_path: Path, command_in: Any
+) -> None:
+    write(tmp_path)
+    code, _, err = command_in(tmp_path)("search", "ends.yaml", "--set", "budget.hours=1e-9")
+    assert code == 4
+    assert "budget.hours 1e-09 are over: with more of it the same command goes on" in err
+    code, *_ = command_in(tmp_path)("search", "ends.yaml", "--set", "budget.hours=1")
+    assert code == 0
+
+
+# Time
+
+
+class Clock:
+    """Stands for `time` in the driver: an hour passes with each epoch."""
+
+    def __init__(self) -> None:
+        self.now = 1e6
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def time(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def epochs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The trainings whose epochs were trained; an hour passes with each of them."""
+    clock, done = Clock(), []
+    metrics = worker_module.Worker.metrics
+
+    def counted(self: Any, trial: str) -> Any:
+        write_epoch = metrics(self, trial)
+
+        def on_epoch(epoch: Any) -> None:
+            clock.now += 3600
+            done.append(trial)
+            write_epoch(epoch)
+
+        return on_epoch
+
+    monkeypatch.setattr(worker_module.Worker, "metrics", counted)
+    monkeypatch.setattr(budget, "time", clock)
+
+    class Times:
+        monotonic = staticmethod(time.monotonic)
+        time = staticmethod(clock.time)
+
+    monkeypatch.setattr(worker_module, "time", Times)
+    return done
+
+
+def test_hours_are_one_budget_of_all_commands_and_end_a_training_at_its_checkpoint(
+    tmp_path: Path, epochs: list[str]
+) -> None:
+    file, run = write(tmp_path), tmp_path / "run"
+    whole = planter.search(file, out=tmp_path / "whole")
+    assert epochs == ["b-width3"] * 4 + ["b-width4"] * 4
+    del epochs[:]
+    first = planter.search(file, out=run, overrides=["budget.hours=6"])
+    assert epochs == ["b-width3"] * 4 + ["b-width4"] * 2
+    assert [point["trial"] for point in first["points"]] == ["b-width3"]
+    assert first["notes"][0]["about"] == "budget"
+    # No hour is left of six, one of seven.
+    planter.search(file, out=run, overrides=["budget.hours=6"])
+    assert len(epochs) == 6
+    planter.search(file, out=run, overrides=["budget.hours=7"])
+    assert epochs[6:] == ["b-width4"]
+    assert (run / "trials" / "b-width4" / "checkpoint.pt").is_file()
+    last = planter.search(file, out=run, overrides=["budget.hours=50"])
+    assert epochs[7:] == ["b-width4"]
+    # As if it had not stopped, and paid for once.
+    assert last["points"] == whole["points"]
+    assert last["cost"]["train_macs"] == whole["cost"]["train_macs"]
+    assert not (run / "trials" / "b-width4" / "checkpoint.pt").exists()
+
+
+def test_sampled_trials_are_paused_and_taken_up_under_their_own_id(
+    tmp_path: Path, epochs: list[str]
+) -> None:
+    file = write(tmp_path, STUDY + SAMPLE)
+    only = ["baselines=[]", "objectives.macs_reference=1M"]
+    whole = planter.search(file, out=tmp_path / "whole", overrides=only)
+    del epochs[:]
+    run = tmp_path / "run"
+    planter.search(file, out=run, overrides=[*only, "budget.hours=1"])
+    assert epochs == ["s0000"]
+    found = planter.search(file, out=run, overrides=only)
+    assert epochs == ["s0000"] * 4 + ["s0001"] * 4
+    assert found["points"] == whole["points"]
+
+
+def test_a_round_of_planting_is_paused_and_goes_on(
+    tmp_path: Path, epochs: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write(tmp_path)
+    only = ["baselines=[]", "objectives.macs_reference=1M", PLANT]
+    whole = planter.search(file, out=tmp_path / "whole", overrides=only)
+    run = tmp_path / "run"
+    # The initial network takes four hours. A round's epochs have no clock here: its workers' is an
+    # hour ahead, so that it ends after its first.
+    earlier = worker_module.time.time
+    monkeypatch.setattr(worker_module.time, "time", staticmethod(lambda: earlier() + 3600))
+    first = planter.search(file, out=run, overrides=[*only, "budget.hours=4.5"])
+    assert [point["trial"] for point in first["points"]] == ["p00-start"]
+    assert (run / "trials" / "p01-conv1" / "checkpoint.pt").is_file()
+    assert planter.search(file, out=run, overrides=only)["points"] == whole["points"]
