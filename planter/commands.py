@@ -27,7 +27,7 @@ def program() -> str:
     """How this planter is called: `planter` where a shell finds it by that name, else by its path
     or through its Python."""
     called = Path(sys.argv[0] if sys.argv and sys.argv[0] else "planter")
-    if called.name == "__main__.py":
+    if called.name == "__main__.py" and called.parent.name == "planter":
         found = shutil.which("python")
         here = found is not None and Path(found).absolute() == Path(sys.executable).absolute()
         return f"{'python' if here else shlex.quote(sys.executable)} -m planter"
