@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-_FOLDER = "planter-ray-"
+_FOLDER = "planter-"
 # Sockets are files whose path the system cuts at 107 bytes (103 on macOS); of that Ray takes
 # r/session_2026-01-31_12-00-00_123456_PID/sockets/plasma_store below the folder, with a PID of
 # up to seven digits.

@@ -59,7 +59,7 @@ def test_a_search_listens_on_the_loopback_and_in_a_folder_of_its_own_only(search
     assert [one for one in ports if not is_loopback(one.place)] == []
     for one in sockets:
         if one.kind == "unix":
-            top = next(p for p in Path(one.place).parents if p.name.startswith("planter-ray-"))
+            top = next(p for p in Path(one.place).parents if p.name.startswith("planter-"))
             assert top.stat().st_mode & 0o077 == 0, "nobody else may enter"
             assert top.stat().st_uid == os.getuid()
 
@@ -122,7 +122,7 @@ def test_the_token_stands_where_only_this_user_can_read_it(searching):
     for pid in searching:
         with contextlib.suppress(OSError):
             assert token not in Path(f"/proc/{pid}/cmdline").read_bytes()
-    (folder,) = Path(tempfile.gettempdir()).glob(f"planter-ray-{searching[0]}-*")
+    (folder,) = Path(tempfile.gettempdir()).glob(f"planter-{searching[0]}-*")
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert files
     assert [path for path in files if token in path.read_bytes()] == []
