@@ -164,9 +164,7 @@ def test_macs_as_a_person_writes_them(text, number):
     assert macs_of(text) == number
 
 
-@pytest.mark.parametrize(
-    "text", ["", "M", "-2M", "2T", "two", "0", "1.5.2M", "nan", "inf", "_", "2e999"]
-)
+@pytest.mark.parametrize("text", ["", "M", "-2M", "two", "0", "1.5.2M", "nan", "inf", "_", "2e999"])
 def test_other_text_is_no_number_of_macs(text):
     with pytest.raises(ValueError, match="expected a number above 0"):
         macs_of(text)

@@ -95,7 +95,8 @@ def search(
     except SearchStoppedError as error:
         err.print(
             f"[red]stopped:[/red] {escape(str(error))}\n"
-            f"logs: {shown_path(run)}/trials/ID/log.txt; the same command goes on",
+            f"logs: {shown_path(run)}/trials/ID/log.txt; the same command goes on; a study that "
+            "has changed needs --accept-changes, or another name (--set name=...)",
             soft_wrap=True,
         )
         raise typer.Exit(4) from None
