@@ -11,6 +11,9 @@ from torch.nn import functional
 
 from planter.data.account import Account
 
+_CHUNK = 2**24
+"""Pixels, in all channels, whose statistics are computed at a time."""
+
 
 @dataclass(frozen=True)
 class Split:
@@ -88,8 +91,8 @@ def resized(images: Tensor, size: int) -> Tensor:
 def statistics(images: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation `[channels, 1, 1]`; a constant channel gets deviation 1."""
     scale = 255 if images.dtype == torch.uint8 else 1
-    # Chunks keep the float64 copy of a large data set from filling the memory.
-    chunks = torch.split(images, 4096)
+    # Chunks keep the float64 copy of a large data set, or of large images, from filling the memory.
+    chunks = torch.split(images, min(4096, max(1, _CHUNK // images[0].numel())))
     pixels = images.numel() / images.shape[1]
     total = sum(chunk.double().sum((0, 2, 3)) for chunk in chunks)
     mean = torch.as_tensor(total) / pixels / scale
