@@ -7,6 +7,7 @@ scored in plain torch: nothing may come between the last step and the score.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from planter.driver.jobs import seed_of
 from planter.export.points import export_point, find_row, open_run
 from planter.normalisation import Renormalised
 from planter.recipe import Augment, Recipe
-from planter.train import Batch, fit, recalibrate_batchnorm_
+from planter.train import Batch, fit, mix_seed, recalibrate_batchnorm_
 
 WITHOUT_NORMS = {"convnet", "toy", "alexnet"}
 NORMED = [*sorted(set(BUILDERS) - WITHOUT_NORMS), "torchvision:resnet18"]
@@ -114,6 +115,45 @@ def spec_of(folder: Path) -> dict[str, Any]:
 def told(run: Path) -> dict[str, float]:
     points = json.loads((run / "pareto.json").read_text())["points"]
     return {point["id"]: point["accuracy"] for point in points}
+
+
+@pytest.mark.parametrize("builder", NORMED)
+@pytest.mark.parametrize("views", [None, 2], ids=["fresh", "pool"])
+def test_a_training_leaves_what_a_loop_in_plain_torch_leaves(
+    builder: str, views: int | None, run: Path, data: Data
+) -> None:
+    """Weights and running statistics, over the batches that `fit` gave. What `fit` leaves is what
+    the tests below compare with."""
+    if views is not None and builder != "resnet":
+        pytest.skip("how a pool is drawn does not depend on the network")
+    recipe = Recipe(**{**RECIPE, "augment": {**AUGMENT, "views": views}, "weight_decay": 5e-4})
+    spec = spec_of(run / "models" / f"b-{name_of(builder)}" / "base")
+    architecture = Architecture.from_dict(spec["architecture"])
+    batches: list[Batch] = []
+
+    def note(model: nn.Module, batch: Batch) -> Tensor:
+        batches.append(batch)
+        return entropy(model, batch)
+
+    found = fit(build_network(architecture, seed=3), note, data.train, recipe, seed=3).state_dict()
+    model = build_network(architecture, seed=3).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+    steps = len(batches) // recipe.epochs
+    for step, batch in enumerate(batches):
+        if step % steps == 0:
+            torch.manual_seed(mix_seed(3, step // steps))  # for dropout
+        # Half a cosine from the recipe's rate to zero.
+        rate = 0.02 * 0.5 * (1 + math.cos(math.pi * step / len(batches)))
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.zero_grad()
+        entropy(model, batch).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    start = build_network(architecture, seed=3).state_dict()
+    for name, tensor in model.state_dict().items():
+        # float32 in two memory formats, over a few steps: a tenth of what the training moved.
+        moved = (tensor.double() - start[name].double()).norm()
+        gap = (found[name].double() - tensor.double()).norm()
+        assert gap <= 0.1 * moved + 1e-5, name
 
 
 def as_trained(run: Path, trial: str, data: Data, recipe: Recipe) -> nn.Module:
@@ -324,6 +364,7 @@ def space(trial, *, image, classes):
     widths = {"stem": 4, "group1": 4, "group2": 8, "group3": 8}
     ways = {"cut": {"before": "group2"}, "branch": {"after": "group1"}}
     options = {"depth": 8, "image": image, "classes": classes}
+    trial.suggest_int("drawn", 0, 9)
     return Candidate(Architecture("resnet", widths, options, ways), norms="NORMS", kernels=KERNELS)
 """
 

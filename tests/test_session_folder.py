@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import stat
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -71,21 +74,33 @@ def test_where_there_is_none_the_reasons_and_what_to_do_are_told(short):
     assert "/none: No such file or directory" in str(told.value)
 
 
-def test_folders_of_killed_drivers_go_and_those_of_living_ones_stay(short):
-    dead = short / "planter-99999999-abc"  # beyond any process number
-    alive = short / f"planter-{os.getpid()}-abc"
-    other = short / "planter-notes-abc"
-    for folder in (dead, alive, other):
+def test_folders_of_killed_drivers_go_and_all_others_stay(short):
+    """Of a process that was killed, of one that lives, and what users may call their own."""
+    program = (
+        "import sys, time; from pathlib import Path\n"
+        "from planter.driver.session_folder import session_folder\n"
+        "with session_folder([Path(sys.argv[1])]) as folder:\n"
+        "    print(folder, flush=True); time.sleep(600)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(short)], stdout=subprocess.PIPE, text=True
+    ) as driver:
+        left = Path(driver.stdout.readline().strip())
+        remove_left_folders([short])
+        assert left.is_dir()
+        driver.kill()
+    kept = [short / "planter-2024-results", short / "planter-99999999-abcdefgh"]
+    for folder in kept:
         (folder / "r").mkdir(parents=True)
-    kept = short / "kept"
-    (kept / "r").mkdir(parents=True)
-    link = short / "planter-99999998-abc"
-    link.symlink_to(kept)
-    remove_left_folders([short, short / "not there"])
-    assert not dead.exists()
-    assert alive.is_dir()
-    assert other.is_dir()
-    assert (kept / "r").is_dir()
+    linked = short / "linked"
+    shutil.copytree(left, linked)
+    (short / "planter-99999998-abcdefgh").symlink_to(linked)
+    with session_folder([short]) as mine:
+        remove_left_folders([short, short / "not there"])
+        assert mine.is_dir()
+    assert not left.exists()
+    assert all((folder / "r").is_dir() for folder in [*kept])
+    assert linked.is_dir()
 
 
 def test_a_home_that_is_not_there_is_no_place_and_no_error(monkeypatch):

@@ -99,7 +99,7 @@ def write_settings(
     environment = {**_environment(study), "data": fingerprint, "class_names": list(class_names)}
     if _scored_as_trained(run):
         environment[_STATISTICS] = "as trained"
-    elif study.recipe.augment != Augment():
+    elif _augments(study):
         log.warning(
             "%s was begun by an older planter, which scored networks with batch norm by statistics "
             "of images that were not augmented: its points of before are too low beside those to "
@@ -107,6 +107,14 @@ def write_settings(
             run,
         )
     write_text(run / "environment.json", json.dumps(environment, indent=2) + "\n")
+
+
+def _augments(study: Study) -> bool:
+    """Whether a recipe of the study changes images (what a space draws is not known here)."""
+    recipes = [study.recipe, study.teacher.recipe if study.teacher is not None else None]
+    if (plan := study.plant) is not None:
+        recipes += [plan.recipe, plan.finetune, plan.final]
+    return any(recipe.augment != Augment() for recipe in recipes if recipe is not None)
 
 
 def _scored_as_trained(run: Path) -> bool:

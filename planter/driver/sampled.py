@@ -78,7 +78,7 @@ def sample(worker: Worker, job: Job) -> Outcome:
     elif candidate.plants:
         # A plant learned beside the statistics that older channels had: they stay.
         trained = trained._replace(network=network, mixed=False)
-    ways = _ways(worker, job.id, candidate, trained)
+    ways = _ways(worker, candidate, trained)
     outcome = worker.outcome(
         job.id, ways, architecture, train_macs=macs, kernels=kernels, norms=candidate.norms
     )
@@ -100,7 +100,7 @@ def _partial(
     trained = _trained(worker, job.id, candidate, architecture, network, recipe, until)
     costs = cost(architecture).pipelines
     points = []
-    for name, way in _ways(worker, job.id, candidate, trained).items():
+    for name, way in _ways(worker, candidate, trained).items():
         score = evaluate(way, worker.data.validation)
         if not math.isfinite(score.loss):
             raise FloatingPointError(f"validation loss of {name} is {score.loss}")
@@ -118,18 +118,17 @@ def _partial(
 
 
 class _Trained(NamedTuple):
-    """A network all of whose weights have trained under `recipe`, for so many multiply-adds;
-    `mixed` where running statistics followed several of its pipelines at once."""
+    """A network all of whose weights have trained under `recipe` and the seed of `name`, for so
+    many multiply-adds; `mixed` where running statistics followed several of its pipelines."""
 
+    name: str
     network: nn.Module
     macs: int
     recipe: Recipe
     mixed: bool
 
 
-def _ways(
-    worker: Worker, trial: str, candidate: Candidate, trained: _Trained
-) -> dict[str, nn.Module]:
+def _ways(worker: Worker, candidate: Candidate, trained: _Trained) -> dict[str, nn.Module]:
     """Each trained pipeline as it is shipped: with the statistics it trained with, or with its own
     where it shared them."""
     network, recipe = trained.network, trained.recipe
@@ -137,7 +136,7 @@ def _ways(
         network = Pipelines(network, {})
     ways = {name: network.detach(name) for name in candidate.trained}
     if trained.mixed:
-        images, seed = worker.images(recipe), seed_of(worker.study.seed, trial)
+        images, seed = worker.images(recipe), seed_of(worker.study.seed, trained.name)
         for way in ways.values():
             recalibrate_batchnorm_(way, images, recipe, seed=seed)
     return ways
@@ -168,8 +167,9 @@ def _trained(
     done = recipe.model_copy(update={"epochs": until or recipe.epochs})
     macs = worker.train_macs(total, done, guided=candidate.guided)
     macs += worker.kernel_macs(architecture, candidate.kernels, done, candidate.trained)
-    mixed = ways.shares_statistics and len(candidate.trained) > 1
-    return _Trained(_plain(ways), macs, recipe, mixed)
+    entered = set(ways.entries) & set(candidate.trained)
+    mixed = ways.shares_statistics and bool(entered) and len(candidate.trained) > 1
+    return _Trained(name, _plain(ways), macs, recipe, mixed)
 
 
 def _planted(

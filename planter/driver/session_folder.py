@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shutil
@@ -18,6 +19,8 @@ _FOLDER = "planter-"
 _BELOW = len("/r/session_2026-01-31_12-00-00_123456_1234567/sockets/plasma_store")
 _LONGEST = (103 if sys.platform == "darwin" else 107) - _BELOW
 _NAME = len(f"/{_FOLDER}1234567-12345678")
+_HELD = ".planter-session"
+"""A file in each session's folder, which its driver holds a lock on while it lives."""
 _PLAIN = re.compile(r"[A-Za-z0-9/._+@%=,-]+")  # Ray passes it on in lists that split at spaces
 
 
@@ -39,9 +42,23 @@ def session_folder(among: Sequence[Path]) -> Iterator[Path]:
     """
     folder = _made(among)
     try:
-        yield folder
+        held = _hold(folder)
+        try:
+            yield folder
+        finally:
+            os.close(held)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _hold(folder: Path) -> int:
+    """A descriptor with the lock that tells others that the folder is in use; the system lets go of
+    it with the process, in whatever way that ends."""
+    begun = folder / f"{_HELD}.new"
+    held = os.open(begun, os.O_CREAT | os.O_RDWR, 0o600)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    begun.rename(folder / _HELD)  # whoever finds it finds it locked
+    return held
 
 
 def _made(among: Sequence[Path]) -> Path:
@@ -73,17 +90,19 @@ def _unfit(place: Path) -> str | None:
 
 
 def remove_left_folders(among: Sequence[Path]) -> None:
-    """Removes the session folders of drivers that were killed and could not."""
+    """Removes the session folders of drivers that were killed and could not. What a folder is
+    called says nothing: it goes if it holds the file of a session and nobody has a lock on it."""
     for folder in (found for place in among for found in place.glob(f"{_FOLDER}*-*")):
-        process = folder.name.removeprefix(_FOLDER).partition("-")[0]
         with suppress(OSError):
-            if process.isdigit() and folder.lstat().st_uid == os.getuid() and _is_gone(process):
-                shutil.rmtree(folder, ignore_errors=True)
+            if not folder.is_symlink() and folder.stat().st_uid == os.getuid():
+                _remove_if_left(folder)
 
 
-def _is_gone(process: str) -> bool:
+def _remove_if_left(folder: Path) -> None:
+    """Raises OSError for a folder that is no session's, and for one in use."""
+    held = os.open(folder / _HELD, os.O_RDWR | os.O_NOFOLLOW)
     try:
-        os.kill(int(process), 0)
-    except ProcessLookupError:
-        return True
-    return False
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        os.close(held)
