@@ -28,10 +28,12 @@ from planter.arch import Architecture
 from planter.assembly import build, build_network, build_without_data
 from planter.backbones import BUILDERS
 from planter.data import Data, Split
+from planter.driver.final import train_points
 from planter.driver.jobs import seed_of
 from planter.export.points import export_point, find_row, open_run
 from planter.normalisation import Renormalised
 from planter.recipe import Augment, Recipe
+from planter.study import StudyError
 from planter.train import Batch, fit, mix_seed, recalibrate_batchnorm_
 
 WITHOUT_NORMS = {"convnet", "toy", "alexnet"}
@@ -295,6 +297,11 @@ def darker_digits() -> dict[str, Any]:
     return {"train": (images // 3, labels)}
 
 
+def float_digits() -> dict[str, Any]:
+    images, labels = coloured_digits()["train"]
+    return {"train": (images.float(), labels)}
+
+
 def test_a_teacher_of_other_data_gets_images_as_its_own_were(tmp_path: Path) -> None:
     options = {"depth": 8}
     one = {"name": "net", "builder": "resnet", "widths": 8, "options": options}
@@ -324,6 +331,11 @@ def test_a_teacher_of_other_data_gets_images_as_its_own_were(tmp_path: Path) -> 
     torch.testing.assert_close(kept, answers(second.train), rtol=1e-4, atol=1e-4)
     spec, own = spec_of(run / "models" / "teacher" / "base"), spec_of(model)
     assert (spec["mean"], spec["std"]) == (own["mean"], own["std"])
+    with pytest.raises(ValueError, match=r"teacher/base was given as teacher\.model"):
+        train_points(run, ["teacher/base"], kinds=["continued"], seeds=1)
+    # The same pixels as floating-point numbers are no longer what it was trained on.
+    with pytest.raises(StudyError, match="a network of uint8 pixels"):
+        planter.search(file, out=tmp_path / "x", overrides=["data.name=test_scoring:float_digits"])
     # Fresh views: it is asked for every batch.
     planter.search(file, out=tmp_path / "third", overrides=["name=third"])
     seed = spec_of(tmp_path / "third" / "models" / "b-net" / "base")["seed"]

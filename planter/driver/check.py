@@ -294,6 +294,13 @@ def _teacher(study: Study, data: Data, fingerprint: str, found: _Findings) -> Ar
                 f"a network with {name} {architecture.options.get(name)}",
                 f"one with {name} {fact}, as the data has",
             )
+    pixels = str(data.train.images.dtype).removeprefix("torch.")
+    if spec.get("pixels", pixels) != pixels:  # older files do not say
+        found.add(
+            "teacher.model",
+            f"a network of {spec['pixels']} pixels",
+            f"one of {pixels} pixels, as the data has: uint8 pixels are divided by 255, others not",
+        )
     names = spec.get("class_names")
     if names is not None and names != list(data.class_names):
         if sorted(names) == sorted(data.class_names):

@@ -25,6 +25,7 @@ from planter.driver.worker import Worker
 from planter.final_file import FINAL, KINDS, FinalFile, Kind, Row
 from planter.front import Point, front_of, read_front
 from planter.modes import plain_torch, threads_of_torch
+from planter.normalisation import as_taken
 from planter.recipe import Recipe
 from planter.study import Study
 from planter.study_file import read_study
@@ -78,6 +79,7 @@ def train_points(
         _bring_here(run, points, guided=guided)
         if "continued" in kinds:
             _check_kept(run, points)
+            _check_normalised(run, points, data)
         file = FinalFile(run, study.name, points, settings)
         for row in _shared(run, points):
             file.add(row)
@@ -136,6 +138,20 @@ def _chosen(run: Path, study: Study, names: Sequence[str], *, front: bool) -> li
             )
         found |= matching
     return sorted(found.values(), key=lambda p: (p.macs, p.id))
+
+
+def _check_normalised(run: Path, points: Sequence[Point], data: Data) -> None:
+    """Raises ValueError for a network of other data: trained on as these data are normalised, it
+    would begin as another function than the point has."""
+    for point in points:
+        taken = as_taken(data.train, checkpoint.read_spec(_copy(run, point)))
+        if not torch.equal(taken.mean, data.train.mean) or not torch.equal(
+            taken.std, data.train.std
+        ):
+            raise ValueError(
+                f"{point.id} was given as teacher.model and takes images normalised as its own "
+                "data were: train it further in the run it comes from, or leave it out"
+            )
 
 
 def _check_kept(run: Path, points: Sequence[Point]) -> None:
@@ -307,6 +323,7 @@ def _read_test(run: Path, study: Study, file: FinalFile, data: Data, *, shared: 
                 wanted = shared or row.kind != "shared"
                 if wanted and row.test_accuracy is None and row.model is not None:
                     network = checkpoint.load(run / row.model, own_code=True)
-                    score = evaluate(network, data.test)
+                    spec = checkpoint.read_spec(run / row.model)
+                    score = evaluate(network, as_taken(data.test, spec))
                     file.add(replace(row, test_accuracy=score.accuracy))
     when_there_is_space(file.write, run / FINAL)

@@ -38,6 +38,7 @@ def kept_info(
         "kernels": kernels,
         "norms": norms,
         "class_names": list(worker.data.class_names),
+        "pixels": str(worker.data.train.images.dtype).removeprefix("torch."),
         "mean": worker.data.train.mean.flatten().tolist(),
         "std": worker.data.train.std.flatten().tolist(),
         "data": worker.fingerprint,
