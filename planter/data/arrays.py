@@ -111,7 +111,8 @@ def ambiguous(shape: tuple[int, ...]) -> str | None:
     last; None for others."""
     _, first, second, last = shape
     wide = last == _COLOURS and first > _COLOURS and second != last
-    if last not in (1, 3) and not wide:
+    grey = first == last == 1  # either way, but for a turned image
+    if grey or (last not in (1, 3) and not wide):
         return None
     return (
         f"images {list(shape)} are read as {first} channels of {second} x {last} pixels; if their "
