@@ -142,6 +142,31 @@ def test_each_part_follows_its_own_links(tmp_path):
     assert [one.folder for one in data.account.ignored] == ["test/dog/cats"]
 
 
+@pytest.mark.parametrize("train", ["", "train"])
+def test_a_link_into_another_part_is_not_followed(tmp_path, train):
+    """Else networks are tested on images they trained on, or on ones of another class."""
+    trained = _fill(tmp_path / train, "cat", "dog")
+    held = _fill(tmp_path / "val", "cat", "dog", level=100)
+    tested = _fill(tmp_path / "test", "cat", "dog", level=200)
+    cat = tmp_path / train / "cat"
+    _link(cat, tmp_path / "test" / "dog" / "more")
+    _link(cat / "0.png", tmp_path / "test" / "cat" / "trained.png")
+    _link(tmp_path / "test" / "cat", tmp_path / "val" / "cat" / "more")
+    _link(tmp_path / "val" / "cat", cat / "more")
+    _link(tmp_path / "test" / "dog" / "0.png", cat / "tested.png")
+    data = _load(tmp_path)
+    assert _levels(data.train, data.class_names) == trained
+    assert _levels(data.validation, data.class_names) == held
+    assert _levels(data.test, data.class_names) == tested
+    reason = "a link into another part"
+    assert {(one.folder, one.reason) for one in data.account.ignored} == {
+        (f"{train}/cat/more".strip("/"), reason),
+        ("val/cat/more", reason),
+        ("test/dog/more", reason),
+    }
+    assert data.account.skipped == (Skipped(".png", 2, "a link into another class or part"),)
+
+
 def test_classes_may_be_links_to_folders_elsewhere(tmp_path):
     expected = _fill(tmp_path / "disk", "cat", "dog")
     for name in expected:
@@ -172,10 +197,10 @@ def test_a_link_to_a_file_is_followed_but_not_into_another_class(tmp_path):
     expected["dog"].append(200)
     data = _load(tmp_path / "photos")
     assert _all(data) == expected
-    assert data.account.skipped == (Skipped(".png", 1, "a link into another class"),)
+    assert data.account.skipped == (Skipped(".png", 1, "a link into another class or part"),)
     _fill(tmp_path / "photos", "eel", count=0)
     _link("../dog/0.png", tmp_path / "photos" / "eel" / "dog.png")
-    with pytest.raises(ValueError, match="links into other classes are not read"):
+    with pytest.raises(ValueError, match="links into other classes or parts are not read"):
         _load(tmp_path / "photos")
 
 

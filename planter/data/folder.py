@@ -65,7 +65,9 @@ def read_folder(root: Path, resize: int | None, *, leave_out_empty: bool = False
     """
     reading = Reading()
     layout = find_layout(root, reading)
-    listed = images_of({name: layout.train / name for name in layout.classes}, root, reading)
+    trained = {name: layout.train / name for name in layout.classes}
+    held = [place for place in (layout.validation, layout.test) if place is not None]
+    listed = images_of(trained, held, root, reading)
     if not any(listed.values()):
         raise ValueError(f"{layout.train} holds no images ({', '.join(sorted(readable()))})")
     if empty := [name for name, files in listed.items() if not files]:
@@ -79,7 +81,9 @@ def read_folder(root: Path, resize: int | None, *, leave_out_empty: bool = False
     for part, place in (("validation", layout.validation), ("test", layout.test)):
         if place is None:
             continue
-        there = images_of(class_folders(root, place, layout.classes, reading), root, reading)
+        others = [*trained.values(), *(other for other in held if other != place)]
+        folders = class_folders(root, place, layout.classes, reading)
+        there = images_of(folders, others, root, reading)
         if not any(there.values()):
             raise ValueError(f"{place} holds no images; fill it or move it away")
         parts[part] = _read(there, list(listed), files)
@@ -122,7 +126,9 @@ def _empty_classes(train: Path, empty: list[str], reading: Reading) -> str:
     return (
         f"{train}: a class needs an image to train on, and {'this' if one else 'these'} "
         f"{'has' if one else 'have'} none: {', '.join(told)}; add images or move the "
-        f"folder{'' if one else 's'} away" + "; links into other classes are not read" * linked
+        f"folder{'' if one else 's'} away"
+        + "; links into other classes or parts are not read"
+        * linked
     )
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-INTO_ANOTHER = "a link into another class"
+INTO_ANOTHER = "a link into another class or part"
 
 
 @dataclass
@@ -17,33 +17,41 @@ class Links:
     classes: dict[Path, str]
     around: frozenset[Path]
     """All folders that hold a class folder, or the link to one."""
+    others: frozenset[Path]
+    """Where the other parts lie."""
     read: set[Path] = field(default_factory=set)
 
     def of_file(self, file: Path, name: str) -> str | None:
         """Why the file that a link in the class `name` leads to is not read; None where it is."""
-        return None if self._inside(real_path(file), name) == name else INTO_ANOTHER
+        return INTO_ANOTHER if self._away(real_path(file), name) else None
 
     def of_folder(self, folder: Path, name: str) -> str | None:
         """Why a folder met in the class `name` is not read; None where it is."""
         real = real_path(folder)
-        if (inside := self._inside(real, name)) != name:
-            return f"a link into the class {inside}"
+        if reason := self._away(real, name):
+            return reason
         if real in self.around:
             return "a link to a folder that holds the class"
         return "a link to a folder that was read already" if real in self.read else None
 
-    def _inside(self, real: Path, name: str) -> str:
-        places = (real, *real.parents)
-        return next((self.classes[p] for p in places if p in self.classes), name)
+    def _away(self, real: Path, name: str) -> str | None:
+        for place in (real, *real.parents):
+            if (inside := self.classes.get(place)) is not None:
+                return None if inside == name else f"a link into the class {inside}"
+            if place in self.others:
+                return "a link into another part"
+        return None
 
 
-def links_of(classes: Mapping[str, Path]) -> Links:
-    """The links of a part's class folders, of which nothing is read yet."""
+def links_of(classes: Mapping[str, Path], others: Iterable[Path] = ()) -> Links:
+    """The links of a part's class folders, of which nothing is read yet; `others` are folders of
+    other parts."""
     real = {name: real_path(folder) for name, folder in classes.items()}
     beside = {real_path(folder.parent) for folder in classes.values()}
     inner = [*real.values(), *beside]
     around = frozenset(parent for path in inner for parent in path.parents) | beside
-    return Links({path: name for name, path in real.items()}, around)
+    places = {path: name for name, path in real.items()}
+    return Links(places, around, frozenset(map(real_path, others)))
 
 
 def check_apart(classes: Mapping[str, Path], links: Links) -> None:

@@ -64,14 +64,17 @@ def images_in(folder: Path, reading: Reading, leads: _Leads | None = None) -> li
     return found
 
 
-def images_of(classes: Mapping[str, Path], root: Path, reading: Reading) -> dict[str, list[Path]]:
+def images_of(
+    classes: Mapping[str, Path], others: Iterable[Path], root: Path, reading: Reading
+) -> dict[str, list[Path]]:
     """The image files of each class of a part: in its folder and in the folders in it, sorted by
     path; other files are noted as skipped.
 
-    Links are followed where they lead out of the part's classes, to a folder once; others are
-    noted. Raises ValueError for a class folder that is a link to another's, or to one around it.
+    Links are followed where they lead out of the part's classes and of the folders of other parts,
+    `others`, to a folder once; other links are noted. Raises ValueError for a class folder that is
+    a link to another's, or to one around it.
     """
-    links = links_of(classes)
+    links = links_of(classes, others)
     check_apart(classes, links)
     return {name: _below(name, folder, root, reading, links) for name, folder in classes.items()}
 
