@@ -80,6 +80,139 @@ def test_a_link_to_a_folder_is_followed_once(tmp_path):
     assert [one.folder for one in data.account.ignored] == ["cat/round"]
 
 
+def _link(target, link):
+    link.parent.mkdir(parents=True, exist_ok=True)
+    os.symlink(target, link)
+
+
+@pytest.mark.parametrize("train", ["", "train"])
+@pytest.mark.parametrize(
+    ("link", "target", "reason"),
+    [
+        ("dog/cats", "../cat", "a link into the class cat"),
+        ("cat/dogs", "../dog", "a link into the class dog"),
+        ("dog/cats", "../cat/2019", "a link into the class cat"),
+        ("dog/deep/cats", "../../cat", "a link into the class cat"),
+        ("cat/all", "..", "a link to a folder that holds the class"),
+        ("cat/all", "../../..", "a link to a folder that holds the class"),
+        ("cat/all", "/", "a link to a folder that holds the class"),
+        ("cat/all", ".", "a link to a folder that was read already"),
+        ("cat/2018", "2019", "a link to a folder that was read already"),
+        ("cat/2019/up", "..", "a link to a folder that was read already"),
+    ],
+)
+def test_a_link_reads_no_image_twice_or_under_another_class(tmp_path, train, link, target, reason):
+    """Issue 15: images of one class were read as another's."""
+    root = tmp_path / "photos"
+    expected = _fill(root / train, "cat", "dog")
+    _image(root / train / "cat" / "2019" / "a.png", 200)
+    expected["cat"].append(200)
+    _link(target, root / train / link)
+    data = _load(root)
+    assert _all(data) == expected
+    place = f"{train}/{link}".strip("/")
+    assert data.account.ignored == (Ignored(place, 0, reason),)
+
+
+def test_a_folder_that_two_classes_link_to_is_read_for_the_first(tmp_path):
+    root = tmp_path / "photos"
+    expected = _fill(root, "cat", "dog")
+    _image(tmp_path / "pool" / "a" / "0.png", 200)
+    _image(tmp_path / "pool" / "1.png", 201)
+    expected["cat"] += [200, 201]
+    _link(tmp_path / "pool", root / "cat" / "more")
+    _link(tmp_path / "pool" / "a", root / "dog" / "more")
+    data = _load(root)
+    assert _all(data) == expected
+    reason = "a link to a folder that was read already"
+    assert data.account.ignored == (Ignored("dog/more", 0, reason),)
+
+
+def test_each_part_follows_its_own_links(tmp_path):
+    trained = _fill(tmp_path / "photos" / "train", "cat", "dog")
+    tested = _fill(tmp_path / "photos" / "test", "cat", "dog", level=100)
+    _image(tmp_path / "pool" / "0.png", 200)
+    for part, levels in (("train", trained), ("test", tested)):
+        _link(tmp_path / "pool", tmp_path / "photos" / part / "cat" / "more")
+        levels["cat"].append(200)
+    _link("../cat", tmp_path / "photos" / "test" / "dog" / "cats")
+    data = _load(tmp_path / "photos")
+    assert _all(data) == trained
+    assert _levels(data.test, data.class_names) == tested
+    assert [one.folder for one in data.account.ignored] == ["test/dog/cats"]
+
+
+@pytest.mark.parametrize("train", ["", "train"])
+def test_a_link_into_another_part_is_not_followed(tmp_path, train):
+    """Else networks are tested on images they trained on, or on ones of another class."""
+    trained = _fill(tmp_path / train, "cat", "dog")
+    held = _fill(tmp_path / "val", "cat", "dog", level=100)
+    tested = _fill(tmp_path / "test", "cat", "dog", level=200)
+    cat = tmp_path / train / "cat"
+    _link(cat, tmp_path / "test" / "dog" / "more")
+    _link(cat / "0.png", tmp_path / "test" / "cat" / "trained.png")
+    _link(tmp_path / "test" / "cat", tmp_path / "val" / "cat" / "more")
+    _link(tmp_path / "val" / "cat", cat / "more")
+    _link(tmp_path / "test" / "dog" / "0.png", cat / "tested.png")
+    data = _load(tmp_path)
+    assert _levels(data.train, data.class_names) == trained
+    assert _levels(data.validation, data.class_names) == held
+    assert _levels(data.test, data.class_names) == tested
+    reason = "a link into another part"
+    assert {(one.folder, one.reason) for one in data.account.ignored} == {
+        (f"{train}/cat/more".strip("/"), reason),
+        ("val/cat/more", reason),
+        ("test/dog/more", reason),
+    }
+    assert data.account.skipped == (Skipped(".png", 2, "a link into another class or part"),)
+
+
+def test_classes_may_be_links_to_folders_elsewhere(tmp_path):
+    expected = _fill(tmp_path / "disk", "cat", "dog")
+    for name in expected:
+        _link(tmp_path / "disk" / name, tmp_path / "photos" / name)
+    _link("../dog", tmp_path / "disk" / "cat" / "dogs")
+    _link(tmp_path / "photos", tmp_path / "disk" / "cat" / "all")
+    data = _load(tmp_path / "photos")
+    assert _all(data) == expected
+    assert [one.folder for one in data.account.ignored] == ["cat/all", "cat/dogs"]
+
+
+@pytest.mark.parametrize("target", ["cat", "cat/2019", ".", ".."])
+def test_a_class_that_is_a_link_to_another_is_refused(tmp_path, target):
+    _fill(tmp_path / "photos", "cat", "dog")
+    _fill(tmp_path / "photos" / "cat", "2019")
+    _link(target, tmp_path / "photos" / "eel")
+    with pytest.raises(ValueError, match=r"each class has a folder of its own; .* leads to"):
+        _load(tmp_path / "photos")
+
+
+def test_a_link_to_a_file_is_followed_but_not_into_another_class(tmp_path):
+    expected = _fill(tmp_path / "photos", "cat", "dog")
+    _image(tmp_path / "pool" / "0.png", 200)
+    _link(tmp_path / "pool" / "0.png", tmp_path / "photos" / "cat" / "pool.png")
+    _link("../dog/0.png", tmp_path / "photos" / "cat" / "dog.png")
+    _link("../cat/pool.png", tmp_path / "photos" / "dog" / "pool.png")  # which leads on
+    expected["cat"].append(200)
+    expected["dog"].append(200)
+    data = _load(tmp_path / "photos")
+    assert _all(data) == expected
+    assert data.account.skipped == (Skipped(".png", 1, "a link into another class or part"),)
+    _fill(tmp_path / "photos", "eel", count=0)
+    _link("../dog/0.png", tmp_path / "photos" / "eel" / "dog.png")
+    with pytest.raises(ValueError, match="links into other classes or parts are not read"):
+        _load(tmp_path / "photos")
+
+
+def test_links_in_a_circle_are_no_crash(tmp_path):
+    expected = _fill(tmp_path, "cat", "dog")
+    _link("a", tmp_path / "cat" / "b")
+    _link("b", tmp_path / "cat" / "a")
+    data = _load(tmp_path)
+    assert _all(data) == expected
+    assert [(one.ending, one.files) for one in data.account.skipped] == [("", 2)]
+
+
 def test_a_class_without_an_image_is_refused_with_what_its_folder_holds(tmp_path):
     _fill(tmp_path, "cat", "dog")
     for i in range(3):
@@ -174,9 +307,30 @@ def test_a_test_folder_beside_the_classes_is_the_test_part(tmp_path):
 @pytest.mark.parametrize("name", ["train", "test", "val"])
 def test_a_class_may_be_named_like_a_part(tmp_path, name):
     expected = _fill(tmp_path, "car", name, "plane")
-    data = _load(tmp_path)
+    data = _load(tmp_path, validation=3)
     assert data.class_names == tuple(sorted(("car", name, "plane")))
     assert _all(data) == expected
+    (warning,) = data.account.warnings
+    assert f"the folder {name} is read as a class; if it is to be the" in warning
+    assert f"such as {name}/car/" in warning
+
+
+def test_a_part_of_another_form_is_a_class_that_is_told(tmp_path):
+    """Issue 15: it became one without a word."""
+    _fill(tmp_path / "inside" / "train", "a", "b")
+    _fill(tmp_path / "inside" / "train" / "val", "a", "b")
+    data = _load(tmp_path / "inside", validation=3)
+    assert data.class_names == ("a", "b", "val")
+    (warning,) = data.account.warnings
+    assert "the folder train/val is read as a class" in warning
+    assert "such as val/a/, and lies beside the training folder" in warning
+    _fill(tmp_path / "loose" / "train", "a")
+    _image(tmp_path / "loose" / "train" / "stray.png")
+    _fill(tmp_path / "loose", "b")
+    data = _load(tmp_path / "loose")
+    assert data.class_names == ("b", "train")
+    (warning,) = data.account.warnings
+    assert "it holds class folders, such as train/b/, and no image of its own" in warning
 
 
 def test_a_class_named_like_a_part_with_folders_of_its_own_is_read_and_told(tmp_path):
@@ -208,7 +362,7 @@ def test_folders_beside_the_training_folder_are_told(tmp_path):
 def test_a_part_without_images_is_refused(tmp_path):
     _fill(tmp_path / "train", "cat", "dog")
     (tmp_path / "val" / "cat").mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"val holds no images; fill it or remove it"):
+    with pytest.raises(ValueError, match=r"val holds no images; fill it or move it away"):
         _load(tmp_path)
 
 
@@ -291,15 +445,77 @@ def test_planters_own_runs_are_no_class_and_no_images(tmp_path, place):
     run = tmp_path / place
     _write(run / "resolved.yaml")
     _image(run / "front.png", 99)
-    if place == "runs/deep/first":
-        run = tmp_path / "runs" / "deep"
-        with pytest.raises(ValueError, match="this has none: runs"):
-            _load(tmp_path)
-        return
     _write(run.parent / ".teachers" / "x" / "arch.json")
     data = _load(tmp_path)
     assert _all(data) == expected
-    assert "planter's own runs" in {one.reason for one in data.account.ignored}
+    (ignored,) = [one for one in data.account.ignored if one.reason == "planter's own runs"]
+    assert ignored.folder == ("runs" if place.startswith("runs") else place)
+    told = [one for one in data.account.warnings if "its 1 images are not read" in one]
+    assert len(told) == (not place.startswith("runs"))
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ["a/resolved.yaml", "b/"],  # a run, and one whose process has not written a file yet
+        ["a/.lock"],
+        ["a/.id", "a/.lock", "b/notes.txt", "readme.md"],
+        [".teachers/x/arch.json"],
+        ["deep/down/a/study.db", "deep/up/"],
+        ["a/resolved.yaml", "a/models/m1/input.png", "a/trials/t/0.png", "a/front.png"],
+    ],
+    ids=lambda files: files[0],
+)
+def test_a_folder_with_runs_is_never_a_class_to_be_removed(tmp_path, files):
+    """Issue 15: an empty class was told, and to remove its folder: the user's runs."""
+    expected = _fill(tmp_path, "cat", "dog")
+    for name in files:
+        if name.endswith("/"):
+            (tmp_path / "runs" / name).mkdir(parents=True)
+        else:
+            _write(tmp_path / "runs" / name)
+    for folder in (tmp_path, tmp_path / "cat"):
+        if folder != tmp_path:
+            os.rename(tmp_path / "runs", folder / "runs")
+        data = _load(tmp_path)
+        assert _all(data) == expected
+        place = (folder / "runs").relative_to(tmp_path).as_posix()
+        count = sum(not name.endswith("/") for name in files)
+        assert data.account.ignored == (Ignored(place, count, "planter's own runs"),)
+
+
+def test_a_link_to_runs_elsewhere_is_no_class(tmp_path):
+    expected = _fill(tmp_path / "photos", "cat", "dog")
+    _write(tmp_path / "disk" / "first" / "resolved.yaml")
+    os.symlink(tmp_path / "disk" / "first", tmp_path / "disk" / "latest")
+    os.symlink(tmp_path / "disk", tmp_path / "photos" / "runs")
+    data = _load(tmp_path / "photos")
+    assert _all(data) == expected
+    assert [one.folder for one in data.account.ignored] == ["runs"]
+
+
+@pytest.mark.parametrize("name", [".id", ".lock", "study.db", "pareto.json"])
+@pytest.mark.parametrize("deep", ["", "2019/"])
+def test_a_file_called_as_one_of_a_run_takes_no_class_away(tmp_path, name, deep):
+    """Issue 15: the class was dropped, with its images."""
+    expected = _fill(tmp_path, "cat", "dog")
+    _image(tmp_path / "cat" / f"{deep}a.png", 200)
+    expected["cat"].append(200)
+    _write(tmp_path / "cat" / deep / name)
+    _write(tmp_path / "dog" / name)
+    data = _load(tmp_path)
+    assert _all(data) == expected
+    assert data.account.ignored == ()
+
+
+def test_a_run_that_was_written_into_a_class_is_told(tmp_path):
+    _fill(tmp_path, "ant", "cat", "dog", count=3)
+    _write(tmp_path / "dog" / "resolved.yaml")
+    _image(tmp_path / "dog" / "models" / "m.png")
+    data = _load(tmp_path)
+    assert data.class_names == ("ant", "cat")
+    (warning,) = data.account.warnings
+    assert "dog is a run of planter's (it has resolved.yaml), and its 3 images" in warning
 
 
 def test_a_class_may_be_called_runs(tmp_path):

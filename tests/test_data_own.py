@@ -237,10 +237,83 @@ def test_images_of_another_form_are_refused_with_the_rule(images, told):
     _one_sentence(error)
 
 
-def test_many_channels_and_narrow_images_are_no_channels_last():
-    for shape in [(12, 9, 128, 1), (12, 224, 6, 2), (12, 3, 32, 3), (12, 64, 4, 3)]:
-        images = _DRAWN.normal(size=shape)
-        assert _load({"train": (images, _Y)}).image == shape[1:]
+@pytest.mark.parametrize("shape", [(20, 24, 1), (9, 128, 1), (5, 4, 3), (64, 4, 3), (30, 2, 1)])
+def test_a_last_axis_of_colours_is_channels_last(shape):
+    """Issue 15: a grey image that is not square was read as many channels."""
+    with pytest.raises(ValueError, match="channels seem to come last") as error:
+        _load({"train": (_DRAWN.normal(size=(_N, *shape)), _Y)})
+    _one_sentence(error)
+    turned = _DRAWN.normal(size=(_N, shape[0], shape[2], shape[1]))
+    assert _load({"train": (turned, _Y)}).image == turned.shape[1:]
+
+
+@pytest.mark.parametrize("shape", [(4, 4, 3), (3, 32, 3), (64, 3, 3), (64, 1, 1), (64, 2, 4)])
+def test_images_that_might_have_their_channels_last_are_warned_about(shape):
+    data = _load({"train": (_DRAWN.normal(size=(_N, *shape)), _Y)})
+    assert data.image == shape
+    (warning,) = data.account.warnings
+    assert f"read as {shape[0]} channels of {shape[1]} x {shape[2]} pixels" in warning
+
+
+@pytest.mark.parametrize("shape", [(224, 6, 2), (3, 4, 4), (64, 4, 4), (9, 1, 128), (1, 1, 1)])
+def test_images_with_their_channels_first_are_not_warned_about(shape):
+    data = _load({"train": (_DRAWN.normal(size=(_N, *shape)), _Y)})
+    assert (data.image, data.account.warnings) == (shape, ())
+
+
+_FLOAT = _X.astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("parts", "told"),
+    [
+        ({"train": _FLOAT, "val": _X}, "got float32 in train, uint8 in val: bring them"),
+        ({"train": _X, "val": _FLOAT}, "got uint8 in train, float32 in val"),
+        ({"train": _X, "test": _X > 9}, "got uint8 in train, bool in test"),
+        ({"train": _X.astype(np.uint16), "test": _X}, "got uint16 in train, uint8 in test"),
+        ({"train": [_X[0], *_FLOAT[1:]]}, "train: .*got uint8 in image 0, float32 in image 1"),
+        ({"train": [*_X[:5], *torch.from_numpy(_FLOAT[5:])]}, "float32 in image 5"),
+        ({"train": [Image.new("RGB", (5, 6)), *_FLOAT[1:]]}, "got uint8 in image 0, float32"),
+    ],
+    ids=lambda value: "",
+)
+def test_pixels_of_several_types_are_refused(parts, told):
+    """Issue 15: uint8 counts to 255, floats are as they are, and one mean normalised both."""
+    with pytest.raises(ValueError, match=told) as error:
+        _load({part: (images, _Y) for part, images in parts.items()})
+    _one_sentence(error)
+    if len(parts) == 1:
+        with pytest.raises(ValueError, match=told.removeprefix("train: ")):
+            _load({"train": list(zip(parts["train"], _Y.tolist(), strict=True))})
+
+
+def test_floats_of_any_width_are_one_type():
+    data = _load({"train": (_FLOAT.astype(np.float64), _Y), "val": (torch.from_numpy(_FLOAT), _Y)})
+    assert torch.equal(data.train.images, data.validation.images)
+
+
+def test_masked_values_are_refused_as_missing():
+    """Issue 15: the values under the mask were read."""
+    images = np.ma.masked_array(_X, _X > 250)
+    labels = np.ma.masked_array(_Y, _Y == 1)
+    single = [np.ma.masked, *_Y[1:].tolist()]
+    for part in [
+        (images, _Y),
+        (list(images), _Y),
+        list(zip(images, _Y.tolist(), strict=True)),
+        (_X, labels),
+        (_X, single),
+        list(zip(_X, single, strict=True)),
+    ]:
+        with pytest.raises(ValueError, match="no missing values; got a masked array") as error:
+            _load({"train": part})
+        _one_sentence(error)
+
+
+def test_names_in_bytes_are_texts():
+    names = [b"cat", "dog", np.bytes_("é".encode())]
+    for given in (names, np.array([b"cat", b"dog", "é".encode()])):
+        assert _load({"train": (_X, _Y), "class_names": given}).class_names == ("cat", "dog", "é")
 
 
 # ---- containers

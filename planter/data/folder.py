@@ -12,7 +12,8 @@ from torch import Tensor
 from planter.data.account import Ignored, Reading
 from planter.data.decode import decode, readable
 from planter.data.layout import class_folders, find_layout
-from planter.data.listing import count_endings, images_below
+from planter.data.links import INTO_ANOTHER
+from planter.data.listing import count_endings, images_of
 from planter.data.raw import Raw
 from planter.data.split import resized
 
@@ -64,12 +65,14 @@ def read_folder(root: Path, resize: int | None, *, leave_out_empty: bool = False
     """
     reading = Reading()
     layout = find_layout(root, reading)
-    listed = {name: images_below(layout.train / name, root, reading) for name in layout.classes}
+    trained = {name: layout.train / name for name in layout.classes}
+    held = [place for place in (layout.validation, layout.test) if place is not None]
+    listed = images_of(trained, held, root, reading)
     if not any(listed.values()):
         raise ValueError(f"{layout.train} holds no images ({', '.join(sorted(readable()))})")
     if empty := [name for name, files in listed.items() if not files]:
         if not leave_out_empty:
-            raise ValueError(_empty_classes(layout.train, empty))
+            raise ValueError(_empty_classes(layout.train, empty, reading))
         for name in empty:
             reading.ignored.append(Ignored(name, 0, "no image in it"))
             del listed[name]
@@ -78,10 +81,11 @@ def read_folder(root: Path, resize: int | None, *, leave_out_empty: bool = False
     for part, place in (("validation", layout.validation), ("test", layout.test)):
         if place is None:
             continue
+        others = [*trained.values(), *(other for other in held if other != place)]
         folders = class_folders(root, place, layout.classes, reading)
-        there = {name: images_below(path, root, reading) for name, path in folders.items()}
+        there = images_of(folders, others, root, reading)
         if not any(there.values()):
-            raise ValueError(f"{place} holds no images; fill it or remove it")
+            raise ValueError(f"{place} holds no images; fill it or move it away")
         parts[part] = _read(there, list(listed), files)
     if files.unreadable:
         told, more = files.unreadable[:_NAMED], len(files.unreadable) - _NAMED
@@ -111,17 +115,20 @@ def _read(
     return torch.stack(images) if images else torch.empty(0), torch.tensor(labels)
 
 
-def _empty_classes(train: Path, empty: list[str]) -> str:
+def _empty_classes(train: Path, empty: list[str], reading: Reading) -> str:
     told = []
     for name in empty:
         endings = count_endings(train / name)
         held = ", ".join(f"{n} {e or 'without an ending'}" for e, n in endings.items())
         told.append(f"{name} ({held or 'an empty folder'})")
     one = len(empty) == 1
+    linked = any(reason == INTO_ANOTHER for _, reason in reading.skipped)
     return (
         f"{train}: a class needs an image to train on, and {'this' if one else 'these'} "
-        f"{'has' if one else 'have'} none: {', '.join(told)}; add images or remove the "
-        f"folder{'' if one else 's'}"
+        f"{'has' if one else 'have'} none: {', '.join(told)}; add images or move the "
+        f"folder{'' if one else 's'} away"
+        + "; links into other classes or parts are not read"
+        * linked
     )
 
 

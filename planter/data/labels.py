@@ -14,12 +14,24 @@ RULE = "labels are whole numbers from 0 on without a gap, or names of classes, o
 _SHOWN = 6
 
 
+def refuse_masked(given: Any) -> None:
+    """Raises ValueError for a masked array that hides an entry, whose value numpy would give."""
+    if isinstance(given, np.ma.MaskedArray) and np.ma.is_masked(given):
+        raise ValueError(
+            "images and labels have no missing values; got a masked array that hides some: fill "
+            "them, or leave their images out"
+        )
+
+
 def as_array(labels: Any) -> NDArray[Any]:
     """Labels `[n]` as numbers or strings. Raises ValueError for anything else."""
     if isinstance(labels, Tensor):
         labels = _plain(labels)
     elif isinstance(labels, list | tuple):
+        for one in labels:
+            refuse_masked(one)
         labels = [_plain(one) if isinstance(one, Tensor) else one for one in labels]
+    refuse_masked(labels)
     try:
         array = np.asarray(labels)
     except (ValueError, TypeError) as error:
@@ -73,7 +85,9 @@ def class_names_of(given: Any) -> tuple[str, ...] | None:
     if isinstance(given, str | bytes | Mapping) or not isinstance(given, Sequence):
         kind = "one text" if isinstance(given, str | bytes) else f"a {type(given).__name__}"
         raise ValueError(f"{rule}; got {kind}, {_short(given)}")
-    names = tuple(str(name) for name in given)
+    names = tuple(
+        name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name) for name in given
+    )
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(
             f"{rule}; got {', '.join(map(repr, twice))} more than once: name each class otherwise"

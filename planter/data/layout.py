@@ -51,7 +51,7 @@ def find_layout(root: Path, reading: Reading) -> Layout:
         if part in parts:
             raise ValueError(
                 f"{root} has {parts[part].name} and {path.name}: one folder for {part}, please; "
-                "rename or remove the other"
+                "rename the other or move it away"
             )
         parts[part] = path
     if "train" in parts:
@@ -60,12 +60,13 @@ def find_layout(root: Path, reading: Reading) -> Layout:
         classes = folders_in(train, root, reading)
     else:
         train = root
-        parts = _parts_beside_classes(root, folders, parts, reading)
+        parts = _parts_beside_classes(root, folders, parts)
         classes = [path for path in folders if path not in parts.values()]
     outside = images_in(root, reading) + (images_in(train, reading) if train != root else [])
     skip_all(outside, "beside the class folders", reading)
     if len(classes) < 2:
         raise ValueError(_too_few(train, classes, len(outside)))
+    _warn_of_parts(root, classes, reading)
     names = tuple(path.name for path in classes)
     return Layout(train, names, parts.get("validation"), parts.get("test"))
 
@@ -79,7 +80,7 @@ def class_folders(
     if extra := sorted(set(found) - set(classes)):
         raise ValueError(
             f"{part} has classes that train has not: {', '.join(extra)}; give each its training "
-            "images, or remove them"
+            "images, or move them away"
         )
     skip_all(images_in(part, reading), "beside the class folders", reading)
     return found
@@ -91,7 +92,7 @@ def _holds_classes(folder: Path) -> bool:
 
 
 def _parts_beside_classes(
-    root: Path, folders: Sequence[Path], parts: dict[str, Path], reading: Reading
+    root: Path, folders: Sequence[Path], parts: dict[str, Path]
 ) -> dict[str, Path]:
     """Which of the folders named like parts are parts, where there is no training folder."""
     inner = {p: {f.name for f in folders_in(p, p, Reading())} for p in parts.values()}
@@ -108,20 +109,33 @@ def _parts_beside_classes(
         raise ValueError(
             f"{root} has {told}, but no folder train with the classes to train on; add it"
         )
-    for path in parts.values():
-        if path not in kept.values():
-            reading.warnings.append(
-                f"the folder {path.name} is read as a class: none of the folders in it is named "
-                "like another class"
-            )
     return kept
+
+
+def _warn_of_parts(root: Path, classes: Sequence[Path], reading: Reading) -> None:
+    """Warns of classes named like parts: a part of another form than planter reads looks so."""
+    for path in classes:
+        if (part := PARTS.get(path.name.lower())) is None:
+            continue
+        example = next((c.name for c in classes if c.name.lower() not in PARTS), "cat")
+        if part == "train":
+            form = (
+                f"it holds class folders, such as {path.name}/{example}/, and no image of its own"
+            )
+        else:
+            form = f"it holds folders named like the classes, such as {path.name}/{example}/"
+            form += ", and lies beside the training folder" * (path.parent != root)
+        reading.warnings.append(
+            f"the folder {path.relative_to(root).as_posix()} is read as a class; if it is to be "
+            f"the {part} part, {form}"
+        )
 
 
 def _note_beside(root: Path, folders: Sequence[Path], reading: Reading) -> None:
     """Notes folders beside the training one that are no part."""
     for path in folders:
         ignore(path, root, "beside the training folder, and no part", reading)
-        if images := len(images_below(path, root, Reading())):
+        if images := len(images_below(path)):
             reading.warnings.append(
                 f"{path.name} lies beside the training folder, and its {images} images are not "
                 "read; a class belongs into the training folder, a part is named train, "

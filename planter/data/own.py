@@ -7,13 +7,13 @@ from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from planter.backbones import import_object
-from planter.data.decode import decoded
-from planter.data.labels import as_array, class_names_of, numbered
+from planter.data.account import Reading
+from planter.data.arrays import Pixels, ambiguous, check_items, image_array, one_type, pixels_of
+from planter.data.labels import as_array, class_names_of, numbered, refuse_masked
 from planter.data.layout import PARTS
 from planter.data.raw import Pair, Raw
 
@@ -46,19 +46,23 @@ def read_own(name: str) -> Raw:
         raise ValueError(f"{rule}; got {type(made).__name__} without 'train'")
     names = _told(name, "", lambda: class_names_of(made.get(_NAMES)))
     images: dict[str, Tensor] = {}
+    types: dict[str, Pixels] = {}
     labels: dict[str, NDArray[Any]] = {}
     for part, (key, value) in given.items():
-        images[part], labels[part] = _told(name, f"{key}: ", partial(_pair, value))
+        images[part], types[key], labels[part] = _told(name, f"{key}: ", partial(_pair, value))
     shapes = {part: tuple(pixels.shape[1:]) for part, pixels in images.items()}
     if len(set(shapes.values())) > 1:
         raise ValueError(f"{name}: images of all parts have one shape; got {shapes}")
+    _told(name, "", lambda: one_type(types))
     numbers, names = _told(name, "", lambda: numbered(labels, names))
+    warning = ambiguous(tuple(images["train"].shape))
     pairs: dict[str, Pair] = {part: (images[part], numbers[part]) for part in images}
     return Raw(
         pairs["train"],
         pairs.get("test"),
         names,
         validation=pairs.get("validation"),
+        reading=Reading(warnings=[warning] if warning else []),
         validation_from=f"'{given['validation'][0]}'" if "validation" in given else None,
         test_from=f"'{given['test'][0]}'" if "test" in given else None,
     )
@@ -93,15 +97,16 @@ def _parts(made: Mapping[Any, Any], name: str) -> dict[str, tuple[str, Any]]:
     return found
 
 
-def _pair(part: Any) -> tuple[Tensor, NDArray[Any]]:
-    """Images `[n, channels, height, width]`, uint8 or float32, and labels `[n]` of one part."""
+def _pair(part: Any) -> tuple[Tensor, Pixels, NDArray[Any]]:
+    """Images `[n, channels, height, width]`, uint8 or float32, the type they came in, and labels
+    `[n]` of one part."""
     rule = "a part is (images, labels) or a data set of such pairs, with a length and items"
     if isinstance(part, tuple | list) and len(part) == 2 and not all(map(_is_item, part)):
-        images, labels = _images(part[0]), as_array(part[1])
+        (images, pixels), labels = pixels_of(part[0]), as_array(part[1])
     elif isinstance(part, Mapping | str | bytes):
         raise ValueError(f"{rule}; got a {type(part).__name__}")
     elif hasattr(part, "__getitem__") and hasattr(part, "__len__"):
-        images, labels = _items(part)
+        images, pixels, labels = _items(part)
     else:
         hint = ""
         if hasattr(part, "dataset"):
@@ -119,7 +124,7 @@ def _pair(part: Any) -> tuple[Tensor, NDArray[Any]]:
             f"a part holds an image or is left out; got images {list(images.shape)} and labels "
             f"{list(labels.shape)}"
         )
-    return images, labels
+    return images, pixels, labels
 
 
 def _is_item(value: Any) -> bool:
@@ -131,8 +136,8 @@ def _bare(value: Any) -> Any:
     return value.detach().cpu().numpy() if isinstance(value, Tensor) else value
 
 
-def _items(data: Any) -> tuple[Tensor, NDArray[Any]]:
-    """The images and labels of a data set of pairs."""
+def _items(data: Any) -> tuple[Tensor, Pixels, NDArray[Any]]:
+    """The images, the type of their pixels and the labels of a data set of pairs."""
     try:
         count = len(data)
     except Exception as error:  # the user's code
@@ -151,11 +156,9 @@ def _items(data: Any) -> tuple[Tensor, NDArray[Any]]:
                 f"an item is the same each time it is read; two reads of item {i} differ: take the "
                 "random transform out, the recipe's augment does such things while it trains"
             )
-    shapes = sorted({pixels.shape for pixels, _ in pairs})
-    if len(shapes) > 1:
-        raise ValueError(f"all images have one shape; got {_shown(shapes)}: bring them to one")
+    check_items([pixels for pixels, _ in pairs])
     labels = as_array([label for _, label in pairs])
-    return _images(np.stack([pixels for pixels, _ in pairs])), labels
+    return *pixels_of(np.stack([pixels for pixels, _ in pairs])), labels
 
 
 def _item(data: Any, index: int) -> tuple[NDArray[Any], Any]:
@@ -168,71 +171,9 @@ def _item(data: Any, index: int) -> tuple[NDArray[Any], Any]:
         raise ValueError(
             f"an item is a pair (image, label); got a {type(item).__name__}{size} as item {index}"
         )
+    refuse_masked(item[1])
     label = _bare(item[1])
     if isinstance(label, np.ndarray):
         label = label.item() if label.size == 1 else label
     # A copy: a data set may fill the same array again for its next item.
-    return np.array(_array(item[0])), label
-
-
-def _array(image: Any) -> NDArray[Any]:
-    """An image, or several, as an array in this machine's byte order; a picture of Pillow's is read
-    as a file is, `[3, height, width]`."""
-    from PIL.Image import Image
-
-    if isinstance(image, Image):
-        return decoded(image).pixels.transpose(2, 0, 1)
-    if isinstance(image, Tensor):
-        if image.layout != torch.strided or image.is_quantized:
-            raise ValueError(f"images are dense tensors; got {image.layout}: to_dense() makes one")
-        image = image.detach().cpu().resolve_conj().resolve_neg()
-        if image.is_floating_point() and image.dtype not in (torch.float16, torch.float64):
-            image = image.float()  # numpy does not know the others
-        image = image.numpy()
-    try:
-        array = np.asarray(image)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"an image is an array; got a {type(image).__name__}: {error}") from error
-    return array.astype(array.dtype.newbyteorder("="), copy=False)
-
-
-def _images(images: Any) -> Tensor:
-    """Images `[n, channels, height, width]`: uint8 as they are, all other numbers as float32."""
-    if isinstance(images, list | tuple):
-        arrays = [_array(image) for image in images]
-        shapes = sorted({array.shape for array in arrays})
-        if len(shapes) > 1:
-            raise ValueError(f"all images have one shape; got {_shown(shapes)}: bring them to one")
-        array = np.stack(arrays) if arrays else np.empty(0)
-    else:
-        array = _array(images)
-    if array.dtype.kind not in "biuf":
-        hint = ": give its real and imaginary part as channels" * (array.dtype.kind == "c")
-        raise ValueError(f"pixels are real numbers; got the type {array.dtype}{hint}")
-    _check_shape(array.shape)
-    if array.dtype == np.uint8:
-        return torch.from_numpy(np.array(array, order="C"))
-    with np.errstate(over="ignore"):  # what float32 cannot hold is told below
-        pixels = torch.from_numpy(np.array(array, dtype=np.float32, order="C"))
-    if not pixels.isfinite().all():
-        raise ValueError("pixels are finite float32 numbers; some are not: clean or scale them")
-    return pixels
-
-
-def _shown(shapes: list[tuple[int, ...]]) -> str:
-    return ", ".join(map(str, shapes[:4])) + ", ..." * (len(shapes) > 4)
-
-
-def _check_shape(shape: tuple[int, ...]) -> None:
-    rule = "images are [n, channels, height, width]"
-    if len(shape) == 3:
-        raise ValueError(f"{rule}; got {list(shape)}: images[:, None] adds a grey channel")
-    if len(shape) != 4 or 0 in shape[1:]:
-        raise ValueError(f"{rule}; got {list(shape)}")
-    _, first, second, last = shape
-    square = last == 1 and first == second
-    if first > 4 and second > 4 and (last in (3, 4) or square):
-        raise ValueError(
-            f"{rule}; got {list(shape)}, whose channels seem to come last: "
-            "images.transpose(0, 3, 1, 2), or permute of a tensor, puts them first"
-        )
+    return np.array(image_array(item[0])), label
