@@ -151,10 +151,11 @@ def test_a_training_leaves_what_a_loop_in_plain_torch_leaves(
         optimizer.step()
     start = build_network(architecture, seed=3).state_dict()
     for name, tensor in model.state_dict().items():
-        # float32 in two memory formats, over a few steps: a tenth of what the training moved.
+        # Two memory formats in float32 part ways over the steps, most where maps are one pixel.
+        # Statistics of other images or of all steps alike are as far off as the training moved.
         moved = (tensor.double() - start[name].double()).norm()
         gap = (found[name].double() - tensor.double()).norm()
-        assert gap <= 0.1 * moved + 1e-5, name
+        assert gap <= 0.3 * moved + 1e-5, name
 
 
 def as_trained(run: Path, trial: str, data: Data, recipe: Recipe) -> nn.Module:
