@@ -53,6 +53,10 @@ class Streak:
         self._draws.clear()
         return lines
 
+    def kinds(self) -> frozenset[str]:
+        """What draws were refused for."""
+        return frozenset(kind for _, kind, _ in self._draws)
+
     def why(self) -> str:
         """The kinds of refusals and their numbers, in words."""
         kinds = [kind for _, kind, _ in self._draws]

@@ -24,7 +24,7 @@ from planter.driver.folder import (
     write_settings,
 )
 from planter.driver.jobs import Job, Outcome, SearchStoppedError
-from planter.driver.outcome import SearchFailedError, failure
+from planter.driver.outcome import SearchFailedError, ending
 from planter.driver.plain import Baselines, Teacher
 from planter.driver.rounds import Rounds
 from planter.driver.sampling import Sampling
@@ -80,8 +80,10 @@ def search(
     disk stayed full or another driver took over, KeyboardInterrupt on Ctrl-C; the same call goes on
     from what is finished. Raises SearchFailedError, a SearchStoppedError, at the end of a search
     of which nothing came: every sampled trial, every plant, or of a study of baselines alone every
-    baseline failed; what else was trained is reported, and in its `front`. Single trainings that
-    failed are listed under `failed`, with the reason.
+    baseline failed, or no draw of the space gave a network to train; what else was trained is
+    reported, and in its `front`. Where nothing keeps to the bounds, or the budget is used up before
+    anything that was asked for is trained, `outcome` of what is returned says so (docs/spaces.md).
+    Single trainings that failed are listed under `failed`, with the reason.
     """
     source = None
     if not isinstance(study, Study):
@@ -317,11 +319,20 @@ class _Search:
             notes["sample"] = self._sampling.ended
         if self._schedule.left() and (spent := self._schedule.spent()):
             notes["budget"] = f"{spent}: with more of it the same command goes on"
-        found = self._documents.report(
-            complete=not self._schedule.left(), failed=failed, notes=notes
+        ended = ending(
+            self._study,
+            self._book.points,
+            failed,
+            in_vain=notes.get("sample"),
+            refused=self._sampling.refused if self._sampling is not None else (),
+            spent=notes.get("budget"),
         )
-        if (why := failure(self._study, self._book.points, failed)) is not None:
-            raise SearchFailedError(why, found)
+        found = self._documents.report(
+            complete=not self._schedule.left(), failed=failed, notes=notes, ended=ended.document()
+        )
+        if ended.kind == "failed":
+            assert ended.reason is not None
+            raise SearchFailedError(ended.reason, found)
         return found
 
     def _write_if_due(self) -> None:

@@ -101,6 +101,7 @@ class Sampling:
         self._streak = Streak()
         self._trained = Trained(space)
         self.ended: str | None = None
+        self.refused: frozenset[str] = frozenset()
         self.notices: list[str] = []
         self._stopped: list[str] = []
         self._left: dict[str, tuple[int, float]] = {}
@@ -232,6 +233,7 @@ class Sampling:
             f"a row none gave a network to train ({self._streak.why()}); a larger space or wider "
             "bounds give more, the same command draws on"
         )
+        self.refused = self._streak.kinds()
         self.notices += [*self._streak.end(), self.ended]
         self._stop_the_rest()
 
