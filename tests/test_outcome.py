@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
+from filelock import FileLock
 
 import planter
 from planter.driver import budget
@@ -368,3 +371,66 @@ def test_a_round_of_planting_is_paused_and_goes_on(
     assert [point["trial"] for point in first["points"]] == ["p00-start"]
     assert (run / "trials" / "p01-conv1" / "checkpoint.pt").is_file()
     assert planter.search(file, out=run, overrides=only)["points"] == whole["points"]
+
+
+def seconds_in_the_books(run: Path) -> float:
+    book = optuna.load_study(study_name="ends", storage=f"sqlite:///{run / 'study.db'}")
+    return float(book.user_attrs.get("seconds_searched", 0.0))
+
+
+def test_the_hours_of_a_driver_that_dies_in_a_training_are_in_the_books(
+    tmp_path: Path, epochs: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[float] = []
+    metrics = worker_module.Worker.metrics
+
+    def looked_at(self: Any, trial: str) -> Any:
+        on_epoch = metrics(self, trial)
+
+        def look(epoch: Any) -> None:
+            told.append(seconds_in_the_books(tmp_path / "run"))  # what a kill would leave
+            on_epoch(epoch)
+
+        return look
+
+    def fails(progress: Any) -> None:
+        if progress.event.startswith("b-width3 done"):
+            raise RuntimeError("the observer broke")
+
+    monkeypatch.setattr(worker_module.Worker, "metrics", looked_at)
+    with pytest.raises(RuntimeError, match="the observer broke"):
+        planter.search(write(tmp_path), out=tmp_path / "run", observe=fails)
+    assert told == [0, 3600, 7200, 10800]
+    assert seconds_in_the_books(tmp_path / "run") == 4 * 3600
+
+
+TEACHER = ["baselines=[]", "teacher={builder: convnet, widths: 4}"]
+
+
+def test_a_teacher_does_not_begin_when_the_time_is_over_nor_wait_for_another_study_s(
+    tmp_path: Path, epochs: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write(tmp_path, STUDY + SAMPLE)
+    earlier = worker_module.time.time
+    monkeypatch.setattr(worker_module.time, "time", staticmethod(lambda: earlier() + 36000))
+    monkeypatch.setattr(worker_module, "_WAITED_S", 0.05)
+    late = [*TEACHER, "budget.hours=5"]
+    found = planter.search(file, out=tmp_path / "run", overrides=late)
+    assert (epochs, found["outcome"]["kind"]) == ([], "budget")
+    (lock,) = (tmp_path / ".teachers").glob("*.lock")
+    held, end = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with FileLock(lock):
+            held.set()
+            end.wait(60)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    try:
+        held.wait(60)
+        found = planter.search(file, out=tmp_path / "waits", overrides=late)
+    finally:
+        end.set()
+        thread.join()
+    assert (epochs, found["outcome"]["kind"]) == ([], "budget")
