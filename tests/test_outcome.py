@@ -138,6 +138,22 @@ def test_a_failed_teacher_gives_one_error_and_no_other(
     assert len([event for event in told if "failed" in event]) == 1
 
 
+def test_a_failed_teacher_that_has_changed_is_told_to_need_another_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command_in: Any
+) -> None:
+    write(tmp_path, STUDY + SAMPLE)
+    call = command_in(tmp_path)
+    failing(monkeypatch, ".teachers")
+    begin = ["search", "ends.yaml", "--out", "here", "--set", "baselines=[]", "--set"]
+    code, _, err = call(*begin, "teacher={builder: convnet, widths: 4}")
+    assert code == 4
+    name = "another name (--set name=..., and another --out where one is given)"
+    assert f"a study that has changed needs {name} where `teacher` did" in err
+    code, _, err = call(*begin, "teacher={builder: convnet, widths: 5}", "--accept-changes")
+    assert code == 2
+    assert f"the study as it was, or {name}" in err
+
+
 @pytest.mark.parametrize("trials", ["b-", "s0000"])
 def test_exit_codes_of_what_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command_in: Any, trials: str

@@ -63,7 +63,6 @@ def search(
     given += ["tensorboard=true"] if tensorboard else []
     name = read_study(study, given).name
     run = (out_folder if out_folder is not None else Path("runs") / name).resolve()
-    elsewhere = "--set name=..." + (" and another --out" if out_folder is not None else "")
     keep_memory()  # with workers: 0 it is this process that trains
     try:
         with ProgressDisplay(out) as display:
@@ -95,7 +94,7 @@ def search(
         err.print(
             f"[red]stopped:[/red] {escape(str(error))}\n"
             f"logs: {shown_path(run)}/trials/ID/log.txt; the same command goes on; a study that "
-            f"has changed needs --accept-changes, or another name ({elsewhere})",
+            f"has changed needs {error.changed}",
             soft_wrap=True,
         )
         raise typer.Exit(4) from None

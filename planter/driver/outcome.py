@@ -6,17 +6,14 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from planter.driver.jobs import SearchStoppedError
+from planter.driver.jobs import ANOTHER_NAME, SearchStoppedError
 from planter.driver.redraws import BOUNDS
 from planter.driver.rounds import START
 from planter.front import Point, front_of
 from planter.study import Study
 
 _SHOWN = 3
-_CHANGED = (
-    "A study that has changed needs another name (--set name=..., and another --out where one is "
-    "given), or --accept-changes."
-)
+_CHANGED = f"A study that has changed needs --accept-changes, or {ANOTHER_NAME}."
 
 
 class SearchFailedError(SearchStoppedError):
