@@ -218,6 +218,17 @@ def read_front(run: Path) -> dict[str, Any]:
     return found
 
 
+def nothing_trained(front: Mapping[str, Any]) -> list[str]:
+    """What is to be said of a run none of whose trainings has finished: that, and why; nothing of
+    one that has points."""
+    if front["points"]:
+        return []
+    told = [f"no training of {front['study']} has finished"]
+    told += [f"failed: {one['trial']}: {one['reason']}" for one in front.get("failed", [])]
+    told += [note["text"] for note in front.get("notes", [])]
+    return told
+
+
 def to_csv(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str:
     """Rows as CSV text with a header; None is an empty field."""
     out = io.StringIO()

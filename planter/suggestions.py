@@ -10,6 +10,7 @@ from planter.arch import plain_numbers
 
 _RESERVED = (
     "id", "parent", "result", "error", "partial", "climbed", "refused", "redrawn", "latency_ms",
+    "trained_under",
 )  # fmt: skip
 """Attributes of a trial that planter keeps its books in."""
 

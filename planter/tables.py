@@ -11,6 +11,7 @@ from rich.table import Table
 
 from planter.choose import neighbours
 from planter.describe import difference, form_text, network_lines
+from planter.front import nothing_trained
 
 if TYPE_CHECKING:
     from planter.front import Point
@@ -89,7 +90,12 @@ def training_table(form: str | Mapping[str, str], cost: TrainingCost) -> Table:
 
 
 def print_front(out: Console, front: Mapping[str, Any], every: bool = False) -> None:
-    """The front as a table; with `every`, all points, those of the front marked."""
+    """The front as a table; with `every`, all points, those of the front marked. Of a run without
+    a point, why it has none."""
+    if nothing := nothing_trained(front):
+        for line in nothing:
+            out.print(line, soft_wrap=True, markup=False)
+        return
     print_points(
         out, [p for p in front["points"] if every or p["on_front"] or p["method"] in _COMPARED]
     )

@@ -39,12 +39,34 @@ def test_the_same_study_with_the_random_sampler_is_a_control(first: Path, tmp_pa
     assert "differs in" not in told
 
 
+def test_where_images_and_the_space_lie_and_what_a_search_may_take_is_no_difference(
+    tmp_path: Path,
+) -> None:
+    runs = []
+    for name, sampler in (("one", "tpe"), ("two", "random")):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "space.py").write_text("def space(trial): ...")
+        sample = {"space": f"{folder / 'space.py'}:space", "sampler": sampler}
+        data = {"name": "cifar10", "root": str(folder)}
+        budget = {"hours": 2.0 if name == "one" else None}
+        run = made_run(folder / "run", sample=sample, data=data, budget=budget)
+        (run / "environment.json").write_text('{"versions": {}, "data": "aaaa"}')
+        runs.append(run)
+    found = compared(*runs)
+    assert list(found.differences) == [("sample.sampler", "tpe", "random")]
+    assert found.control
+    (tmp_path / "two" / "space.py").write_text("def space(trial): return 1")
+    found = compared(*runs)
+    assert [key for key, *_ in found.differences] == ["sample.sampler", "sample.space"]
+    assert not found.control
+
+
 @pytest.mark.parametrize(
     ("settings", "key", "values"),
     [
         ({"sampler": "nsgaii"}, "sample.sampler", ("tpe", "nsgaii")),
         ({"sampler": "random", "seed": 1}, "seed", ("0", "1")),
-        ({"sampler": "random", "budget": {"hours": 2.0}}, "budget.hours", ("None", "2.0")),
         ({"sampler": "random", "recipe": {"epochs": 3}}, "recipe.epochs", ("20", "3")),
     ],
 )

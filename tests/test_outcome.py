@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
+from filelock import FileLock
 
 import planter
 from planter.driver import budget
 from planter.driver import worker as worker_module
 from planter.driver.jobs import SearchStoppedError
 from planter.driver.outcome import SearchFailedError
+from planter.driver.read import opened, run_study
+from planter.driver.view import DashboardView
 
 STUDY = """
 name: ends
@@ -133,6 +138,22 @@ def test_a_failed_teacher_gives_one_error_and_no_other(
     assert len([event for event in told if "failed" in event]) == 1
 
 
+def test_a_failed_teacher_that_has_changed_is_told_to_need_another_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command_in: Any
+) -> None:
+    write(tmp_path, STUDY + SAMPLE)
+    call = command_in(tmp_path)
+    failing(monkeypatch, ".teachers")
+    begin = ["search", "ends.yaml", "--out", "here", "--set", "baselines=[]", "--set"]
+    code, _, err = call(*begin, "teacher={builder: convnet, widths: 4}")
+    assert code == 4
+    name = "another name (--set name=..., and another --out where one is given)"
+    assert f"a study that has changed needs {name} where `teacher` did" in err
+    code, _, err = call(*begin, "teacher={builder: convnet, widths: 5}", "--accept-changes")
+    assert code == 2
+    assert f"the study as it was, or {name}" in err
+
+
 @pytest.mark.parametrize("trials", ["b-", "s0000"])
 def test_exit_codes_of_what_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command_in: Any, trials: str
@@ -149,11 +170,123 @@ def test_a_command_whose_budget_is_over_at_once_trains_nothing_and_says_so(
     tmp_path: Path, command_in: Any
 ) -> None:
     write(tmp_path)
-    code, _, err = command_in(tmp_path)("search", "ends.yaml", "--set", "budget.hours=1e-9")
+    code, out, err = command_in(tmp_path)("search", "ends.yaml", "--set", "budget.hours=1e-9")
     assert code == 4
+    assert "next:" not in out
     assert "budget.hours 1e-09 are over: with more of it the same command goes on" in err
     code, *_ = command_in(tmp_path)("search", "ends.yaml", "--set", "budget.hours=1")
     assert code == 0
+
+
+def edited(folder: Path, text: str, body: str) -> Path:
+    """A study whose space prunes, or gives, what `body` says after the first draws."""
+    file = write(folder, text)
+    (folder / "space.py").write_text(SPACE + body)
+    return file
+
+
+PRUNING = """
+import optuna
+from pathlib import Path
+inner = space
+
+def space(trial):
+    found = inner(trial)
+    if (Path(__file__).parent / "pruning").exists():
+        raise optuna.TrialPruned("none today")
+    return found
+"""
+
+
+def prune_from_now(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Lets the space raise TrialPruned from when the study is checked."""
+    from planter.driver import run
+
+    prepare = run.prepare
+
+    def prepared(*args: Any, **kwargs: Any) -> Any:
+        found = prepare(*args, **kwargs)
+        (folder / "pruning").touch()
+        return found
+
+    monkeypatch.setattr(run, "prepare", prepared)
+
+
+def test_draws_in_vain_are_no_success_whatever_else_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command_in: Any
+) -> None:
+    edited(tmp_path, STUDY + SAMPLE, PRUNING)
+    prune_from_now(monkeypatch, tmp_path)
+    with pytest.raises(SearchFailedError, match=r"no sampled .*100 pruned") as e:
+        planter.search(tmp_path / "ends.yaml", out=tmp_path / "run")
+    assert [point["method"] for point in e.value.front["points"]] == ["baseline"] * 2
+    outcome = e.value.front["outcome"]
+    assert (outcome["kind"], outcome["exit_code"]) == ("failed", 4)
+    assert outcome["reason"] == str(e.value)
+    assert json.loads((tmp_path / "run" / "pareto.json").read_text())["outcome"] == outcome
+    (tmp_path / "pruning").unlink()
+    assert command_in(tmp_path)("search", "ends.yaml")[0] == 4
+
+
+def test_bounds_that_nothing_keeps_to_are_told_in_what_is_returned(
+    tmp_path: Path, command_in: Any
+) -> None:
+    file = write(tmp_path, STUDY + SAMPLE)
+    bound = "objectives.bounds.macs=10"
+    outcome = planter.search(file, out=tmp_path / "run", overrides=[bound])["outcome"]
+    assert (outcome["kind"], outcome["exit_code"]) == ("beyond_bounds", 3)
+    assert "100 beyond the bounds" in outcome["reason"]
+    assert command_in(tmp_path)("search", "ends.yaml", "--set", bound)[0] == 3
+
+
+def test_a_budget_used_up_by_the_teacher_is_told_in_what_is_returned(tmp_path: Path) -> None:
+    file = write(tmp_path, STUDY + SAMPLE)
+    only = ["baselines=[]", "teacher={builder: convnet, widths: 4}", "budget.train_macs=1"]
+    found = planter.search(file, out=tmp_path / "run", overrides=only)
+    assert [point["method"] for point in found["points"]] == ["teacher"]
+    assert (found["outcome"]["kind"], found["outcome"]["exit_code"]) == ("budget", 4)
+    found = planter.search(file, out=tmp_path / "run", overrides=[*only[:2], "budget={}"])
+    assert found["outcome"] == {"kind": "trained", "exit_code": 0, "reason": None}
+
+
+def test_the_study_that_was_read_at_the_start_decides_the_exit_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command_in: Any
+) -> None:
+    file = write(tmp_path)
+    fit = worker_module.fit
+
+    def editing(*args: Any, **kwargs: Any) -> Any:
+        file.write_text("no study any more")
+        return fit(*args, **kwargs)
+
+    monkeypatch.setattr(worker_module, "fit", editing)
+    assert command_in(tmp_path)("search", "ends.yaml")[0] == 0
+
+
+def test_a_run_without_a_point_says_so_to_whoever_looks_at_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command_in: Any
+) -> None:
+    write(tmp_path)
+    failing(monkeypatch, "b-")
+    call = command_in(tmp_path)
+    assert call("search", "ends.yaml")[0] == 4
+    run = tmp_path / "runs" / "ends"
+    document = json.loads((run / "pareto.json").read_text())
+    assert document["points"] == []
+    assert [one["trial"] for one in document["failed"]] == ["b-width3", "b-width4"]
+    assert document["data"] is not None
+    assert (run / "pareto.csv").read_text().startswith("id,trial")
+    for words in (["show"], ["pareto"], ["report"]):
+        code, out, err = call(*words, "ends")
+        assert code == (2 if words == ["report"] else 0)
+        assert "no training of ends has finished" in out + err
+        assert "b-width3: RuntimeError: broken on purpose" in out + err
+    with opened(run, run_study(run)) as storage:
+        view = DashboardView(storage, run, "ends")
+        number = storage.get_study_id_from_name("ends")
+        note = view.get_study_system_attrs(number)["dashboard:note_str:0"]
+    assert "no training of ends has finished" in note
+    assert "b-width3: RuntimeError: broken on purpose" in note
 
 
 # Time
@@ -254,3 +387,66 @@ def test_a_round_of_planting_is_paused_and_goes_on(
     assert [point["trial"] for point in first["points"]] == ["p00-start"]
     assert (run / "trials" / "p01-conv1" / "checkpoint.pt").is_file()
     assert planter.search(file, out=run, overrides=only)["points"] == whole["points"]
+
+
+def seconds_in_the_books(run: Path) -> float:
+    book = optuna.load_study(study_name="ends", storage=f"sqlite:///{run / 'study.db'}")
+    return float(book.user_attrs.get("seconds_searched", 0.0))
+
+
+def test_the_hours_of_a_driver_that_dies_in_a_training_are_in_the_books(
+    tmp_path: Path, epochs: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[float] = []
+    metrics = worker_module.Worker.metrics
+
+    def looked_at(self: Any, trial: str) -> Any:
+        on_epoch = metrics(self, trial)
+
+        def look(epoch: Any) -> None:
+            told.append(seconds_in_the_books(tmp_path / "run"))  # what a kill would leave
+            on_epoch(epoch)
+
+        return look
+
+    def fails(progress: Any) -> None:
+        if progress.event.startswith("b-width3 done"):
+            raise RuntimeError("the observer broke")
+
+    monkeypatch.setattr(worker_module.Worker, "metrics", looked_at)
+    with pytest.raises(RuntimeError, match="the observer broke"):
+        planter.search(write(tmp_path), out=tmp_path / "run", observe=fails)
+    assert told == [0, 3600, 7200, 10800]
+    assert seconds_in_the_books(tmp_path / "run") == 4 * 3600
+
+
+TEACHER = ["baselines=[]", "teacher={builder: convnet, widths: 4}"]
+
+
+def test_a_teacher_does_not_begin_when_the_time_is_over_nor_wait_for_another_study_s(
+    tmp_path: Path, epochs: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write(tmp_path, STUDY + SAMPLE)
+    earlier = worker_module.time.time
+    monkeypatch.setattr(worker_module.time, "time", staticmethod(lambda: earlier() + 36000))
+    monkeypatch.setattr(worker_module, "_WAITED_S", 0.05)
+    late = [*TEACHER, "budget.hours=5"]
+    found = planter.search(file, out=tmp_path / "run", overrides=late)
+    assert (epochs, found["outcome"]["kind"]) == ([], "budget")
+    (lock,) = (tmp_path / ".teachers").glob("*.lock")
+    held, end = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with FileLock(lock):
+            held.set()
+            end.wait(60)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    try:
+        held.wait(60)
+        found = planter.search(file, out=tmp_path / "waits", overrides=late)
+    finally:
+        end.set()
+        thread.join()
+    assert (epochs, found["outcome"]["kind"]) == ([], "budget")

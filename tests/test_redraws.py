@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
 import pytest
 
 import planter
+from planter.driver import check_space
 from planter.driver.check import prepare
 from planter.driver.redraws import IN_A_ROW
 from planter.study import StudyError
@@ -112,6 +114,28 @@ def test_equal_networks_are_trained_once_and_a_used_up_space_ends_the_drawing(
     assert note["about"] == "sample"
     assert "2 of 4 trials" in note["text"]
     assert f"{IN_A_ROW} trained before" in note["text"]
+    # Wider bounds would not help, nor other choices under the same name.
+    assert "choices that have changed need another name" in note["text"]
+    assert "bounds" not in note["text"]
+
+
+def test_a_network_that_was_trained_under_another_recipe_is_trained_again(tmp_path: Path) -> None:
+    body = '    return net(trial.suggest_categorical("width", [4, 6]))\n'
+    file, run = write(tmp_path, body), tmp_path / "run"
+    planter.search(file, out=run, overrides=["sample.trials=2"])
+    more = ["sample.trials=4", "recipe.lr=0.02"]
+    planter.search(file, out=run, overrides=more, accept_changes=True)
+    assert sorted(row.params["width"] for row in by_state(run, "COMPLETE")) == [4, 4, 6, 6]
+
+
+def test_a_repeated_draw_is_told_with_the_constraints_of_the_first(tmp_path: Path) -> None:
+    body = '    return net(trial.suggest_categorical("width", [4, 6]))\n'
+    searched(tmp_path, body, ["objectives.bounds.macs=1000000"])
+    done = {row.params["width"]: row.constraints for row in by_state(tmp_path / "run", "COMPLETE")}
+    assert {tuple(found) for found in done.values()} == {("macs",)}
+    assert done[4]["macs"] < done[6]["macs"] < 0
+    for row in by_state(tmp_path / "run", "PRUNED"):
+        assert row.constraints == done[row.params["width"]]
 
 
 def test_a_space_that_looks_at_the_number_draws_other_networks_from_equal_parameters(
@@ -125,6 +149,24 @@ def test_a_space_that_looks_at_the_number_draws_other_networks_from_equal_parame
     assert [row.state.name for row in rows(tmp_path / "run")] == ["COMPLETE"] * 4
 
 
+def test_full_checks_take_none_of_the_time_for_weighing_draws(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(check_space, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    check_network = check_space.check_network
+
+    def slow(architecture: planter.Architecture) -> None:
+        now[0] += 10
+        check_network(architecture)
+
+    monkeypatch.setattr(check_space, "check_network", slow)
+    body = '    return net(trial.suggest_int("width", 1, 100))\n'
+    prepared = prepare(read_study(write(tmp_path, body), ["objectives.bounds.macs=1000000000"]))
+    assert prepared.drawn is not None
+    assert prepared.drawn.weighed == 50
+
+
 def test_bounds_that_nothing_keeps_to_end_the_search_with_nothing_within(tmp_path: Path) -> None:
     body = '    return net(trial.suggest_int("width", 4, 4000) % 7 + 4)\n'
     front = searched(tmp_path, body, ["objectives.bounds.macs=10"])
@@ -132,6 +174,7 @@ def test_bounds_that_nothing_keeps_to_end_the_search_with_nothing_within(tmp_pat
     assert {row.state.name for row in rows(tmp_path / "run")} == {"PRUNED"}
     assert [p["method"] for p in front["points"]] == ["baseline"]
     assert f"{IN_A_ROW} beyond the bounds" in front["notes"][0]["text"]
+    assert "wider bounds let more through (with --accept-changes" in front["notes"][0]["text"]
 
 
 def test_only_pipelines_within_the_bounds_are_trained_and_paid_for(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import torch
 import planter
 from planter.arch import Architecture
 from planter.driver import sampled
+from planter.driver import worker as worker_module
 from planter.driver.read import read_points
 from planter.pipelines import Pipelines
 from planter.space import Candidate
@@ -61,9 +62,9 @@ def run(tmp_path_factory):
     seen = {}
     planted = sampled._planted
 
-    def watched(worker, name, candidate, before, parent, layer, channels):
+    def watched(worker, name, candidate, before, parent, layer, channels, **more):
         start = copy.deepcopy(parent.state_dict())
-        found = planted(worker, name, candidate, before, parent, layer, channels)
+        found = planted(worker, name, candidate, before, parent, layer, channels, **more)
         trial = name.partition("/")[0]
         seen.setdefault(trial, []).append((start, copy.deepcopy(found[1].state_dict()), parent))
         return found
@@ -226,3 +227,39 @@ def test_the_shipped_space_draws_networks_that_grow():
             name: width + more[name] for name, width in candidate.architecture.widths.items()
         }
         assert json.loads(json.dumps(candidate.grown.to_dict())) == candidate.grown.to_dict()
+
+
+def test_a_trial_whose_time_is_over_begins_no_further_phase_and_loses_none(tmp_path):
+    # Plain and in several pipelines, both tuned after their plants.
+    space = SPACE.replace("trial.number % 4", "3 - trial.number")
+    file = write_study(tmp_path, space, trials=2)
+    phases, over = [], [True]
+    kept = sampled._kept
+
+    def watched(worker, name, network, recipe, train, **more):
+        def counted():
+            phases.append(name)
+            return train()
+
+        return kept(worker, name, network, recipe, counted, **more)
+
+    only = ["recipe.epochs=1", "budget.hours=9"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampled, "_kept", watched)
+        # The teacher is trained in any case.
+        patch.setattr(worker_module.Worker, "pause", lambda self: over[0] and bool(phases))
+        for trial in ("s0000", "s0001"):
+            while not (tmp_path / "run" / "models" / trial).exists():
+                before = len(phases)
+                found = planter.search(file, out=tmp_path / "run", overrides=only)
+                assert len(phases) > before
+        over[0] = False
+        whole = planter.search(file, out=tmp_path / "whole", overrides=only)
+    once = phases[: len(phases) // 2]
+    assert once == phases[len(once) :]  # the same phases, each of them once
+    assert len(set(once)) == len(once)
+    assert len(once) >= 10
+    for points in (found["points"], whole["points"]):
+        for point in points:
+            del point["test_accuracy"]  # also read of what was on the front on the way
+    assert found["points"] == whole["points"]

@@ -181,6 +181,8 @@ def show(
         return
     if point is None:
         print_front(out, front, every=True)
+        if not front["points"]:
+            return
         told = f"\nnext: {command('show', run)} ID · {command('cost', run)}/ID"
         out.print(told, soft_wrap=True, markup=False)
         return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -14,9 +14,6 @@ from rich.table import Table
 from planter.cli.app import Set, StudyArgument, app, err, expanded, out, shown_path
 from planter.commands import command
 from planter.tables import duration, print_front
-
-if TYPE_CHECKING:
-    from planter.study import Study
 
 _SHOWN = 10
 
@@ -86,7 +83,8 @@ def search(
         )
         raise typer.Exit(130) from None
     except SearchFailedError as error:
-        print_front(out, error.front)
+        if error.front["points"]:
+            print_front(out, error.front)
         err.print(
             f"[red]failed:[/red] {escape(str(error))}\nlogs: {shown_path(run)}/trials/ID/log.txt",
             soft_wrap=True,
@@ -96,11 +94,12 @@ def search(
         err.print(
             f"[red]stopped:[/red] {escape(str(error))}\n"
             f"logs: {shown_path(run)}/trials/ID/log.txt; the same command goes on; a study that "
-            "has changed needs --accept-changes, or another name (--set name=...)",
+            f"has changed needs {error.changed}",
             soft_wrap=True,
         )
         raise typer.Exit(4) from None
-    print_front(out, front)
+    if front["points"]:
+        print_front(out, front)
     shown = shown_path(run)
     written = [
         "pareto.html",
@@ -112,14 +111,14 @@ def search(
         "models",
     ]
     there = [f for f in written if (run / f).exists()]
-    if there:
-        out.print(
-            f"\nwritten to {shown}: {', '.join(there)}\n"
-            f"next: {' · '.join(command(c, Path(shown)) for c in ('show', 'dashboard', 'report'))}",
-            soft_wrap=True,
-        )
+    out.print(f"\nwritten to {shown}: {', '.join(there)}", soft_wrap=True)
+    if front["points"]:
+        onward = " · ".join(command(c, Path(shown)) for c in ("show", "dashboard", "report"))
+        out.print(f"next: {onward}", soft_wrap=True)
     _say_what_failed(front, shown)
-    _end_unless_trained(read_study(study, given), front)
+    if front["outcome"]["exit_code"]:
+        err.print(front["outcome"]["reason"].partition(":")[0], soft_wrap=True, markup=False)
+        raise typer.Exit(front["outcome"]["exit_code"])
 
 
 def _say_what_failed(front: Mapping[str, Any], run: str) -> None:
@@ -132,23 +131,6 @@ def _say_what_failed(front: Mapping[str, Any], run: str) -> None:
         err.print(f"{more}logs: {run}/trials/ID/log.txt", soft_wrap=True, markup=False)
     for note in front["notes"]:
         err.print(note["text"], soft_wrap=True, markup=False)
-
-
-def _end_unless_trained(study: Study, front: Mapping[str, Any]) -> None:
-    """Ends with exit code 3 where nothing keeps to the bounds, and with 4 where nothing that was
-    asked for is trained, for which the front's notes say why."""
-    asked = front["points"]
-    if study.plant is not None or study.sample is not None:
-        asked = [point for point in asked if point["method"] in ("plant", "sample")]
-        if any(point["on_front"] for point in asked):
-            return
-        spent = any(note["about"] == "budget" for note in front["notes"])
-        if study.objectives.bounds.limits() and (asked or not spent):
-            err.print("nothing within the bounds")
-            raise typer.Exit(3)
-    if not asked and front["notes"]:
-        err.print("nothing that was asked for is trained")
-        raise typer.Exit(4)
 
 
 @app.command(epilog="Example: planter check studies/quickstart.yaml --json")

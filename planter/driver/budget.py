@@ -54,11 +54,15 @@ class Account:
         """Takes the hours as over, as a worker has: its clock may be ahead."""
         self._over = True
 
-    def write(self, *, now: bool = False) -> None:
-        """Writes the time into the books, if it is due or `now`."""
-        if now or time.monotonic() - self._written >= _WRITTEN_EVERY_S:
-            self._book.set_user_attr(_SECONDS, round(self._seconds(), 3))
-            self._written = time.monotonic()
+    @property
+    def due(self) -> bool:
+        """Whether the time is to be written again."""
+        return time.monotonic() - self._written >= _WRITTEN_EVERY_S
+
+    def write(self) -> None:
+        """Writes the time into the books."""
+        self._book.set_user_attr(_SECONDS, round(self._seconds(), 3))
+        self._written = time.monotonic()
 
     def _seconds(self) -> float:
         return self._before + time.monotonic() - self._began

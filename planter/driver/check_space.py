@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -75,7 +76,7 @@ def _try(drawn: Drawn, study: Study, data: Data, found: Findings) -> bool:
     limits = {k: v for k, v in study.objectives.bounds.limits().items() if k != LATENCY}
     drawn.within = 0 if limits else None
     beyond: list[Planned] = []
-    ends = time.monotonic() + _WEIGHED_S
+    ends = math.inf
     for params, candidate in _draws(drawn.space, study.seed):
         first = drawn.weighed < _CHECKED
         planned = _planned(candidate, study, data, check=first)
@@ -86,6 +87,8 @@ def _try(drawn: Drawn, study: Study, data: Data, found: Findings) -> bool:
         fits = not limits or _within(limits, planned, candidate)
         if limits and fits:
             drawn.within = (drawn.within or 0) + 1
+        if drawn.weighed == _CHECKED:  # full checks may take longer than all that follows
+            ends = time.monotonic() + _WEIGHED_S
         if len(drawn.networks) < _CHECKED and (fits or first):
             (drawn.networks if fits else beyond).append(planned)
         if drawn.weighed >= (_WEIGHED if limits else _CHECKED) or (

@@ -12,7 +12,7 @@ from typing import Any
 
 from optuna.storages import BaseStorage
 
-from planter.driver.jobs import SearchStoppedError
+from planter.driver.jobs import ANOTHER_NAME, SearchStoppedError
 from planter.driver.storage import METRICS, open_study
 from planter.study import Problem, StudyError
 
@@ -41,8 +41,7 @@ class Claim:
                     Problem(
                         "storage",
                         f"a study {name!r} that is begun in {begun['folder']} on {begun['host']}",
-                        "that run folder, or a copy of all of it (.id too); "
-                        "or another name (--set name=...)",
+                        f"that run folder, or a copy of all of it (.id too); or {ANOTHER_NAME}",
                     )
                 ],
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from planter.driver.read import run_study
 from planter.report import Comparison
 from planter.study import Study
 
-_NO_DIFFERENCE = ("name", "resources", "keep", "tensorboard", "storage")
+_NO_DIFFERENCE = ("name", "resources", "budget", "keep", "tensorboard", "storage")
 """Keys of a study that decide nothing of what its networks are."""
 
 
@@ -28,14 +29,17 @@ def compared(run: Path, other: Path) -> Comparison:
     """How a second run stands to a first: its random control where it is the same study with the
     random sampler. Raises ValueError for a folder that is no run."""
     studies = [run_study(folder) for folder in (run, other)]
+    images = [images_fingerprint(folder) for folder in (run, other)]
+    same_images = None not in images and images[0] == images[1]
     keys = [_flat(study) for study in studies]
+    if same_images:  # wherever they lie
+        for one in keys:
+            one.pop("data.root", None)
     apart = [
         (key, *(str(one.get(key, "nothing")) for one in keys))
         for key in sorted(set(keys[0]) | set(keys[1]))
         if keys[0].get(key) != keys[1].get(key)
     ]
-    images = [images_fingerprint(folder) for folder in (run, other)]
-    same_images = None not in images and images[0] == images[1]
     if not same_images:
         shown = [one or "not written down" for one in images]
         apart.insert(0, ("images and labels, by fingerprint", *shown))
@@ -72,4 +76,19 @@ def _flat(study: Study) -> dict[str, Any]:
             flat[place] = value
 
     add("", {k: v for k, v in study.model_dump().items() if k not in _NO_DIFFERENCE})
+    if study.sample is not None:
+        flat["sample.space"] = _space(study.sample.space)
     return flat
+
+
+def _space(place: str) -> str:
+    """A space by its function and what its file holds now, wherever it lies; by its place where it
+    is a shipped one or the file is gone."""
+    file, colon, function = place.rpartition(":")
+    try:
+        held = Path(file).read_bytes() if colon else None
+    except OSError:
+        held = None
+    if held is None:
+        return place
+    return f"{Path(file).name}:{function} ({hashlib.sha256(held).hexdigest()[:8]})"

@@ -69,6 +69,7 @@ class Documents:
         self._dropped: set[str] = set()
         self._failed: Mapping[str, str] = {}
         self._notes: Mapping[str, str] = {}
+        self._ended: Mapping[str, Any] | None = None
 
     def out_of_date(self) -> None:
         """Says that the books hold more than the documents."""
@@ -97,12 +98,17 @@ class Documents:
             log.warning("no space left in %s: pareto.json and others are not up to date", self._run)
 
     def report(
-        self, *, complete: bool, failed: Mapping[str, str], notes: Mapping[str, str]
+        self,
+        *,
+        complete: bool,
+        failed: Mapping[str, str],
+        notes: Mapping[str, str],
+        ended: Mapping[str, Any],
     ) -> dict[str, Any]:
-        """Reads the test data for what is reported and writes everything, with why trainings
-        `failed`, by trial, and `notes` of why there are no more, by what they are about; of a run
-        that is `complete`, what only a search needs is removed."""
-        self._failed, self._notes = failed, notes
+        """Reads the test data for what is reported and writes everything, with how the search
+        `ended`, why trainings `failed`, by trial, and `notes` of why there are no more, by what
+        they are about; of a run that is `complete`, what only a search needs is removed."""
+        self._failed, self._notes, self._ended = failed, notes, ended
         known = self._test_accuracies()
         if (test := self._data.test) is not None:
             for point in self._reported():
@@ -160,8 +166,8 @@ class Documents:
         began, self._late = time.monotonic(), False
         points = self._book.points
         self._drop_models(points)
-        if not points:
-            return
+        if not points and self._ended is None:
+            return  # nothing to read yet; at the end, why there is nothing
         known = self._test_accuracies() if test_accuracies is None else test_accuracies
         found = self._document(known)
         write_text(self._run / "pareto.json", json.dumps(found, indent=2) + "\n")
@@ -185,7 +191,8 @@ class Documents:
             data=self._data.account.document() if self._data.account is not None else None,
         )
         notes = [{"about": about, "text": text} for about, text in self._notes.items()]
-        return {**found, "failed": failed, "notes": notes}
+        ended = None if self._ended is None else dict(self._ended)
+        return {**found, "outcome": ended, "failed": failed, "notes": notes}
 
     def _unfinished(self) -> dict[str, tuple[int, float]]:
         return {} if self._sampling is None else self._sampling.unfinished()

@@ -19,7 +19,7 @@ import torch
 import yaml
 from filelock import BaseFileLock, FileLock, Timeout
 
-from planter.driver.jobs import seed_of
+from planter.driver.jobs import ANOTHER_NAME, seed_of
 from planter.front import write_text
 from planter.recipe import Augment
 from planter.study import Problem, Study, StudyError
@@ -103,8 +103,9 @@ def write_settings(
         log.warning(
             "%s was begun by an older planter, which scored networks with batch norm by statistics "
             "of images that were not augmented: its points of before are too low beside those to "
-            "come; another name (--set name=...) trains all of them alike",
+            "come; %s trains all of them alike",
             run,
+            ANOTHER_NAME,
         )
     write_text(run / "environment.json", json.dumps(environment, indent=2) + "\n")
 
@@ -162,7 +163,7 @@ def _refuse_changes(
             Problem(
                 "data",
                 _other_classes(names, class_names),
-                "the classes the run was begun with, or another name (--set name=...)",
+                f"the classes the run was begun with, or {ANOTHER_NAME}",
             )
         )
     if begun != fingerprint:
@@ -170,7 +171,7 @@ def _refuse_changes(
             Problem(
                 "data",
                 f"images or labels with fingerprint {fingerprint}",
-                f"those the run was begun with ({begun}), or another name (--set name=...)",
+                f"those the run was begun with ({begun}), or {ANOTHER_NAME}",
             )
         )
     changes = _changes(before, study)
@@ -179,7 +180,7 @@ def _refuse_changes(
             Problem(
                 "study",
                 f"other data, another seed or another teacher than begun here\n{changes}",
-                "the study as it was, or another name (--set name=...)",
+                f"the study as it was, or {ANOTHER_NAME}",
             )
         )
     elif changes and not accept_changes:
@@ -187,7 +188,7 @@ def _refuse_changes(
             Problem(
                 "study",
                 f"another study than the one begun here\n{changes}",
-                "the study as it was, another name (--set name=...), "
+                f"the study as it was, {ANOTHER_NAME}, "
                 "or --accept-changes to go on with the new one",
             )
         )
@@ -196,8 +197,7 @@ def _refuse_changes(
             Problem(
                 "objectives.bounds.latency_ms",
                 "other threads, another device or no such bound when this run was begun",
-                "networks timed alike: resources.cpu and gpu as they were, or another name "
-                "(--set name=...)",
+                f"networks timed alike: resources.cpu and gpu as they were, or {ANOTHER_NAME}",
             )
         )
     if problems:

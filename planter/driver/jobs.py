@@ -18,8 +18,17 @@ one's outcome by its id. Of a training that is to be compared before it goes on,
 was over, `paused`: where, in words."""
 
 
+ANOTHER_NAME = "another name (--set name=..., and another --out where one is given)"
+"""What a study needs that may not go on with a run; a run folder given by hand stays the same."""
+
+
 class SearchStoppedError(RuntimeError):
-    """The study cannot go on: a network all others need failed, or too many trials did."""
+    """The study cannot go on: a network all others need failed, or too many trials did.
+    `changed` says what it needs to go on when it has changed."""
+
+    def __init__(self, message: str, changed: str = f"--accept-changes, or {ANOTHER_NAME}") -> None:
+        super().__init__(message)
+        self.changed = changed
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 from optuna.trial import FixedTrial, FrozenTrial, TrialState
 
-from planter.driver.jobs import trial_id
+from planter.driver.jobs import ANOTHER_NAME
 from planter.driver.stopping import PARTIAL
 from planter.space import Space
 
@@ -16,6 +16,9 @@ IN_A_ROW = 100
 """Draws in a row that give nothing to train, after which a search draws no more."""
 REFUSED, REDRAWN = "refused", "redrawn"
 """Attributes of a row: by how much its networks miss the bounds; why else it was not trained."""
+
+RECIPES = "trained_under"
+"""Attribute of a row: the key of what its trial is trained under; rows of before have none."""
 
 BOUNDS, PRUNED, REPEATED = "beyond the bounds", "pruned by the space", "trained before"
 
@@ -53,11 +56,28 @@ class Streak:
         self._draws.clear()
         return lines
 
+    def kinds(self) -> frozenset[str]:
+        """What draws were refused for."""
+        return frozenset(kind for _, kind, _ in self._draws)
+
+    def advice(self) -> str:
+        """What helps, by the kinds of refusals."""
+        kinds = self.kinds()
+        return "; ".join(told for kind, told in _ADVICE.items() if kind in kinds)
+
     def why(self) -> str:
         """The kinds of refusals and their numbers, in words."""
         kinds = [kind for _, kind, _ in self._draws]
         counts = {kind: kinds.count(kind) for kind in (BOUNDS, PRUNED, REPEATED)}
         return ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+
+
+_ADVICE = {
+    BOUNDS: f"wider bounds let more through (with --accept-changes, or {ANOTHER_NAME})",
+    PRUNED: "the same command draws on when the space lets more through",
+    REPEATED: "a space with more in it gives more: the same command draws on where ranges of "
+    f"numbers have grown, choices that have changed need {ANOTHER_NAME}",
+}
 
 
 class Trained:
@@ -68,6 +88,7 @@ class Trained:
         self._rows: dict[str, list[FrozenTrial]] = {}
 
     def add(self, row: FrozenTrial) -> None:
+        self.drop(row)  # as it was read before it was taken up again
         self._rows.setdefault(_key(row.params), []).append(row)
 
     def read(self, row: FrozenTrial) -> None:
@@ -76,16 +97,20 @@ class Trained:
             self.add(row)
 
     def drop(self, row: FrozenTrial) -> None:
-        """The trial failed."""
+        """Forgets a trial, as one that failed."""
         rows = self._rows.get(_key(row.params), [])
         rows[:] = [other for other in rows if other.number != row.number]
 
-    def before(self, number: int, params: Mapping[str, Any], drawn: object) -> str | None:
-        """The id of an earlier trial of the same parameters for which the space gives the same, if
-        there is one: a space may look at a trial's number."""
+    def before(
+        self, number: int, params: Mapping[str, Any], drawn: object, recipes: str
+    ) -> FrozenTrial | None:
+        """An earlier trial of the same parameters for which the space gives the same, and that is
+        trained under the same `recipes`, if there is one: a space may look at a trial's number, and
+        a study may have changed."""
         for row in self._rows.get(_key(params), []):
-            if row.number < number and self._gave(row) == drawn:
-                return trial_id(row.number)
+            same = row.user_attrs.get(RECIPES, recipes) == recipes
+            if row.number < number and same and self._gave(row) == drawn:
+                return row
         return None
 
     def _gave(self, row: FrozenTrial) -> object:

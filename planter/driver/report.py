@@ -17,7 +17,7 @@ from planter.course import course
 from planter.describe import with_networks
 from planter.driver.compare import compared
 from planter.driver.read import opened, points_in, read_growth, run_study, standing, stopped_in
-from planter.front import Point, read_front, write_text
+from planter.front import Point, nothing_trained, read_front, write_text
 from planter.report import Facts, Importances, Report, page
 from planter.study import Study
 
@@ -33,10 +33,12 @@ def write_report(run: Path, control: Path | None = None, *, ended: bool = False)
 
     `control` is another run to lay beside it; by default the run NAME-random in the same folder, if
     there is one. `ended`: called by the search that is about to let go of the run. Raises
-    ValueError where a run cannot be read.
+    ValueError where a run cannot be read, or has no point.
     """
     study = run_study(run)
     front = read_front(run)
+    if nothing := nothing_trained(front):
+        raise ValueError("; ".join([*nothing, "expected a run with a point to report"]))
     reference = front["reference_point"]
     with opened(run, study) as storage:
         points = points_in(storage, study.name)

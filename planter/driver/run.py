@@ -9,8 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from optuna.storages import BaseStorage
-
 from planter.disk import is_full
 from planter.driver.budget import Account
 from planter.driver.check import Prepared, prepare, worker_count
@@ -24,7 +22,8 @@ from planter.driver.folder import (
     write_settings,
 )
 from planter.driver.jobs import Job, Outcome, SearchStoppedError
-from planter.driver.outcome import SearchFailedError, failure
+from planter.driver.outcome import SearchFailedError, ending
+from planter.driver.patience import PatientStorage
 from planter.driver.plain import Baselines, Teacher
 from planter.driver.rounds import Rounds
 from planter.driver.sampling import Sampling
@@ -80,8 +79,10 @@ def search(
     disk stayed full or another driver took over, KeyboardInterrupt on Ctrl-C; the same call goes on
     from what is finished. Raises SearchFailedError, a SearchStoppedError, at the end of a search
     of which nothing came: every sampled trial, every plant, or of a study of baselines alone every
-    baseline failed; what else was trained is reported, and in its `front`. Single trainings that
-    failed are listed under `failed`, with the reason.
+    baseline failed, or no draw of the space gave a network to train; what else was trained is
+    reported, and in its `front`. Where nothing keeps to the bounds, or the budget is used up before
+    anything that was asked for is trained, `outcome` of what is returned says so (docs/spaces.md).
+    Single trainings that failed are listed under `failed`, with the reason.
     """
     source = None
     if not isinstance(study, Study):
@@ -133,10 +134,11 @@ class _Search:
         study: Study,
         run: Path,
         prepared: Prepared,
-        storage: BaseStorage,
+        storage: PatientStorage,
         claim: Claim,
         observe: Observer,
     ) -> None:
+        self._wait_no_longer = storage.wait_no_longer
         self._study = study
         self._claim = claim
         self._run = run
@@ -209,14 +211,14 @@ class _Search:
                 self._train_here()
             else:
                 self._train_on_ray(ray_address)
-            self._account.write(now=True)
-        except KeyboardInterrupt:
-            self._account.write(now=True)
+        except BaseException:
+            self._wait_no_longer()
             raise
         finally:
             with suppress(SearchStoppedError):  # another driver may have the folder by now
+                self._claim.check()
+                self._account.write()
                 if self._documents.late:
-                    self._claim.check()
                     self._documents.refresh()
         self._schedule.stop_if_hopeless()
         if (open_ := self._schedule.left()) and (spent := self._schedule.spent()):
@@ -238,7 +240,8 @@ class _Search:
         )
 
     def _train_here(self) -> None:
-        worker = replace(self._worker, data=self._worker.data.to(self._worker.device))
+        data = self._worker.data.to(self._worker.device)
+        worker = replace(self._worker, data=data, tick=self._count_time)
         with threads_of_torch(self._study.resources.cpu):
             while (job := self.next()) is not None:
                 outcome = worker.do(job)
@@ -249,12 +252,20 @@ class _Search:
 
     def complete(self) -> bool:
         """Whether all is trained. Ray asks all the time, also while every worker is busy."""
+        self._count_time()
         self._write_if_due()
         return self._schedule.complete()
 
+    def _count_time(self) -> None:
+        """Writes the time into the books where it is due, also in the middle of a training: a
+        driver that is killed then has used it all the same."""
+        if self._account.due:
+            self._claim.check()
+            self._account.write()
+
     def next(self) -> Job | None:
         self._claim.check()
-        self._account.write()
+        self._count_time()
         job = self._schedule.next()
         self._tell_notices()
         if job is not None:
@@ -273,7 +284,7 @@ class _Search:
 
     def finish(self, job: Job, outcome: Outcome) -> None:
         self._claim.check()
-        self._account.write()
+        self._count_time()
         again = self._schedule.finish(job, outcome)
         if "paused" in outcome:
             self._account.close()
@@ -317,11 +328,20 @@ class _Search:
             notes["sample"] = self._sampling.ended
         if self._schedule.left() and (spent := self._schedule.spent()):
             notes["budget"] = f"{spent}: with more of it the same command goes on"
-        found = self._documents.report(
-            complete=not self._schedule.left(), failed=failed, notes=notes
+        ended = ending(
+            self._study,
+            self._book.points,
+            failed,
+            in_vain=notes.get("sample"),
+            refused=self._sampling.refused if self._sampling is not None else (),
+            spent=notes.get("budget"),
         )
-        if (why := failure(self._study, self._book.points, failed)) is not None:
-            raise SearchFailedError(why, found)
+        found = self._documents.report(
+            complete=not self._schedule.left(), failed=failed, notes=notes, ended=ended.document()
+        )
+        if ended.kind == "failed":
+            assert ended.reason is not None
+            raise SearchFailedError(ended.reason, found)
         return found
 
     def _write_if_due(self) -> None:

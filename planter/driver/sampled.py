@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import math
 from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 from planter.arch import Architecture
 from planter.assembly import build
 from planter.backbones import StagedNet, with_data_options
+from planter.checkpoint import read_training, write_training
 from planter.driver.jobs import Job, Outcome, seed_of
 from planter.driver.networks import recipes_of
 from planter.driver.plants import measured
@@ -26,7 +29,7 @@ from planter.planting import live_channels, plant, train_plant
 from planter.recipe import Recipe
 from planter.space import Candidate, load_space
 from planter.study import Plant
-from planter.train import Batch, evaluate, recalibrate_batchnorm_
+from planter.train import Batch, PausedError, evaluate, recalibrate_batchnorm_
 
 if TYPE_CHECKING:
     from planter.driver.worker import Worker
@@ -61,13 +64,21 @@ def sample(worker: Worker, job: Job) -> Outcome:
     if until < recipes.network.epochs:
         return _partial(worker, job, candidate, start, network, recipes.network, until)
     _check_plants(worker, job, candidate, start, network)
-    trained = _trained(worker, job.id, candidate, start, network, recipes.network)
+    phases = 1 + len(candidate.plants) + (recipes.again is not None)
+    trained = _trained(worker, job.id, candidate, start, network, recipes.network, last=phases == 1)
     network, macs = trained.network, trained.macs
     architecture, reseeded = start, 0
     for number, (layer, channels) in enumerate(candidate.plants, 1):
         name = f"{job.id}/plant{number}"
         architecture, network, more, again = _planted(
-            worker, name, candidate, architecture, network, layer, channels
+            worker,
+            name,
+            candidate,
+            architecture,
+            network,
+            layer,
+            channels,
+            last=number + 1 == phases,
         )
         macs += more
         reseeded += again
@@ -150,8 +161,11 @@ def _trained(
     network: nn.Module,
     recipe: Recipe,
     until: int | None = None,
+    *,
+    last: bool = True,
 ) -> _Trained:
-    """The network trained, in the candidate's kernels, to the end or `until` an epoch."""
+    """The network trained, in the candidate's kernels, to the end or `until` an epoch; unless it is
+    the `last` phase of its trial, see `_kept`."""
     ways = network if isinstance(network, Pipelines) else Pipelines(_staged(network), {})
     if candidate.kernels is not None:
         expand_kernels_(ways, candidate.kernels, seed=seed_of(worker.study.seed, name))
@@ -161,7 +175,11 @@ def _trained(
         assert isinstance(model, Pipelines)
         return candidate.loss(model, batch)
 
-    worker.fit(name, ways, loss, recipe, guided=candidate.guided, until=until)
+    def train() -> int:
+        worker.fit(name, ways, loss, recipe, guided=candidate.guided, until=until)
+        return 0
+
+    _kept(worker, name, ways, recipe, train, last=last)
     collapse_kernels_(ways)
     total = joint_macs(cost(architecture), candidate.trained)
     done = recipe.model_copy(update={"epochs": until or recipe.epochs})
@@ -180,9 +198,12 @@ def _planted(
     parent: nn.Module,
     layer: str,
     channels: int,
+    *,
+    last: bool,
 ) -> tuple[Architecture, nn.Module, int, bool]:
     """The network with one more plant, which alone is trained; multiply-adds; whether it had to be
-    planted once more, because no channel answered to any image."""
+    planted once more, because no channel answered to any image. Unless it is the `last` phase of
+    its trial, see `_kept`."""
     macs = 0
     batch = measured(worker, guided=candidate.guided)
 
@@ -204,13 +225,43 @@ def _planted(
             images=batch.images,
             loss=loss,
         )
-        macs += _train_plant(worker, attempt, candidate, before, parent, architecture, child)
+        macs += _kept(
+            worker,
+            attempt,
+            child,
+            recipes_of(candidate, worker.study).plants,
+            partial(_train_plant, worker, attempt, candidate, before, parent, architecture, child),
+            last=last,
+        )
         base = child.detach("base") if isinstance(child, Pipelines) else child
         live = live_channels(base, layer, before.widths[layer], worker.data.train)
         if live != 0:
             break
         log.warning("%s: no channel planted in %s answers to any image", attempt, layer)
     return architecture, child, macs, attempt != name
+
+
+def _kept(
+    worker: Worker,
+    name: str,
+    network: nn.Module,
+    recipe: Recipe,
+    train: Callable[[], int],
+    *,
+    last: bool,
+) -> int:
+    """The multiply-adds that `train` counts, which trains the network in place. Where the time is
+    over then and it is not the `last` phase of its trial, no further one begins: PausedError is
+    raised, and the network is on disk, to be taken up by the same call without training."""
+    file = worker.checkpoint_of(f"{name}/trained")
+    if (state := read_training(file)) is not None:
+        network.load_state_dict(state["model"])
+        return int(state["macs"])
+    macs = train()
+    if not last and worker.pause():
+        write_training(file, {"model": network.state_dict(), "macs": macs})
+        raise PausedError(recipe.epochs, recipe.epochs)
+    return macs
 
 
 def _train_plant(

@@ -10,6 +10,7 @@ import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from planter import checkpoint
 from planter.data import Data
 from planter.driver.bounds import LATENCY, Latencies
 from planter.driver.jobs import (
@@ -26,6 +27,7 @@ from planter.driver.redraws import (
     BOUNDS,
     IN_A_ROW,
     PRUNED,
+    RECIPES,
     REDRAWN,
     REFUSED,
     REPEATED,
@@ -101,6 +103,7 @@ class Sampling:
         self._streak = Streak()
         self._trained = Trained(space)
         self.ended: str | None = None
+        self.refused: frozenset[str] = frozenset()
         self.notices: list[str] = []
         self._stopped: list[str] = []
         self._left: dict[str, tuple[int, float]] = {}
@@ -229,9 +232,9 @@ class Sampling:
         """Ends the drawing where nothing to train comes of it."""
         self.ended = (
             f"sampling ends with {self._counted} of {self._trials} trials: of {IN_A_ROW} draws in "
-            f"a row none gave a network to train ({self._streak.why()}); a larger space or wider "
-            "bounds give more, the same command draws on"
+            f"a row none gave a network to train ({self._streak.why()}); {self._streak.advice()}"
         )
+        self.refused = self._streak.kinds()
         self.notices += [*self._streak.end(), self.ended]
         self._stop_the_rest()
 
@@ -283,9 +286,13 @@ class Sampling:
         where it failed."""
         try:
             candidate: Candidate = self._space(trial)
-            first = self._trained.before(trial.number, trial.params, candidate)
+            recipes = self._recipes(candidate)
+            first = self._trained.before(trial.number, trial.params, candidate, recipes)
             if first is not None:
-                self._redraw(trial, REPEATED, f"the network of {first} once more")
+                for bound, value in first.constraints.items():  # it is the same network
+                    trial.set_constraint(bound, value)
+                why = f"the network of {trial_id(first.number)} once more"
+                self._redraw(trial, REPEATED, why)
                 return None
             architecture = candidate_architecture(candidate, self._settings, self._data)
             # One cut off when it was timed is judged by what was measured then.
@@ -319,6 +326,7 @@ class Sampling:
             ]
             self._redraw(trial, BOUNDS, f"beyond {', '.join(misses)}", weighed.beyond)
             return None
+        trial.set_user_attr(RECIPES, recipes)
         row = self._study._storage.get_trial(trial._trial_id)
         chosen: dict[str, Any] = {
             "network": architecture.key(),
@@ -333,6 +341,15 @@ class Sampling:
         self._trained.add(row)
         self._handed[job.id] = row
         return job
+
+    def _recipes(self, candidate: object) -> str:
+        """The key of what a candidate is trained under; empty of anything else."""
+        if not isinstance(candidate, Candidate):
+            return ""
+        every = recipes_of(candidate, self._settings)
+        plants = every.plants if candidate.plants else None
+        each = [every.network, plants, every.again]
+        return checkpoint.content_key([r.model_dump() if r is not None else None for r in each])
 
     def _redraw(
         self, trial: Trial, kind: str, reason: str, beyond: Mapping[str, float] | None = None

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
-from planter.driver.jobs import Job, Outcome, Proposer, SearchStoppedError
+from planter.driver.jobs import ANOTHER_NAME, Job, Outcome, Proposer, SearchStoppedError
 from planter.driver.plain import Baselines, Teacher
 from planter.driver.rounds import Rounds
 from planter.driver.sampling import Sampling
@@ -161,7 +161,11 @@ class Schedule:
     def stop_if_hopeless(self) -> None:
         """Raises SearchStoppedError where the teacher or too many trials have failed."""
         if self.teacher is not None and self.teacher.error is not None:
-            raise SearchStoppedError(f"the teacher failed: {self.teacher.error}")
+            # Points of before and after another teacher could not stand on one front.
+            raise SearchStoppedError(
+                f"the teacher failed: {self.teacher.error}",
+                f"{ANOTHER_NAME} where `teacher` did, else --accept-changes",
+            )
         failed = self.failed() - self._failed_before
         if failed > self.max_failures:
             raise SearchStoppedError(

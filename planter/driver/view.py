@@ -19,7 +19,7 @@ from optuna.study._frozen import FrozenStudy
 from optuna.trial import FrozenTrial
 
 from planter.driver.notes import learning_curve, study_note, study_picture, study_plots
-from planter.front import read_front
+from planter.front import nothing_trained, read_front
 
 _FILES = ("metrics.jsonl", "log.txt")
 _KINDS = {".json": "application/json", ".svg": "image/svg+xml", ".txt": "text/plain"}
@@ -166,6 +166,8 @@ class DashboardView(BaseStorage):
     def _drawn(self) -> dict[str, Any]:
         try:
             front = read_front(self._run)
+            if nothing := nothing_trained(front):
+                return {_NOTE: 1, "dashboard:note_str:0": "\n\n".join(nothing)}
             plots = study_plots(self._run, front, self._storage)
         except ValueError as error:  # damaged, or older: Optuna's own pages stand all the same
             return {_NOTE: 1, "dashboard:note_str:0": f"{error}\n"}

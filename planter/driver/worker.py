@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -47,12 +47,19 @@ from planter.train import Batch, Epoch, PausedError, evaluate, fit, predict, vie
 log = logging.getLogger(__name__)
 _LOGITS = "logits.safetensors"
 _CHECKPOINT = "checkpoint.pt"
+_WAITED_S = 1.0
+"""For a lock, before it is asked whether to wait on."""
+
+
+def _nothing() -> None:
+    """No driver's books to keep."""
 
 
 @dataclass
 class Worker:
     """Everything a training needs beside its job: the study, its run folder and its images. The
-    network of `teacher_trial` is the one that others learn from."""
+    network of `teacher_trial` is the one that others learn from. `tick` is called after epochs, of
+    a worker in the driver's process, and when it waits."""
 
     study: Study
     run: Path
@@ -61,6 +68,7 @@ class Worker:
     teachers: Path
     device: str = "cpu"
     teacher_trial: str = "teacher"
+    tick: Callable[[], None] = _nothing
     _ends: float | None = None
 
     _plant = plant_round
@@ -141,7 +149,7 @@ class Worker:
         ]
         key = checkpoint.content_key(settings)
         folder = self.teachers / key
-        with _locked(self.teachers / f"{key}.lock"):
+        with _locked(self.teachers / f"{key}.lock", self._pause_before(recipe)):
             drop_half_written(self.teachers, key)
             if folder.is_dir():
                 try:
@@ -151,6 +159,7 @@ class Worker:
                 else:
                     log.info("teacher %s was trained before: %s", key, folder)
                     return network
+            self._pause_before(recipe)()  # the hours may have ended while another had the lock
             network = build_network(architecture, seed=seed).to(self.device)
             part = self.teachers / f"{key}.part"
             fit(
@@ -236,7 +245,17 @@ class Worker:
 
     def pause(self) -> bool:
         """Whether the training at hand is to end at its next checkpoint."""
+        self.tick()
         return self._ends is not None and time.time() >= self._ends
+
+    def _pause_before(self, recipe: Recipe) -> Callable[[], None]:
+        """Raises PausedError once the time is over."""
+
+        def check() -> None:
+            if self.pause():
+                raise PausedError(0, recipe.epochs)
+
+        return check
 
     def fit(
         self,
@@ -400,11 +419,17 @@ class Worker:
         return epochs_to(self.run / "trials" / trial / "metrics.jsonl")
 
 
-def _locked(file: Path) -> AbstractContextManager[Any]:
-    """A lock on a file, taken now and held until the context is left."""
+def _locked(file: Path, waiting: Callable[[], None] | None = None) -> AbstractContextManager[Any]:
+    """A lock on a file, taken now and held until the context is left. While another has it,
+    `waiting` is called every second, and may raise."""
 
     def acquired() -> AbstractContextManager[Any]:
         file.parent.mkdir(parents=True, exist_ok=True)
+        while waiting is not None:
+            try:
+                return FileLock(file).acquire(timeout=_WAITED_S)
+            except Timeout:
+                waiting()
         return FileLock(file).acquire()
 
     return when_there_is_space(acquired, file.parent)
