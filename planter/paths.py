@@ -21,9 +21,10 @@ def user_path(text: str | Path, base: str | Path = "") -> Path:
     Raises ValueError for a variable that is not set, by its name, and for the home of a user who
     is not there.
     """
-    written, as_written = os.fspath(text), Path(base, text)
     if isinstance(text, Path) and text.is_absolute():
         return text
+    written = _encodable(os.fspath(text))
+    as_written = Path(base, written)
     if not ("$" in written or written.startswith("~")) or os.path.lexists(as_written):
         return as_written
 
@@ -42,3 +43,13 @@ def user_path(text: str | Path, base: str | Path = "") -> Path:
     except RuntimeError as error:
         raise ValueError(f"{written}: {error}; write the folder instead of {first}") from error
     return Path(base, home + slash + _VARIABLE.sub(value, rest))
+
+
+def _encodable(text: str) -> str:
+    """The text of a UTF-8 file as a name that this process can give to the system, also in a locale
+    without its letters: names of files are UTF-8 there as anywhere."""
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        return os.fsdecode(text.encode())
+    return text

@@ -228,8 +228,8 @@ def test_a_write_that_fails_leaves_the_old_text_and_no_other_file(tmp_path, monk
     file = tmp_path / "pareto.json"
     file.write_text("old")
     if failing == "write":
-        with pytest.raises(UnicodeEncodeError):
-            write_text(file, "half\udc80")  # a lone surrogate has no UTF-8 form
+        with pytest.raises(TypeError):
+            write_text(file, b"no text")
     else:
 
         def full(descriptor):
@@ -240,6 +240,11 @@ def test_a_write_that_fails_leaves_the_old_text_and_no_other_file(tmp_path, monk
             write_text(file, "new")
     assert file.read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["pareto.json"]
+
+
+def test_what_has_no_utf8_form_is_written_escaped(tmp_path):
+    write_text(tmp_path / "a.txt", "half\udc80 ü")  # a name of a file that is no UTF-8
+    assert (tmp_path / "a.txt").read_bytes() == "half\\udc80 ü".encode()
 
 
 def test_the_old_text_stands_until_the_new_one_is_synced(tmp_path, monkeypatch):

@@ -93,19 +93,29 @@ def test_one_success_makes_one_and_what_failed_is_listed(
     assert json.loads((tmp_path / "run" / "pareto.json").read_text())["failed"] == [one]
 
 
-def test_sampled_trials_that_all_fail_are_no_success_whatever_else_is_trained(
+def test_sampled_trials_that_all_fail_are_listed_beside_plants_that_did_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, run = write(tmp_path, STUDY + SAMPLE), tmp_path / "run"
+    failing(monkeypatch, "s")
+    found = planter.search(file, out=run, overrides=[PLANT])
+    assert {point["method"] for point in found["points"]} == {"plant", "baseline"}
+    assert [one["trial"] for one in found["failed"]] == ["s0000", "s0001"]
+    assert found["outcome"]["exit_code"] == 0
+
+
+def test_sampled_trials_that_all_fail_are_no_success_whatever_baselines_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file, run = write(tmp_path, STUDY + SAMPLE), tmp_path / "run"
     failing(monkeypatch, "s")
     with pytest.raises(SearchFailedError, match="every sampled trial failed") as caught:
-        planter.search(file, out=run, overrides=[PLANT])
-    methods = {point["method"] for point in caught.value.front["points"]}
-    assert methods == {"plant", "baseline"}
+        planter.search(file, out=run)
+    assert {point["method"] for point in caught.value.front["points"]} == {"baseline"}
     # What it advises, followed.
     assert "--set sample.trials=4" in str(caught.value)
     monkeypatch.undo()
-    found = planter.search(file, out=run, overrides=[PLANT, "sample.trials=4"])
+    found = planter.search(file, out=run, overrides=["sample.trials=4"])
     assert sum(point["method"] == "sample" for point in found["points"]) == 2
     assert len(found["failed"]) == 2
 

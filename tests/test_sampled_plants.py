@@ -181,7 +181,8 @@ from planter import Architecture, Candidate
 
 
 def space(trial):
-    return Candidate(Architecture("densenet", {"stem": 4, "growth": 2}, {"depth": 7}),
+    stem = trial.suggest_int("stem", 4, 8)
+    return Candidate(Architecture("densenet", {"stem": stem, "growth": 2}, {"depth": 7}),
                      plants=[("growth", 1)])
 """
     monkeypatch.setattr(

@@ -104,6 +104,11 @@ def train_on_ray(
 @contextlib.contextmanager
 def _ray(folder: Path, worker: Worker, workers: int, address: str | None) -> Iterator[None]:
     """Ray, started for this search alone and bound to the loopback, or the cluster at `address`."""
+    if os.getcwd().encode("utf-8", "ignore").decode() != os.getcwd():
+        raise ValueError(
+            "Ray cannot work in a folder whose name this locale cannot read: LC_ALL=C.UTF-8, or "
+            "train in this process (--workers 0)"
+        )
     with _left_as_found():
         _configure(worker, workers, address)
         import ray

@@ -17,9 +17,8 @@ _CHANGED = f"A study that has changed needs --accept-changes, or {ANOTHER_NAME}.
 
 
 class SearchFailedError(SearchStoppedError):
-    """The search has ended and is reported, but of a kind that was asked for nothing is trained:
-    all of it failed, or no draw gave a network to train. `front` is what `search` would have
-    returned."""
+    """The search has ended and is reported, but nothing of what was asked for is trained: all of it
+    failed, or no draw gave a network to train. `front` is what `search` would have returned."""
 
     def __init__(self, message: str, front: dict[str, Any]) -> None:
         super().__init__(message)
@@ -32,7 +31,7 @@ class Ending:
 
     `trained`: something of what was asked for is, whatever else is left; `beyond_bounds`: nothing
     keeps to the bounds; `budget`: it was used up before anything that was asked for was trained;
-    `failed`: of a kind that was asked for nothing is trained, for another reason than these. The
+    `failed`: nothing of what was asked for is trained, for another reason than these. The
     `exit_code` is that of the command, `reason` why it is not 0.
     """
 
@@ -59,15 +58,18 @@ def ending(
     are the reasons by trial; `in_vain` says why no more was drawn, `refused` for what (see
     `redraws`); `spent` what of the budget is used up while something is left to train.
     """
-    failures = _failures(study, points, failed)
-    sampled = any(point.method == "sample" for point in points)
-    drawn_in_vain = in_vain is not None and not sampled and BOUNDS not in refused
+    searching = study.plant is not None or study.sample is not None
+    # The start of planting is trained before anything is searched for.
+    searched = any(point.searched and point.trial != START for point in points)
+    failures = _failures(study, points, failed) if not searched else []
+    drawn_in_vain = in_vain is not None and not searched and BOUNDS not in refused
     if drawn_in_vain and not any(name.startswith("s") for name in failed):
         failures.append(f"no sampled trial is trained: {in_vain}")
     if failures:
-        return Ending("failed", 4, "\n".join([*failures, _CHANGED]))
+        why = "; ".join(failures)
+        told = f"every searched trial failed: {why}" if searching else why
+        return Ending("failed", 4, f"{told}\n{_CHANGED}")
     limits = study.objectives.bounds.limits()
-    searching = study.plant is not None or study.sample is not None
     asked = [point for point in points if point.searched or not searching]
     if asked if not (searching and limits) else front_of(asked, limits):
         return Ending("trained", 0)

@@ -78,7 +78,7 @@ def search(
     SearchStoppedError where the teacher or too many trials failed, the storage stayed away, the
     disk stayed full or another driver took over, KeyboardInterrupt on Ctrl-C; the same call goes on
     from what is finished. Raises SearchFailedError, a SearchStoppedError, at the end of a search
-    of which nothing came: every sampled trial, every plant, or of a study of baselines alone every
+    of which nothing came: all sampled trials and plants, or of a study of baselines alone every
     baseline failed, or no draw of the space gave a network to train; what else was trained is
     reported, and in its `front`. Where nothing keeps to the bounds, or the budget is used up before
     anything that was asked for is trained, `outcome` of what is returned says so (docs/spaces.md).
