@@ -19,8 +19,7 @@ from planter.backbones import convolutions, find_builder, full_widths, is_known
 from planter.data import TORCHVISION, Data, load_data
 from planter.driver.bounds import LATENCY, Latencies, limits_of
 from planter.driver.check_space import Drawn, check_space
-from planter.driver.findings import NO_TEACHER
-from planter.driver.findings import Findings as _Findings
+from planter.driver.findings import NO_TEACHER, Findings
 from planter.driver.growable import Hindrance, hindrance
 from planter.driver.importable import REMEDY, only_here
 from planter.driver.networks import (
@@ -39,7 +38,6 @@ from planter.space import Space, load_space
 from planter.study import Network, Plant, Study, StudyError, Teacher, Widths
 
 log = logging.getLogger(__name__)
-_DRAWS = 8
 _Result = TypeVar("_Result")
 
 
@@ -71,7 +69,7 @@ def prepare(study: Study, *, elsewhere: bool = False, begun: bool = False) -> Pr
     `elsewhere` says that other machines train, whose GPUs this one knows nothing of. Raises
     StudyError with every problem found.
     """
-    found = _Findings()
+    found = Findings()
     _whole(study, found)
     if study.resources.gpu and not elsewhere and not torch.cuda.is_available():
         found.add("resources.gpu", study.resources.gpu, "0: this machine has no GPU torch can use")
@@ -137,7 +135,7 @@ def worker_count(study: Study) -> int:
     return max(cores // resources.cpu, 1)
 
 
-def _data(study: Study, found: _Findings) -> Data | None:
+def _data(study: Study, found: Findings) -> Data | None:
     settings = study.data
     place, got = "data", settings.name
     if settings.name in (*TORCHVISION, "folder"):
@@ -154,13 +152,13 @@ def _data(study: Study, found: _Findings) -> Data | None:
     return found.attempt(place, got, loaded)
 
 
-def _storage(study: Study, found: _Findings) -> None:
+def _storage(study: Study, found: Findings) -> None:
     """A database nobody can open is told before there is a run folder."""
     if (url := study.storage) is not None:
         found.attempt("storage", url, partial(check_url, url))
 
 
-def _crops(study: Study, data: Data, found: _Findings) -> None:
+def _crops(study: Study, data: Data, found: Findings) -> None:
     """Crops that could miss the whole image."""
     recipes: dict[str, Recipe | None] = {"recipe": study.recipe}
     if study.teacher is not None:
@@ -175,7 +173,7 @@ def _crops(study: Study, data: Data, found: _Findings) -> None:
             found.add(f"{place}.augment.crop", recipe.augment.crop, expected)
 
 
-def _names(study: Study, found: _Findings) -> None:
+def _names(study: Study, found: Findings) -> None:
     """What can be said of builders, widths and files without the data."""
     sections: list[tuple[str, Network, Widths | None]] = [
         (f"baselines.{i}", baseline, baseline.widths) for i, baseline in enumerate(study.baselines)
@@ -202,7 +200,7 @@ def _names(study: Study, found: _Findings) -> None:
         )
 
 
-def _whole(study: Study, found: _Findings) -> None:
+def _whole(study: Study, found: Findings) -> None:
     """What concerns several sections at once."""
     if study.plant is None and study.sample is None and not study.baselines:
         found.add("study", "nothing to train", "at least one of plant, sample and baselines")
@@ -221,7 +219,7 @@ def _network(
     widths: int | dict[str, int] | None,
     data: Data,
     place: str,
-    found: _Findings,
+    found: Findings,
 ) -> Architecture | None:
     def built() -> Architecture:
         if not callable(find_builder(builder_of(study, section)).function):
@@ -257,7 +255,7 @@ def _saved(folder: str) -> tuple[Architecture, dict[str, Any]]:
         ) from error
 
 
-def _teacher(study: Study, data: Data, fingerprint: str, found: _Findings) -> Architecture | None:
+def _teacher(study: Study, data: Data, fingerprint: str, found: Findings) -> Architecture | None:
     settings = study.teacher
     if settings is None:
         return None
@@ -323,7 +321,7 @@ def _teacher(study: Study, data: Data, fingerprint: str, found: _Findings) -> Ar
     return architecture
 
 
-def _layers(study: Study, start: Architecture, found: _Findings) -> list[str]:
+def _layers(study: Study, start: Architecture, found: Findings) -> list[str]:
     assert study.plant is not None
     place, layers = "plant.layers", study.plant.layers
     if layers == []:
@@ -352,7 +350,7 @@ def _layers(study: Study, start: Architecture, found: _Findings) -> list[str]:
     return list(layers)
 
 
-def _plant_kernels(settings: Plant, start: Architecture, found: _Findings) -> None:
+def _plant_kernels(settings: Plant, start: Architecture, found: Findings) -> None:
     def checked() -> None:
         form = form_of(settings.kernels or "plain")
         if form is not None and not isinstance(form, KernelFilter | DOConv):
@@ -366,7 +364,7 @@ def _plant_kernels(settings: Plant, start: Architecture, found: _Findings) -> No
 
 
 def _importable(
-    study: Study, networks: dict[str, Planned], found: _Findings, *, elsewhere: bool
+    study: Study, networks: dict[str, Planned], found: Findings, *, elsewhere: bool
 ) -> None:
     """Builders that live in this process alone: no worker could build their networks."""
     places = {"teacher": "teacher", "start": "plant"}
@@ -390,7 +388,7 @@ def _reference(
     study: Study,
     data: Data,
     networks: dict[str, Planned],
-    found: _Findings,
+    found: Findings,
 ) -> list[float]:
     """The point hypervolume is measured from: chance accuracy and the teacher's macs."""
     macs = study.objectives.macs_reference
