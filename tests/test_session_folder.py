@@ -148,3 +148,45 @@ def test_a_search_with_workers_runs_below_a_long_tmpdir_and_leaves_nothing(tmp_p
     assert list(long.glob("planter-*")) == []
     mine = [p for place in places() for p in place.glob(f"planter-{os.getpid()}-*")]
     assert mine == []
+
+
+USED_BEFORE = """
+import os, sys
+import ray
+import planter
+
+def use_ray():
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    assert ray.get(ray.remote(lambda: 1).remote()) == 1
+    ray.shutdown()
+
+def search(run):
+    print([point["id"] for point in planter.search("study.yaml", out=run)["points"]])
+
+if __name__ == "__main__":
+    search("imported-before")
+    use_ray()
+    search("used-before")
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "5" * 64}
+    use_ray()
+    search("used-with-a-token-before")
+    assert os.environ["RAY_AUTH_TOKEN"] == "5" * 64
+    use_ray()
+"""
+
+
+def test_a_process_that_uses_ray_itself_searches_in_between(tmp_path):
+    """Ray reads its token once a process, when it is imported or first used."""
+    (tmp_path / "study.yaml").write_text(STUDY, encoding="utf-8")
+    (tmp_path / "script.py").write_text(USED_BEFORE, encoding="utf-8")
+    answer = subprocess.run(
+        [sys.executable, "script.py"],
+        cwd=tmp_path,
+        env={k: v for k, v in os.environ.items() if not k.startswith("RAY_")},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.count("['b-width2/base']") == 3

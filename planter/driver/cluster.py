@@ -51,8 +51,6 @@ _ENVIRONMENT = {
     "TUNE_STATE_REFRESH_PERIOD": "1000000000",
     "TUNE_WARN_THRESHOLD_S": "1000",
 }
-_TOKEN = secrets.token_hex(32)
-"""Of this process: Ray keeps the first one it sees, and a second search would not get in."""
 _TRAINING = "planter.driver.tune"
 _LOGGERS = ("ray", "ray.tune", "ray.train", "ray.data")
 _STORE_AT_LEAST = 150 * 2**20
@@ -113,6 +111,7 @@ def _ray(folder: Path, worker: Worker, workers: int, address: str | None) -> Ite
         _configure(worker, workers, address)
         import ray
 
+        _read_settings_again()
         # Before Ray's processes compete for the cores with it.
         importlib.import_module(_TRAINING)
 
@@ -154,6 +153,16 @@ def _left_as_found() -> Iterator[None]:
         for name in set(os.environ) - set(environment):
             del os.environ[name]
         os.environ.update(environment)
+        _read_settings_again()
+
+
+def _read_settings_again() -> None:
+    """Ray reads its settings from the environment once a process: a caller who imported or used Ray
+    before has had them read, and is not to find the token of this search afterwards."""
+    from ray._raylet import AuthenticationTokenLoader, Config
+
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _configure(worker: Worker, workers: int, address: str | None) -> None:
@@ -167,7 +176,7 @@ def _configure(worker: Worker, workers: int, address: str | None) -> None:
         # On Linux only this makes Ray take 127.0.0.1 for the address of its node.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ["RAY_AUTH_TOKEN"] = _TOKEN
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
         # Ray's processes import what trains when they start, not when they get their first job.
         os.environ.setdefault("RAY_preload_python_modules", _TRAINING)
     else:
