@@ -159,10 +159,9 @@ def _left_as_found() -> Iterator[None]:
 def _read_settings_again() -> None:
     """Ray reads its settings from the environment once a process: a caller who imported or used Ray
     before has had them read, and is not to find the token of this search afterwards."""
-    from ray._raylet import AuthenticationTokenLoader, Config
-
-    Config.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()
+    compiled = importlib.import_module("ray._raylet")  # its types are not declared
+    compiled.Config.initialize("")
+    compiled.AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _configure(worker: Worker, workers: int, address: str | None) -> None:
