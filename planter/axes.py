@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from planter.methods import is_searched
 from planter.pareto import pareto_front
 
 
@@ -53,7 +54,7 @@ def front_by(
     judged = [
         row
         for row in rows
-        if row["method"] in ("plant", "sample")
+        if is_searched(row["method"])
         and all(row.get(name) is not None for name in objectives)
         and row.get("within_bounds", _keeps(row, limits))
     ]

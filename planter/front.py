@@ -10,8 +10,9 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from planter.methods import is_searched
 from planter.pareto import hypervolume, pareto_front
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 LATENCY_FILE = "latency.json"
-Method = Literal["plant", "sample", "teacher", "baseline"]
 COLUMNS = [
     "id", "trial", "pipeline", "method", "accuracy", "test_accuracy", "macs", "params",
     "on_front", "model", "train_macs", "latency_ms", "within_bounds",
@@ -35,7 +35,7 @@ PLANTING_COLUMNS = [
 
 @dataclass(frozen=True)
 class Point:
-    """One network that can be shipped: a pipeline of a trial.
+    """One network that can be shipped: a pipeline of a trial, found by a method of `METHODS`.
 
     `accuracy` is on validation images, 0..1; `train_macs` and `seconds` are those of the whole
     trial, which its points share; `kernels` names the form it trained in, by part where several,
@@ -45,7 +45,7 @@ class Point:
 
     trial: str
     pipeline: str
-    method: Method
+    method: str
     accuracy: float
     loss: float
     macs: int
@@ -64,7 +64,7 @@ class Point:
     @property
     def searched(self) -> bool:
         """Whether the search proposed it; the teacher and the baselines are there to compare."""
-        return self.method in ("plant", "sample")
+        return is_searched(self.method)
 
 
 def within(point: Point, limits: Mapping[str, float]) -> bool:

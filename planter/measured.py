@@ -21,6 +21,7 @@ from planter.front import (
     to_csv,
     write_text,
 )
+from planter.methods import is_searched
 from planter.timing import Timing
 
 _SAME = ("machine", "threads", "batch")
@@ -99,7 +100,7 @@ def reported(front: Mapping[str, Any]) -> list[dict[str, Any]]:
         row
         for row in front["points"]
         if row["model"] is not None
-        and (row["on_front"] or row["id"] in family or row["method"] in ("teacher", "baseline"))
+        and (row["on_front"] or row["id"] in family or not is_searched(row["method"]))
     ]
 
 

@@ -10,6 +10,7 @@ from statistics import median
 from typing import Any
 
 from planter.course import Step, Stopped
+from planter.methods import METHODS, is_searched
 from planter.plots import (
     CourseLine,
     course_figure,
@@ -159,7 +160,7 @@ def _front(report: Report) -> str:
         fronts.append(report.control.front)
     figure = front_figure(fronts).update_layout(title=None, margin_t=20)
     front = report.run.front
-    shown = [r for r in front["points"] if r["on_front"] or r["method"] in ("teacher", "baseline")]
+    shown = [r for r in front["points"] if r["on_front"] or not is_searched(r["method"])]
     latency = any(row.get("latency_ms") is not None for row in shown)
     rows = [
         [
@@ -265,7 +266,7 @@ def _standing_of(report: Report) -> tuple[str, list[str]]:
 
 
 def _best(front: Mapping[str, Any]) -> float | None:
-    searched = [r["accuracy"] for r in front["points"] if r["method"] in ("plant", "sample")]
+    searched = [r["accuracy"] for r in front["points"] if is_searched(r["method"])]
     return max(searched, default=None)
 
 
@@ -300,9 +301,10 @@ def _importances(report: Report) -> str:
 def _pipelines(front: Mapping[str, Any]) -> str:
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for row in front["points"]:
-        if row["method"] in ("plant", "sample"):
-            planted = row["method"] == "plant"
-            groups.setdefault(f"{row['pipeline']}{' (planted)' * planted}", []).append(row)
+        if is_searched(row["method"]):
+            drawn = row["method"] == "sample"
+            how = "" if drawn else f" ({METHODS[row['method']].label})"
+            groups.setdefault(f"{row['pipeline']}{how}", []).append(row)
     rows = []
     for name in sorted(groups, key=lambda name: (not name.startswith("base"), name)):
         points = groups[name]

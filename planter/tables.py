@@ -12,12 +12,11 @@ from rich.table import Table
 from planter.choose import neighbours
 from planter.describe import difference, form_text, network_lines
 from planter.front import nothing_trained
+from planter.methods import is_searched
 
 if TYPE_CHECKING:
     from planter.front import Point
     from planter.macs import Cost, TrainingCost
-
-_COMPARED = ("teacher", "baseline")
 
 
 def cost_json(shown: Cost, whole: Cost) -> dict[str, Any]:
@@ -97,7 +96,7 @@ def print_front(out: Console, front: Mapping[str, Any], every: bool = False) -> 
             out.print(line, soft_wrap=True, markup=False)
         return
     print_points(
-        out, [p for p in front["points"] if every or p["on_front"] or p["method"] in _COMPARED]
+        out, [p for p in front["points"] if every or p["on_front"] or not is_searched(p["method"])]
     )
     told = f"{front['study']}: * on the front of {len(front['points'])} points"
     if front["hypervolume"] is None:

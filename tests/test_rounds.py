@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import optuna
@@ -17,7 +18,10 @@ from hypothesis import strategies as st
 from optuna.storages import InMemoryStorage
 
 from planter import Architecture, cost
+from planter.driver.bounds import Latencies
 from planter.driver.jobs import Job
+from planter.driver.networks import Planned
+from planter.driver.proposer import SearchContext
 from planter.driver.rounds import Rounds
 from planter.driver.storage import PointBook
 from planter.macs import Cost
@@ -124,8 +128,12 @@ class Books:
         self.trained: list[str] = []
 
     def open(self, settings: Study, workers: int = 1) -> Rounds:
-        book = PointBook(self.storage, settings.name)
-        return Rounds(settings, self.storage, LAYERS, book, workers)
+        book, latencies = PointBook(self.storage, settings.name), Latencies(settings)
+        networks = {"start": Planned(START, RECIPE)}
+        prepared: Any = SimpleNamespace(layers=LAYERS, networks=networks)
+        return Rounds(
+            SearchContext(settings, self.storage, prepared, book, [0.0, 1.0], latencies, workers)
+        )
 
     def finish(
         self, rounds: Rounds, losses: Callable[[str], float | None], *, jobs: int = 10_000
@@ -581,7 +589,7 @@ def test_of_equal_candidates_the_first_layer_is_accepted_and_equal_to_the_parent
     books.finish(rounds, losses.get)
     accepted = [(row.round, row.layer) for row in table(rounds) if row.accepted]
     assert accepted == [(0, "start"), (1, "conv1")]
-    assert any("no candidate improves, planting ends" in text for text in rounds.verdicts())
+    assert any("no candidate improves, planting ends" in text for text, _ in rounds.notices())
 
 
 def test_a_failed_candidate_leaves_the_round_to_the_others_and_is_counted() -> None:

@@ -18,13 +18,11 @@ from planter.data import Data, Split
 from planter.describe import with_networks
 from planter.disk import is_full, when_there_is_space
 from planter.driver.folder import drop_checkpoints, drop_locks
+from planter.driver.proposer import Proposer
 from planter.driver.report import write_report
-from planter.driver.rounds import Rounds
-from planter.driver.sampling import Sampling
 from planter.driver.storage import PointBook
 from planter.front import (
     COLUMNS,
-    PLANTING_COLUMNS,
     Point,
     best_family,
     document,
@@ -33,7 +31,7 @@ from planter.front import (
     write_text,
 )
 from planter.normalisation import as_taken
-from planter.plots import front_figure, growth_figure, write_html
+from planter.plots import front_figure, write_html
 from planter.study import Study
 from planter.train import evaluate
 
@@ -52,16 +50,14 @@ class Documents:
         data: Data,
         book: PointBook,
         reference: Sequence[float],
-        rounds: Rounds | None,
-        sampling: Sampling | None,
+        proposers: Sequence[Proposer],
     ) -> None:
         self._study = study
         self._run = run
         self._data = data
         self._book = book
         self._reference = reference
-        self._rounds = rounds
-        self._sampling = sampling
+        self._proposers = proposers
         self._limits = study.objectives.bounds.limits()
         self._family = study.objectives.family
         self._due = 0.0
@@ -118,8 +114,8 @@ class Documents:
         when_there_is_space(lambda: self._write(known), self._run)
         found = self._document(known)
         pages = {"pareto.html": front_figure([with_networks(found, self._book.points)])}
-        if self._rounds is not None and (rows := self._rounds.table()):
-            pages["planting.html"] = growth_figure(self._study.name, rows)
+        for proposer in self._proposers:
+            pages |= proposer.figures()
         for name, figure in pages.items():
             when_there_is_space(partial(write_html, figure, self._run / name), self._run)
         if found["points"]:
@@ -172,9 +168,9 @@ class Documents:
         found = self._document(known)
         write_text(self._run / "pareto.json", json.dumps(found, indent=2) + "\n")
         write_text(self._run / "pareto.csv", to_csv(found["points"], COLUMNS))
-        if self._rounds is not None:
-            text = to_csv(self._rounds.table(), PLANTING_COLUMNS)
-            write_text(self._run / "planting.csv", text)
+        for proposer in self._proposers:
+            for name, text in proposer.documents().items():
+                write_text(self._run / name, text)
         self._due = time.monotonic() + (time.monotonic() - began) / _SHARE_OF_WRITING
 
     def _document(self, test_accuracies: dict[str, float]) -> dict[str, Any]:
@@ -195,14 +191,17 @@ class Documents:
         return {**found, "outcome": ended, "failed": failed, "notes": notes}
 
     def _unfinished(self) -> dict[str, tuple[int, float]]:
-        return {} if self._sampling is None else self._sampling.unfinished()
+        found: dict[str, tuple[int, float]] = {}
+        for proposer in self._proposers:
+            found |= proposer.unfinished()
+        return found
 
     def _drop_models(self, points: Sequence[Point]) -> None:
-        """Removes saved networks that are neither reported nor needed for planting to go on."""
+        """Removes saved networks that are neither reported nor needed for the search to go on."""
         if self._study.keep == "all":
             return
         kept = {point.id for point in self._reported()}
-        needed = self._rounds.needed() if self._rounds is not None else set()
+        needed = set[str]().union(*(proposer.needed() for proposer in self._proposers))
         for point in points:
             if point.id in self._dropped:
                 continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import Any
 
 from planter.front import Point
 
@@ -38,7 +38,7 @@ class Job:
     since 1970, it ends at its next checkpoint."""
 
     id: str
-    kind: Literal["teacher", "baseline", "start", "plant", "grow", "sample", "final"]
+    kind: str
     params: Mapping[str, Any] = field(default_factory=dict)
     ends: float | None = None
 
@@ -53,22 +53,6 @@ class Job:
         if "trials" in outcome:
             return dict(outcome["trials"])
         return dict.fromkeys(self.trials, outcome)
-
-
-class Proposer(Protocol):
-    """A source of jobs that keeps its own book of them."""
-
-    def next(self) -> Job | None:
-        """A job to train now; None while there is none, for good or until another has finished."""
-
-    def finish(self, job: Job, outcome: Outcome) -> None:
-        """Writes what became of a job, and the points that are certain by it, into the books."""
-
-    def take_back(self, job: Job) -> None:
-        """Leaves a job open that was handed out and has not been trained to its end."""
-
-    def left(self) -> int:
-        """How many jobs, at most, are still to be finished; 0 ends this proposer."""
 
 
 def beyond(job: Job) -> Job:
@@ -87,7 +71,7 @@ def seed_of(study_seed: int, job_id: str) -> int:
     return int.from_bytes(digest[:4], "big")
 
 
-def points_of(job_id: str, method: Any, outcome: Outcome) -> list[Point]:
+def points_of(job_id: str, method: str, outcome: Outcome) -> list[Point]:
     """The points of a finished training."""
     shared = {"train_macs": outcome["train_macs"], "seconds": outcome["seconds"]}
     return [Point(trial=job_id, method=method, **shared, **fields) for fields in outcome["points"]]

@@ -13,6 +13,7 @@ from optuna.storages import BaseStorage
 from planter.course import course
 from planter.describe import with_networks
 from planter.driver.read import points_in, read_growth, run_study, stopped_in
+from planter.methods import is_searched
 from planter.plots import CourseLine, course_figure, front_figure, growth_figure
 from planter.plots.style import LOOKS
 from planter.svg import Line, chart
@@ -49,8 +50,8 @@ def study_picture(front: Mapping[str, Any]) -> str:
         return [(row["macs"], 100 * row["accuracy"]) for row in rows]
 
     best = sorted(set(places([row for row in points if row["on_front"]])))
-    searched = [row for row in points if row["method"] in ("plant", "sample")]
-    beside = [row for row in points if row["method"] in ("teacher", "baseline")]
+    searched = [row for row in points if is_searched(row["method"])]
+    beside = [row for row in points if not is_searched(row["method"])]
     return chart(
         [
             Line("front", best, LOOKS["plant"].color, "step"),

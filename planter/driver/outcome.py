@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from planter.driver.jobs import ANOTHER_NAME, SearchStoppedError
-from planter.driver.redraws import BOUNDS
-from planter.driver.rounds import START
+from planter.driver.proposer import Proposer
 from planter.front import Point, front_of
+from planter.methods import METHODS, is_searched
 from planter.study import Study
 
 _SHOWN = 3
@@ -46,26 +46,20 @@ class Ending:
 def ending(
     study: Study,
     points: Sequence[Point],
-    failed: Mapping[str, str],
+    proposers: Sequence[Proposer],
     *,
-    in_vain: str | None = None,
-    refused: Collection[str] = (),
     spent: str | None = None,
 ) -> Ending:
     """How a search ended that has these points.
 
-    Asked for are planting and sampled trials, or baselines where these are all there is. `failed`
-    are the reasons by trial; `in_vain` says why no more was drawn, `refused` for what (see
-    `redraws`); `spent` what of the budget is used up while something is left to train.
+    Asked for is what is searched for, or baselines where nothing is. `spent` says what of the
+    budget is used up while something is left to train.
     """
-    searching = study.plant is not None or study.sample is not None
-    # The start of planting is trained before anything is searched for.
-    searched = any(point.searched and point.trial != START for point in points)
-    failures = _failures(study, points, failed) if not searched else []
-    drawn_in_vain = in_vain is not None and not searched and BOUNDS not in refused
-    if drawn_in_vain and not any(name.startswith("s") for name in failed):
-        failures.append(f"no sampled trial is trained: {in_vain}")
-    if failures:
+    searching = [p for p in proposers if is_searched(p.method)]
+    asked_of = searching or [p for p in proposers if p.method == "baseline"]
+    exhausted = next(filter(None, (p.exhausted() for p in asked_of)), None)
+    failures = list(filter(None, (_failure(p, points) for p in asked_of)))
+    if failures and not any(proposer.results(points) for proposer in searching):
         why = "; ".join(failures)
         told = f"every searched trial failed: {why}" if searching else why
         return Ending("failed", 4, f"{told}\n{_CHANGED}")
@@ -76,35 +70,21 @@ def ending(
     if spent is not None and not asked:
         return Ending("budget", 4, f"nothing that was asked for is trained: {spent}")
     if searching and limits:
-        why = f": {in_vain}" if in_vain is not None else ""
+        why = f": {exhausted.why}" if exhausted is not None else ""
         return Ending("beyond_bounds", 3, f"nothing within the bounds{why}")
     return Ending("trained", 0)  # nothing was asked for, as with no trials
 
 
-def _failures(study: Study, points: Sequence[Point], failed: Mapping[str, str]) -> list[str]:
-    """The kinds of which something was tried and all of it failed, and what helps."""
-    trained = {point.trial for point in points} - {START}
-    kinds = [
-        ("s", "sampled trial", study.sample is not None, _more_trials(study)),
-        ("p", "plant", study.plant is not None, "plants that failed are not tried again"),
-        (
-            "b-",
-            "baseline",
-            study.sample is None and study.plant is None,
-            "the same command tries them again",
-        ),
-    ]
-    told = []
-    for letter, kind, asked, then in kinds:
-        reasons = {name: why for name, why in failed.items() if name.startswith(letter)}
-        if asked and reasons and not any(name.startswith(letter) for name in trained):
-            shown = "; ".join(f"{name}: {why}" for name, why in list(reasons.items())[:_SHOWN])
-            more = f"; and {len(reasons) - _SHOWN} more" if len(reasons) > _SHOWN else ""
-            told.append(f"every {kind} failed ({shown}{more}). When it is mended: {then}")
-    return told
-
-
-def _more_trials(study: Study) -> str:
-    if study.sample is None:
-        return ""
-    return f"more of them are trained with --set sample.trials={2 * max(study.sample.trials, 1)}"
+def _failure(proposer: Proposer, points: Sequence[Point]) -> str | None:
+    """How a proposer tried and has nothing, and what helps; None otherwise."""
+    if proposer.results(points):
+        return None
+    trial = METHODS[proposer.method].trial
+    if reasons := proposer.failures():
+        shown = "; ".join(f"{name}: {why}" for name, why in list(reasons.items())[:_SHOWN])
+        more = f"; and {len(reasons) - _SHOWN} more" if len(reasons) > _SHOWN else ""
+        return f"every {trial} failed ({shown}{more}). When it is mended: {proposer.remedy()}"
+    exhausted = proposer.exhausted()
+    if exhausted is not None and not exhausted.by_bounds:
+        return f"no {trial} is trained: {exhausted.why}"
+    return None

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-from planter.driver.bounds import Latencies
-from planter.driver.jobs import Job, Outcome, points_of
+from typing import Self
+
+from planter.driver.jobs import ANOTHER_NAME, Job, Outcome, SearchStoppedError, points_of
 from planter.driver.networks import baseline_id
-from planter.driver.storage import PointBook
-from planter.study import Study
+from planter.driver.proposer import Proposer, SearchContext
 
 
-class Teacher:
-    """Offers the teacher's training once. See `Proposer`."""
+class Teacher(Proposer):
+    """Offers the teacher's training once."""
 
-    def __init__(self, book: PointBook, latencies: Latencies) -> None:
-        self._book = book
-        self._latencies = latencies
-        self._open = not book.has("teacher")
+    method = "teacher"
+    kinds = ("teacher",)
+    representative = ()
+    after_teacher = False
+
+    def __init__(self, context: SearchContext) -> None:
+        self._book = context.book
+        self._latencies = context.latencies
+        self._open = not self._book.has("teacher")
         self._handed = False
-        self.error: str | None = None
+        self._error: str | None = None
+
+    @classmethod
+    def of(cls, context: SearchContext) -> Self | None:
+        """None for a study without a teacher."""
+        return None if context.study.teacher is None else cls(context)
 
     def next(self) -> Job | None:
         if not self._open or self._handed:
@@ -28,7 +38,7 @@ class Teacher:
     def finish(self, job: Job, outcome: Outcome) -> None:
         self._open = False
         if "error" in outcome:
-            self.error = outcome["error"]
+            self._error = outcome["error"]
         else:
             points = points_of(job.id, "teacher", self._latencies.added(outcome))
             self._book.add(points, {}, {})
@@ -39,24 +49,37 @@ class Teacher:
     def left(self) -> int:
         return int(self._open)
 
+    def failed(self) -> int:
+        """0: a study does not go on without its teacher."""
+        return 0
+
     def failures(self) -> dict[str, str]:
-        """Why it failed, by its id."""
-        return {} if self.error is None else {"teacher": self.error}
+        return {} if self._error is None else {"teacher": self._error}
+
+    def raise_if_hopeless(self) -> None:
+        if self._error is not None:
+            # Points of before and after another teacher could not stand on one front.
+            raise SearchStoppedError(
+                f"the teacher failed: {self._error}",
+                f"{ANOTHER_NAME} where `teacher` did, else --accept-changes",
+            )
 
 
-class Baselines:
-    """Offers the study's baselines; those that are guided wait for the teacher. See `Proposer`.
+class Baselines(Proposer):
+    """Offers the study's baselines; those that are guided wait for the teacher.
 
     A baseline that failed is tried again when the study is continued.
     """
 
-    def __init__(
-        self, study: Study, book: PointBook, teacher: Teacher | None, latencies: Latencies
-    ) -> None:
+    method = "baseline"
+    kinds = representative = ("baseline",)
+    after_teacher = False
+
+    def __init__(self, context: SearchContext) -> None:
+        study, book = context.study, context.book
         self._study = study
         self._book = book
-        self._latencies = latencies
-        self._teacher = teacher
+        self._latencies = context.latencies
         self._failed: dict[str, str] = {}
         self._handed: set[str] = set()
         self._waiting = {
@@ -68,7 +91,7 @@ class Baselines:
     def next(self) -> Job | None:
         for name, index in self._waiting.items():
             guided = self._study.baselines[index].kd is not None
-            waits = guided and self._teacher is not None and self._teacher.left()
+            waits = guided and self._study.teacher is not None and not self._book.has("teacher")
             if name in self._handed or waits:
                 continue
             self._handed.add(name)
@@ -89,9 +112,5 @@ class Baselines:
     def left(self) -> int:
         return len(self._waiting)
 
-    def failed(self) -> int:
-        return len(self._failed)
-
     def failures(self) -> dict[str, str]:
-        """Why baselines failed in this run of the driver, by id."""
         return dict(self._failed)

@@ -4,59 +4,65 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import optuna
+import plotly.graph_objects as go
 from optuna.distributions import CategoricalDistribution, IntDistribution
-from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from planter.arch import Architecture
-from planter.driver.bounds import LATENCY, Latencies, Weighed, limits_of
+from planter.driver.bounds import LATENCY, Weighed, limits_of
 from planter.driver.jobs import Job, Outcome, SearchStoppedError, points_of
-from planter.driver.storage import PointBook, open_study, read_result, write_result
-from planter.front import Point
+from planter.driver.proposer import Notice, Proposer, SearchContext
+from planter.driver.storage import open_study, read_result, write_result
+from planter.front import PLANTING_COLUMNS, Point, to_csv
 from planter.planting import accept, channels_to_plant
-from planter.study import Plant, Study
+from planter.plots import growth_figure
+from planter.study import Plant
 
 START = "p00-start"
 GROWN, FINAL = "grown", "final"
 """In the place of a layer: all plants a round accepts in one network, and the end's fine-tuning."""
 
 
-class Rounds:
+class Rounds(Proposer):
     """Round 0 is the initial network; each later round holds a candidate for every layer that may
     grow and, where several are accepted or all weights are trained, the network grown by them. A
-    round's rows stay open with their results until the round is decided. See `Proposer`.
+    round's rows stay open with their results until the round is decided.
     """
 
-    def __init__(
-        self,
-        study: Study,
-        storage: BaseStorage,
-        layers: Sequence[str],
-        book: PointBook,
-        workers: int = 1,
-        latencies: Latencies | None = None,
-        start: Architecture | None = None,
-    ) -> None:
+    method = "plant"
+    kinds = ("start", "plant", "grow")
+    representative = ("plant", "grow")
+
+    def __init__(self, context: SearchContext) -> None:
+        study = context.study
         assert study.plant is not None
+        self._name = study.name
         self._settings = study.plant
         self._limits = limits_of(study, study.plant)
-        self._layers = list(layers)
-        self._book = book
-        self._workers = max(workers, 1)
-        self._latencies = latencies or Latencies(study)
-        self._start = start
-        self._study = open_study(storage, f"{study.name}/planting", {"val_loss": "minimize"})
+        self._layers = list(context.prepared.layers)
+        self._book = context.book
+        self._workers = max(context.workers, 1)
+        self._latencies = context.latencies
+        self._start = context.prepared.networks["start"].architecture
+        self._study = open_study(
+            context.storage, f"{study.name}/planting", {"val_loss": "minimize"}
+        )
         self._rows = {row.user_attrs["id"]: row for row in self._study.get_trials()}
         self._handed: set[str] = set()
         self._dealt: list[list[FrozenTrial]] = []
         self._current: list[str] = []
         self._parent: FrozenTrial | None = None
-        self._verdicts: list[str] = []
+        self._verdicts: list[Notice] = []
         self._latencies.learn_points(filter(None, map(self._point, self._rows.values())))
         self._advance()
+
+    @classmethod
+    def of(cls, context: SearchContext) -> Self | None:
+        """None for a study that does not plant."""
+        return None if context.study.plant is None else cls(context)
 
     def next(self) -> Job | None:
         if not self._dealt:
@@ -119,7 +125,6 @@ class Rounds:
         return sum(row.state == TrialState.FAIL for row in self._rows.values())
 
     def failures(self) -> dict[str, str]:
-        """Why candidates failed, by id."""
         return {
             name: str(row.user_attrs.get("error", "its validation loss is no number"))
             for name, row in self._rows.items()
@@ -132,15 +137,27 @@ class Rounds:
         return [_id(row) for row in rows if row.user_attrs.get("accepted")]
 
     def needed(self) -> set[str]:
-        """Ids of the networks that planting still reads: the open round's, the one they grow from,
-        and the last accepted."""
+        """The open round's networks, the one they grow from, and the last accepted."""
         parent = set() if self._parent is None else {_id(self._parent)}
         return {_id(row) for row in self._open_rows()} | parent | set(self.accepted()[-1:])
 
-    def verdicts(self) -> list[str]:
-        """What was decided of rounds since the last call, in words."""
+    def notices(self) -> list[Notice]:
         told, self._verdicts = self._verdicts, []
         return told
+
+    def results(self, points: Sequence[Point]) -> list[Point]:
+        """All but the initial network, which is trained before anything is searched for."""
+        return [point for point in super().results(points) if point.trial != START]
+
+    def remedy(self) -> str:
+        return "plants that failed are not tried again"
+
+    def documents(self) -> dict[str, str]:
+        return {"planting.csv": to_csv(self.table(), PLANTING_COLUMNS)}
+
+    def figures(self) -> dict[str, go.Figure]:
+        rows = self.table()
+        return {"planting.html": growth_figure(self._name, rows)} if rows else {}
 
     def table(self) -> list[dict[str, Any]]:
         """A row for each finished candidate, as planting.csv shows it."""
@@ -189,7 +206,7 @@ class Rounds:
             chosen = self._decide(rows)
             idle = idle + 1 if chosen is None else 0
             if number and opened:
-                self._verdicts.append(self._verdict(number, chosen, idle))
+                self._verdicts.append(Notice(self._verdict(number, chosen, idle)))
             self._parent = chosen or self._parent
             number += 1
         if self._settings.final is None:
@@ -278,7 +295,7 @@ class Rounds:
         network = self._start
         if self._parent is not None:
             network = self._wider(_channels(self._rows[name] for name in plants))
-        if network is None or LATENCY not in self._limits:
+        if LATENCY not in self._limits:
             return Weighed({}, {})
         return Weighed({}, self._latencies.of(network, ["base"]))
 

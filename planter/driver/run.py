@@ -24,9 +24,8 @@ from planter.driver.folder import (
 from planter.driver.jobs import Job, Outcome, SearchStoppedError
 from planter.driver.outcome import SearchFailedError, ending
 from planter.driver.patience import PatientStorage
-from planter.driver.plain import Baselines, Teacher
-from planter.driver.rounds import Rounds
-from planter.driver.sampling import Sampling
+from planter.driver.proposer import SearchContext
+from planter.driver.proposers import proposers_for
 from planter.driver.schedule import Schedule
 from planter.driver.storage import PointBook, database_url, open_storage
 from planter.driver.worker import Worker
@@ -150,36 +149,20 @@ class _Search:
         self._workers = worker_count(study)
         latencies = prepared.latencies
         latencies.learn_points(self._book.points)
-        teacher = Teacher(self._book, latencies) if study.teacher else None
-        self._rounds = None
-        if study.plant is not None:
-            self._rounds = Rounds(
+        self._proposers = proposers_for(
+            SearchContext(
                 study,
                 storage,
-                prepared.layers,
-                self._book,
-                self._workers,
-                latencies,
-                prepared.networks["start"].architecture,
-            )
-        self._sampling = None
-        if prepared.space is not None:
-            self._sampling = Sampling(
-                study,
-                storage,
-                prepared.space,
-                prepared.data,
+                prepared,
                 self._book,
                 self._reference,
                 latencies,
+                self._workers,
             )
-        baselines = Baselines(study, self._book, teacher, latencies)
+        )
         self._account = Account(study.budget, self._book.study)
         self._schedule = Schedule(
-            teacher,
-            baselines,
-            self._rounds,
-            self._sampling,
+            self._proposers,
             study.resources.max_failures,
             lambda: self._account.spent(self._documents.trained_macs),
         )
@@ -193,7 +176,7 @@ class _Search:
             "cuda" if study.resources.gpu else "cpu",
         )
         self._documents = Documents(
-            study, run, prepared.data, self._book, self._reference, self._rounds, self._sampling
+            study, run, prepared.data, self._book, self._reference, self._proposers
         )
 
     def train(self, ray_address: str | None) -> None:
@@ -290,7 +273,7 @@ class _Search:
             self._account.close()
             self._tell(f"{', '.join(job.trials)} {outcome['paused']}: the time is over")
             return
-        if "error" in outcome and not again and job.kind in ("plant", "grow", "sample"):
+        if "error" in outcome and not again and self._schedule.is_searched(job):
             for trial in job.trials:  # the others are tried again when the study goes on
                 drop_checkpoints(self._run / "trials" / trial)
         self._documents.out_of_date()
@@ -298,9 +281,6 @@ class _Search:
         for name, one in job.outcomes(outcome).items() if "partial" not in outcome else []:
             self._tell(self._told(name, one, again=again))
         self._tell_notices()
-        if self._rounds is not None and job.kind in ("plant", "grow") and not again:
-            for verdict in self._rounds.verdicts():
-                self._tell(verdict)
 
     def _told(self, name: str, outcome: Outcome, *, again: bool) -> str:
         """What became of a trial, in words."""
@@ -311,31 +291,20 @@ class _Search:
         return f"{name} done: {shown}" + (" (re-seeded)" if outcome.get("reseeded") else "")
 
     def _tell_notices(self) -> None:
-        if self._sampling is None:
-            return
-        for trial in self._sampling.take_stopped():
-            self._schedule.done += 1
-            drop_checkpoints(self._run / "trials" / trial)
-        while self._sampling.notices:
-            self._tell(self._sampling.notices.pop(0))
+        for notice in [notice for each in self._proposers for notice in each.notices()]:
+            for trial in notice.closed:
+                self._schedule.done += 1
+                drop_checkpoints(self._run / "trials" / trial)
+            self._tell(notice.text)
 
     def report(self) -> dict[str, Any]:
         """Reads the test data for what is reported and writes the run's documents."""
         self._claim.check()
         failed = self._schedule.failures()
-        notes = {}
-        if self._sampling is not None and self._sampling.ended is not None:
-            notes["sample"] = self._sampling.ended
+        notes = {p.method: gone.why for p in self._proposers if (gone := p.exhausted())}
         if self._schedule.left() and (spent := self._schedule.spent()):
             notes["budget"] = f"{spent}: with more of it the same command goes on"
-        ended = ending(
-            self._study,
-            self._book.points,
-            failed,
-            in_vain=notes.get("sample"),
-            refused=self._sampling.refused if self._sampling is not None else (),
-            spent=notes.get("budget"),
-        )
+        ended = ending(self._study, self._book.points, self._proposers, spent=notes.get("budget"))
         found = self._documents.report(
             complete=not self._schedule.left(), failed=failed, notes=notes, ended=ended.document()
         )

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import optuna
-from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from planter import checkpoint
-from planter.data import Data
-from planter.driver.bounds import LATENCY, Latencies
+from planter.driver.bounds import LATENCY
 from planter.driver.jobs import (
     Job,
     Outcome,
@@ -23,6 +21,7 @@ from planter.driver.jobs import (
     trial_id,
 )
 from planter.driver.networks import candidate_architecture, recipes_of
+from planter.driver.proposer import Exhausted, Notice, Proposer, SearchContext
 from planter.driver.redraws import (
     BOUNDS,
     IN_A_ROW,
@@ -39,7 +38,6 @@ from planter.driver.stopping import Stopping, partial_cost, partial_results
 from planter.driver.storage import (
     METRICS,
     Direction,
-    PointBook,
     experimental,
     open_study,
     read_result,
@@ -49,8 +47,7 @@ from planter.forms import form_names
 from planter.front import covered, within
 from planter.halving import Points, by_rank
 from planter.pareto import hypervolume
-from planter.space import Candidate, Space
-from planter.study import Study
+from planter.space import Candidate
 
 FAMILY_METRICS: dict[str, Direction] = {"hypervolume": "maximize"}
 
@@ -67,45 +64,39 @@ def make_sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
         )
 
 
-class Sampling:
-    """The Optuna study `<name>/sampling`: one row a draw. See `Proposer`.
+class Sampling(Proposer):
+    """The Optuna study `<name>/sampling`: one row a draw.
 
     `sample.trials` counts what is trained, or failed in training. A draw of which nothing is
     trained (networks beyond the bounds, the space raised TrialPruned, the parameters of an earlier
-    trial) is told to the sampler as PRUNED and drawn again; `ended` says why not without end.
+    trial) is told to the sampler as PRUNED and drawn again; `exhausted` says why not without end.
     """
 
-    def __init__(
-        self,
-        study: Study,
-        storage: BaseStorage,
-        space: Space,
-        data: Data,
-        book: PointBook,
-        reference: Sequence[float],
-        latencies: Latencies,
-    ) -> None:
+    method = "sample"
+    kinds = representative = ("sample",)
+
+    def __init__(self, context: SearchContext) -> None:
+        study, space = context.study, context.prepared.space
         assert study.sample is not None
+        assert space is not None
         self._settings = study
         self._trials = study.sample.trials
         self._space = space
-        self._data = data
-        self._book = book
-        self._reference = reference
-        self._latencies = latencies
+        self._data = context.prepared.data
+        self._book = context.book
+        self._reference = context.reference
+        self._latencies = context.latencies
         self._limits = study.objectives.bounds.limits()
         family = study.objectives.family
         metrics = FAMILY_METRICS if family else METRICS
         self._family = family
-        self._study = open_study(storage, f"{study.name}/sampling", metrics)
+        self._study = open_study(context.storage, f"{study.name}/sampling", metrics)
         self._handed: dict[str, FrozenTrial] = {}
         self._space_failures = 0
         self._streak = Streak()
         self._trained = Trained(space)
-        self.ended: str | None = None
-        self.refused: frozenset[str] = frozenset()
-        self.notices: list[str] = []
-        self._stopped: list[str] = []
+        self._exhausted: Exhausted | None = None
+        self._notices: list[Notice] = []
         self._left: dict[str, tuple[int, float]] = {}
         self._interrupted: list[FrozenTrial] = []
         stopping = study.sample.early_stopping
@@ -132,22 +123,27 @@ class Sampling:
                 self._publish(row, outcome)
         self._stop_the_rest()
 
+    @classmethod
+    def of(cls, context: SearchContext) -> Self | None:
+        """None for a study that samples nothing."""
+        return None if context.study.sample is None else cls(context)
+
     def next(self) -> Job | None:
         while (trial := self._trial()) is not None:
             if (job := self._prepared(trial)) is not None:
-                self.notices += self._streak.end()
+                self._notices += map(Notice, self._streak.end())
                 return job
             if self._streak.over:
                 self._draw_no_more()
             if self._space_failures > self._settings.resources.max_failures:
+                last = self._notices[-1].text
                 raise SearchStoppedError(
-                    f"{self._space_failures} trials of the search space failed: {self.notices[-1]}"
+                    f"{self._space_failures} trials of the search space failed: {last}"
                 )
         return None
 
     def compare(self, job: Job, outcome: Outcome, *, go_on: bool) -> Job | None:
-        """Writes a partial outcome into the books. What its worker goes on with at once; None where
-        the trial waits for others, or in vain, or nothing is to `go_on`."""
+        """See `Proposer.compare`: the trial may wait for others, also in vain."""
         assert self._stopping is not None
         row, partial = self._handed[job.id], {**outcome["partial"], "seconds": outcome["seconds"]}
         partial = self._latencies.added(partial, row.user_attrs.get(LATENCY))
@@ -159,7 +155,7 @@ class Sampling:
         return beyond(job)
 
     def finish(self, job: Job, outcome: Outcome) -> None:
-        """See `Proposer`. A partial outcome is in the books already."""
+        """See `Proposer.finish`. A partial outcome is in the books already."""
         row = self._handed.pop(job.id)
         if "error" in outcome:
             self._trained.drop(row)
@@ -183,16 +179,14 @@ class Sampling:
         return (0 if self._all_drawn() else self._trials - self._counted) + len(self._open)
 
     def failed(self) -> int:
-        """Trials of the book that failed, in this run of the driver or before."""
-        return len(self._failures)
+        return len(self._failures)  # asked for after every job
 
     def failures(self) -> dict[str, str]:
-        """Why trials failed, by id."""
         return dict(self._failures)
 
     def unfinished(self) -> dict[str, tuple[int, float]]:
-        """Multiply-adds and seconds of the trainings that were stopped early, wait or go on: what
-        they took up to their last comparison."""
+        """Of trainings that were stopped early, wait or go on: what they took up to their last
+        comparison."""
         costs = self._left if self._stopping is None else self._stopping.costs()
         done = {point.trial for point in self._book.points}
         return {trial: cost for trial, cost in costs.items() if trial not in done}
@@ -226,16 +220,16 @@ class Sampling:
 
     def _all_drawn(self) -> bool:
         """Whether no further trial is drawn."""
-        return self.ended is not None or self._counted >= self._trials
+        return self._exhausted is not None or self._counted >= self._trials
 
     def _draw_no_more(self) -> None:
         """Ends the drawing where nothing to train comes of it."""
-        self.ended = (
+        why = (
             f"sampling ends with {self._counted} of {self._trials} trials: of {IN_A_ROW} draws in "
             f"a row none gave a network to train ({self._streak.why()}); {self._streak.advice()}"
         )
-        self.refused = self._streak.kinds()
-        self.notices += [*self._streak.end(), self.ended]
+        self._exhausted = Exhausted(why, by_bounds=BOUNDS in self._streak.kinds())
+        self._notices += map(Notice, [*self._streak.end(), why])
         self._stop_the_rest()
 
     def _stop_the_rest(self) -> None:
@@ -244,14 +238,18 @@ class Sampling:
         if stopping is None or not self._nobody_else() or stopping.ready(last=True):
             return
         if stopped := stopping.stop():
-            self._stopped += stopped
             self._open -= {int(trial[1:]) for trial in stopped}
-            self.notices.append(f"stopped early: {', '.join(stopped)}")
+            self._notices.append(Notice(f"stopped early: {', '.join(stopped)}", stopped))
 
-    def take_stopped(self) -> list[str]:
-        """The trials whose trainings were ended since the last call."""
-        stopped, self._stopped = self._stopped, []
-        return stopped
+    def notices(self) -> list[Notice]:
+        told, self._notices = self._notices, []
+        return told
+
+    def exhausted(self) -> Exhausted | None:
+        return self._exhausted
+
+    def remedy(self) -> str:
+        return f"more of them are trained with --set sample.trials={2 * max(self._trials, 1)}"
 
     def _waiting_row(self) -> FrozenTrial | None:
         """The trial that waits and may go on."""
@@ -310,7 +308,7 @@ class Sampling:
         except Exception as error:  # a space is the user's code: what it raises fails its trial
             place = traceback.extract_tb(error.__traceback__)[-1]
             reason = f"{type(error).__name__}: {error} ({place.filename}, line {place.lineno})"
-            self.notices.append(f"{trial_id(trial.number)} failed: {reason}")
+            self._notices.append(Notice(f"{trial_id(trial.number)} failed: {reason}"))
             self._space_failures += 1
             self._fail(trial.number, trial._trial_id, reason)
             return None

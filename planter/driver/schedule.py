@@ -7,10 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
-from planter.driver.jobs import ANOTHER_NAME, Job, Outcome, Proposer, SearchStoppedError
-from planter.driver.plain import Baselines, Teacher
-from planter.driver.rounds import Rounds
-from planter.driver.sampling import Sampling
+from planter.driver.jobs import Job, Outcome, SearchStoppedError
+from planter.driver.proposer import Proposer
+from planter.methods import is_searched
 
 _TRIES = 2
 
@@ -19,14 +18,11 @@ _TRIES = 2
 class Schedule:
     """Hands out jobs and takes outcomes back; knows nothing of how they are run.
 
-    Planting comes before sampling: while a round waits for its last candidate, sampled trials
-    fill the free workers, so nobody idles.
+    The proposers are asked in their order: what one has nothing for, as while a round of planting
+    waits for its last candidate, the next one fills, so nobody idles.
     """
 
-    teacher: Teacher | None
-    baselines: Baselines
-    rounds: Rounds | None
-    sampling: Sampling | None
+    proposers: Sequence[Proposer]
     max_failures: int
     spent: Callable[[], str | None] = lambda: None
     running: dict[str, Job] = field(default_factory=dict)
@@ -59,8 +55,7 @@ class Schedule:
     def compare(self, job: Job, outcome: Outcome) -> Job | None:
         """Books a partial outcome; what the worker goes on with at once, or None where the job is
         to `finish`."""
-        assert self.sampling is not None
-        onward = self.sampling.compare(job, outcome, go_on=not self.spent())
+        onward = self._proposer(job).compare(job, outcome, go_on=not self.spent())
         if onward is not None:
             self.running[job.id] = onward
             self._tries[job.id] = 1
@@ -96,76 +91,54 @@ class Schedule:
 
     def left(self) -> int:
         """Jobs still to be finished, at most; the running ones are among them."""
-        return sum(proposer.left() for proposer in self._proposers())
+        return sum(proposer.left() for proposer in self.proposers)
 
     def failed(self) -> int:
-        books = [self.baselines, self.rounds, self.sampling]
-        return sum(book.failed() for book in books if book is not None)
+        return sum(proposer.failed() for proposer in self.proposers)
 
     def failures(self) -> dict[str, str]:
-        """Why trainings failed, by trial: all that the books hold, and of those that nobody
-        searches for what failed in this run of the driver."""
+        """Why trainings failed, by trial. See `Proposer.failures`."""
         found: dict[str, str] = {}
-        for book in (self.teacher, self.baselines, self.rounds, self.sampling):
-            found |= book.failures() if book is not None else {}
+        for proposer in self.proposers:
+            found |= proposer.failures()
         return found
 
     def seconds_left(self, workers: int) -> float | None:
         """Time to the end if trainings go on taking what they took; None before the first of their
         like: neither the teacher nor the initial network says what the others take."""
-        kinds = {
-            ("plant", "grow"): self.rounds,
-            ("sample",): self.sampling,
-            ("baseline",): self.baselines,
-        }
         known = [
-            (proposer, [seconds for kind in names for seconds in self._durations.get(kind, [])])
-            for names, proposer in kinds.items()
+            (proposer.left(), [s for kind in kinds for s in self._durations.get(kind, [])])
+            for proposer in self.proposers
+            if (kinds := proposer.representative)
         ]
         every = [seconds for _, durations in known for seconds in durations]
         if not every:
             return None
-        total = sum(
-            (proposer.left() if proposer is not None else 0) * fmean(durations or every)
-            for proposer, durations in known
-        )
+        total = sum(left * fmean(durations or every) for left, durations in known)
         return total / max(workers, 1)
 
+    def is_searched(self, job: Job) -> bool:
+        """Whether a job trains what the search proposes, not what that is compared with."""
+        return is_searched(self._proposer(job).method)
+
     def _propose(self) -> Job | None:
-        teacher_open = self.teacher is not None and self.teacher.left() > 0
-        for proposer in self._proposers():
-            if teacher_open and proposer in (self.rounds, self.sampling):
+        teacher_open = any(p.left() for p in self.proposers if p.method == "teacher")
+        for proposer in self.proposers:
+            if teacher_open and proposer.after_teacher:
                 continue
             if (job := proposer.next()) is not None:
                 return job
         return None
 
-    def _proposers(self) -> Sequence[Proposer]:
-        every: list[Proposer | None] = [
-            self.teacher, self.baselines, self.rounds, self.sampling
-        ]  # fmt: skip
-        return [proposer for proposer in every if proposer is not None]
-
     def _proposer(self, job: Job) -> Proposer:
-        owner = {
-            "teacher": self.teacher,
-            "baseline": self.baselines,
-            "start": self.rounds,
-            "plant": self.rounds,
-            "grow": self.rounds,
-            "sample": self.sampling,
-        }[job.kind]
-        assert owner is not None
+        (owner,) = (proposer for proposer in self.proposers if job.kind in proposer.kinds)
         return owner
 
     def stop_if_hopeless(self) -> None:
-        """Raises SearchStoppedError where the teacher or too many trials have failed."""
-        if self.teacher is not None and self.teacher.error is not None:
-            # Points of before and after another teacher could not stand on one front.
-            raise SearchStoppedError(
-                f"the teacher failed: {self.teacher.error}",
-                f"{ANOTHER_NAME} where `teacher` did, else --accept-changes",
-            )
+        """Raises SearchStoppedError where a proposer cannot be done without, or too many trials
+        have failed."""
+        for proposer in self.proposers:
+            proposer.raise_if_hopeless()
         failed = self.failed() - self._failed_before
         if failed > self.max_failures:
             raise SearchStoppedError(

@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from planter.axes import AXES, corners
+from planter.methods import METHODS
 from planter.plots.style import AXIS, DASHES, LAYOUT, LOOKS, RUNS
 from planter.ticks import log_ticks
 
@@ -134,7 +135,7 @@ def _draw_series(
     legend: bool,
 ) -> None:
     look = LOOKS[group.kind]
-    compared = group.kind in ("teacher", "baseline")
+    compared = group.kind in METHODS and not METHODS[group.kind].searched
     symbol = look.symbol + variant
     marker = {"color": look.color, "symbol": symbol, "line": {"width": 1.5 if variant else 0}}
     shown = {"mode": "markers", "name": look.label, "legendgroup": look.label, **place}

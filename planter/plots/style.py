@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from planter.methods import METHODS
+
 
 class Look(NamedTuple):
     """How a kind of point is named and drawn."""
@@ -13,13 +15,20 @@ class Look(NamedTuple):
     symbol: str
 
 
+def _looks(*, searched: bool) -> dict[str, Look]:
+    return {
+        name: Look(method.label, method.color, method.symbol)
+        for name, method in METHODS.items()
+        if method.searched == searched
+    }
+
+
 LOOKS = {
-    "plant": Look("planted", "#1b9e4b", "circle"),
-    "sample": Look("sampled", "#2b6cd4", "circle"),
+    **_looks(searched=True),
     "pipeline": Look("sampled, pipeline", "#8a4fd0", "diamond"),
-    "teacher": Look("teacher", "#d1495b", "star"),
-    "baseline": Look("baseline", "#8a8f98", "square"),
+    **_looks(searched=False),
 }
+"""By method, and of a sampled trial's pipelines beside its base; in the order of legends."""
 RUNS = ("#7d8590", "#e07b00", "#00909e", "#b5467f")
 """Colours of the first lines, one a run."""
 DASHES = ("solid", "dash", "dot", "dashdot")
