@@ -88,20 +88,20 @@ class Clock:
 
 def searched(trials: int, workers: int, run: Path, steps: int = 0) -> Clock:
     """A search whose trials are `steps` of work."""
-    from trials import EmptyWorker
+    from trials import EmptyContext
 
-    from planter.driver import cluster
     from planter.driver import run as driver
+    from planter.driver.backends import ray_session
 
     clock = Clock()
-    start, make = cluster._ray, driver.Worker
-    cluster._ray = lambda *given: clock.ray(start(*given))  # type: ignore[assignment]
-    driver.Worker = partial(EmptyWorker, steps=steps)  # type: ignore[misc, assignment]
+    start, make = ray_session._ray, driver.Context
+    ray_session._ray = lambda *given: clock.ray(start(*given))  # type: ignore[assignment]
+    driver.Context = partial(EmptyContext, steps=steps)  # type: ignore[misc, assignment]
     try:
         clock.began = time.perf_counter()
         driver.search(study(trials, workers), out=run, observe=clock.observe)
     finally:
-        cluster._ray, driver.Worker = start, make
+        ray_session._ray, driver.Context = start, make
     assert len(clock.booked) >= min(trials, CYCLES)
     return clock
 

@@ -39,7 +39,8 @@ from planter import Architecture, Candidate, Recipe, evaluate, load, load_data
 from planter.data import Data, Split
 from planter.driver.jobs import Job
 from planter.driver.networks import candidate_architecture
-from planter.driver.worker import Worker
+from planter.driver.tasks.context import Context
+from planter.driver.tasks.run_job import run_job
 from planter.pipelines import Pipelines
 from planter.recipe import Augment
 from planter.study import Study
@@ -61,8 +62,8 @@ def space(trial: Any) -> Candidate:
 
 
 @dataclass
-class WatchedWorker(Worker):
-    """A worker that keeps how its last training left the network, and may be given the end of a
+class WatchedContext(Context):
+    """A context that keeps how its last training left the network, and may be given the end of a
     training in its place."""
 
     last: nn.Module | None = None
@@ -117,20 +118,20 @@ def both(network: nn.Module, data: Data) -> dict[str, float]:
 
 def train_alone(seed: int, data: Data, root: Path) -> dict[str, Any]:
     """The network alone and the average along its training: accuracies, by point."""
-    averaged = worker(root, "ema", seed, data, EMA)
+    averaged = watched(root, "ema", seed, data, EMA)
     job = Job("b-resnet8", "baseline", {"index": 0})
     points = outcome(averaged, job, {"base": "ema"}, data)
     assert averaged.last is not None
     points["ema"]["trained"] = None  # it has no training of its own
     # What the worker keeps of it below is the end of the same training without an average.
-    plain = worker(root, "plain", seed, data)
+    plain = watched(root, "plain", seed, data)
     plain.given = averaged.last.state_dict()
     return points | outcome(plain, job, {"base": "plain"}, data)
 
 
 def train_jointly(seed: int, data: Data, root: Path) -> dict[str, Any]:
     """The network and its sub-model."""
-    joint = worker(root, "joint", seed, data)
+    joint = watched(root, "joint", seed, data)
     network = candidate_architecture(space(None), joint.study, data).key()
     params = {"trial": {}, "network": network, "kernels": "plain"}
     job = Job("s0000", "sample", params)
@@ -140,7 +141,9 @@ def train_jointly(seed: int, data: Data, root: Path) -> dict[str, Any]:
 TRAININGS = {"alone": train_alone, "joint": train_jointly}
 
 
-def worker(root: Path, name: str, seed: int, data: Data, ema: float | None = None) -> WatchedWorker:
+def worker(
+    root: Path, name: str, seed: int, data: Data, ema: float | None = None
+) -> WatchedContext:
     settings = {
         "name": name,
         "seed": seed,
@@ -148,23 +151,23 @@ def worker(root: Path, name: str, seed: int, data: Data, ema: float | None = Non
         "baselines": [RESNET8],
         "sample": {"space": f"{__file__}:space"},
     }
-    return WatchedWorker(Study.model_validate(settings), root / name, data, "", root / "teachers")
+    return WatchedContext(Study.model_validate(settings), root / name, data, "", root / "teachers")
 
 
 def outcome(
-    worker: WatchedWorker, job: Job, names: dict[str, str], data: Data
+    context: WatchedContext, job: Job, names: dict[str, str], data: Data
 ) -> dict[str, dict[str, Any]]:
     """Trains, and scores each pipeline the three ways; raises RuntimeError where the saved file has
     not the accuracy that was told."""
-    found = worker.do(job)
+    found = run_job(context, job)
     if "error" in found:
         raise RuntimeError(found["error"])
     told = {point["pipeline"]: point["accuracy"] for point in found["points"]}
-    trained = worker.last
+    trained = context.last
     assert trained is not None
     lines: dict[str, dict[str, Any]] = {}
     for pipeline, name in names.items():
-        saved = load(worker.run / "models" / job.id / pipeline)
+        saved = load(context.run / "models" / job.id / pipeline)
         way = trained.detach(pipeline) if isinstance(trained, Pipelines) else trained
         assert data.test is not None
         scored = {"validation": told[pipeline], "test": evaluate(saved, data.test).accuracy}

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 import planter
 from planter import Architecture
 from planter.driver import bounds
-from planter.driver import worker as worker_module
 from planter.driver.bounds import Latencies, excess
 from planter.driver.check import prepare
 from planter.driver.outcome import SearchFailedError
+from planter.driver.tasks.run_job import TASKS
 from planter.study import Study, StudyError
 from planter.study_file import read_study
 
@@ -177,17 +177,17 @@ def test_what_is_beyond_another_bound_is_not_timed(
 def test_a_trial_taken_up_again_is_judged_by_what_was_measured_first(
     study_file: Path, run: Path, watch: Stopwatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sample = worker_module.Worker._sample
+    sample = TASKS["sample"]
 
     def killed(self: Any, job: Any) -> Any:
         if job.id == "s0002":
             raise KeyboardInterrupt
         return sample(self, job)
 
-    monkeypatch.setattr(worker_module.Worker, "_sample", killed)
+    monkeypatch.setitem(TASKS, "sample", killed)
     with pytest.raises(KeyboardInterrupt):
         planter.search(study_file, out=run)
-    monkeypatch.setattr(worker_module.Worker, "_sample", sample)
+    monkeypatch.setitem(TASKS, "sample", sample)
     asked = len(watch.asked)
     watch.factor = 10.0  # the machine has become slow: everything new is refused
     planter.search(study_file, out=run)
@@ -280,15 +280,15 @@ def test_a_round_taken_up_again_keeps_its_times(
     more = [PLANT, NO_SAMPLE, "objectives.bounds.latency_ms=100"]
     tuned = [f"plant.{key}={{epochs: 1, batch: 30}}" for key in ("finetune", "final")]
     for kind in ("start", "plant", "grow"):
-        train = getattr(worker_module.Worker, f"_{kind}")
+        train = TASKS[kind]
 
         def killed(self: Any, job: Any) -> Any:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(worker_module.Worker, f"_{kind}", killed)
+        monkeypatch.setitem(TASKS, kind, killed)
         with pytest.raises(KeyboardInterrupt):
             planter.search(study_file, out=run, overrides=[*more, *tuned])
-        monkeypatch.setattr(worker_module.Worker, f"_{kind}", train)
+        monkeypatch.setitem(TASKS, kind, train)
     planter.search(study_file, out=run, overrides=[*more, *tuned])
     for row in rows(run, "timed"):
         architecture = Architecture.from_dict(row.user_attrs["architecture"])

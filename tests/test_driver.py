@@ -16,10 +16,12 @@ import yaml
 import planter
 from planter import fast_round, train
 from planter.arch import Architecture
-from planter.driver import worker as worker_module
+from planter.driver.backends import local
 from planter.driver.check import prepare
 from planter.driver.jobs import SearchStoppedError
 from planter.driver.read import read_points
+from planter.driver.tasks import context as context_module
+from planter.driver.tasks.run_job import TASKS
 from planter.forms import forms_of
 from planter.macs import training_cost
 from planter.study import Study, StudyError
@@ -173,7 +175,7 @@ def test_an_interruption_at_any_job_loses_and_doubles_nothing(
     study_file, whole, tmp_path, monkeypatch, job_number
 ):
     done = []
-    do = worker_module.Worker.do
+    do = local.run_job
 
     def interrupted(self, job):
         done.append(job.id)
@@ -181,7 +183,7 @@ def test_an_interruption_at_any_job_loses_and_doubles_nothing(
             raise Interruption
         return do(self, job)
 
-    monkeypatch.setattr(worker_module.Worker, "do", interrupted)
+    monkeypatch.setattr(local, "run_job", interrupted)
     run = tmp_path / "run"
     with pytest.raises(Interruption):
         planter.search(study_file, out=run)
@@ -224,10 +226,8 @@ def test_a_finished_run_trains_nothing_again_and_goes_on_when_more_is_asked(
     run = tmp_path / "run"
     first = planter.search(study_file, out=run)
     trained = []
-    do = worker_module.Worker.do
-    monkeypatch.setattr(
-        worker_module.Worker, "do", lambda self, job: trained.append(job.id) or do(self, job)
-    )
+    do = local.run_job
+    monkeypatch.setattr(local, "run_job", lambda self, job: trained.append(job.id) or do(self, job))
     assert planter.search(study_file, out=run) == first
     assert trained == []
     planter.search(study_file, out=run, overrides=["sample.trials=6"])
@@ -245,7 +245,7 @@ def test_a_changed_study_is_refused_with_the_difference(study_file, tmp_path):
 def test_a_second_driver_on_a_run_is_turned_away(study_file, tmp_path, monkeypatch):
     run = tmp_path / "run"
     seen = []
-    do = worker_module.Worker.do
+    do = local.run_job
 
     def second(self, job):
         if not seen:
@@ -254,7 +254,7 @@ def test_a_second_driver_on_a_run_is_turned_away(study_file, tmp_path, monkeypat
             seen.append(caught)
         return do(self, job)
 
-    monkeypatch.setattr(worker_module.Worker, "do", second)
+    monkeypatch.setattr(local, "run_job", second)
     planter.search(study_file, out=run)
     assert seen
 
@@ -262,14 +262,14 @@ def test_a_second_driver_on_a_run_is_turned_away(study_file, tmp_path, monkeypat
 def test_a_failing_trial_is_recorded_with_its_reason_and_the_study_goes_on(
     study_file, tmp_path, monkeypatch
 ):
-    sample = worker_module.Worker._sample
+    sample = TASKS["sample"]
 
     def failing(self, job):
         if job.id == "s0001":
             raise FloatingPointError("the loss became nan")
         return sample(self, job)
 
-    monkeypatch.setattr(worker_module.Worker, "_sample", failing)
+    monkeypatch.setitem(TASKS, "sample", failing)
     run = tmp_path / "run"
     planter.search(study_file, out=run)
     states = [row.state.name for row in rows(run, "small/sampling")]
@@ -282,10 +282,10 @@ def test_too_many_failures_and_a_failing_teacher_stop_the_study(study_file, tmp_
     def failing(self, job):
         raise RuntimeError("broken")
 
-    monkeypatch.setattr(worker_module.Worker, "_sample", failing)
+    monkeypatch.setitem(TASKS, "sample", failing)
     with pytest.raises(SearchStoppedError, match=r"max_failures is 1"):
         planter.search(study_file, out=tmp_path / "a", overrides=["resources.max_failures=1"])
-    monkeypatch.setattr(worker_module.Worker, "_teacher", failing)
+    monkeypatch.setitem(TASKS, "teacher", failing)
     with pytest.raises(SearchStoppedError, match="the teacher failed: RuntimeError: broken"):
         planter.search(study_file, out=tmp_path / "b")
 
@@ -326,9 +326,9 @@ def test_a_family_study_is_told_the_hypervolume_of_each_trial(study_file, tmp_pa
 
 def test_a_teacher_is_trained_once_for_all_studies_that_share_it(study_file, tmp_path, monkeypatch):
     fitted = []
-    fit = worker_module.fit
+    fit = context_module.fit
     monkeypatch.setattr(
-        worker_module, "fit", lambda model, *a, **k: fitted.append(model) or fit(model, *a, **k)
+        context_module, "fit", lambda model, *a, **k: fitted.append(model) or fit(model, *a, **k)
     )
     lean = ["plant=null", "sample=null", "baselines=[{widths: 4, kd: {weight: 1.0}}]"]
     first = planter.search(study_file, out=tmp_path / "a", overrides=lean)
@@ -400,7 +400,7 @@ def test_a_training_cut_off_in_the_middle_goes_on_from_its_last_epoch(
     whole = planter.search(study_file, out=tmp_path / "a" / "run", overrides=longer)
     monkeypatch.setattr(train, "_CHECKPOINT_EVERY_S", -1.0)
     monkeypatch.setattr(fast_round, "_CHECKPOINT_EVERY_S", -1.0)
-    metrics, end_epoch = worker_module.Worker.metrics, fast_round._Student.end_epoch
+    metrics, end_epoch = context_module.Context.metrics, fast_round._Student.end_epoch
     first = {"teacher": "teacher", "sample": "s0000", "plant": "p01-conv1"}[kind]
     hits = []
 
@@ -421,12 +421,12 @@ def test_a_training_cut_off_in_the_middle_goes_on_from_its_last_epoch(
             raise KeyboardInterrupt
         end_epoch(self, epoch, *args)
 
-    monkeypatch.setattr(worker_module.Worker, "metrics", cut_off)
+    monkeypatch.setattr(context_module.Context, "metrics", cut_off)
     monkeypatch.setattr(fast_round._Student, "end_epoch", cut_off_plants)
     run = tmp_path / "b" / "run"
     with pytest.raises(KeyboardInterrupt):
         planter.search(study_file, out=run, overrides=longer)
-    monkeypatch.setattr(worker_module.Worker, "metrics", metrics)
+    monkeypatch.setattr(context_module.Context, "metrics", metrics)
     monkeypatch.setattr(fast_round._Student, "end_epoch", end_epoch)
     if kind == "plant":  # of all the round's candidates, which one worker trains together
         assert [file.parent.name for file in run.rglob("checkpoint.pt")] == ["p01-conv1"]
@@ -524,16 +524,16 @@ def test_plants_that_end_in_no_number_fail_and_the_study_goes_on(study_file, tmp
 def test_a_failed_start_of_planting_stops_the_search_and_is_tried_again(
     study_file, tmp_path, monkeypatch
 ):
-    start = worker_module.Worker._start
+    start = TASKS["start"]
 
     def failing(self, job):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(worker_module.Worker, "_start", failing)
+    monkeypatch.setitem(TASKS, "start", failing)
     run = tmp_path / "run"
     with pytest.raises(SearchStoppedError, match="no space left"):
         planter.search(study_file, out=run)
-    monkeypatch.setattr(worker_module.Worker, "_start", start)
+    monkeypatch.setitem(TASKS, "start", start)
     planter.search(study_file, out=run)
     assert_complete(run)
 

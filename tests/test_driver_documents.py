@@ -7,7 +7,7 @@ from test_driver import Interruption, write_study
 
 import planter
 from planter.driver import documents
-from planter.driver import worker as worker_module
+from planter.driver.backends import local
 from planter.driver.read import read_points
 
 FEW = ["plant=null", "teacher=null", "baselines=[]", "objectives.macs_reference=1e6"]
@@ -28,7 +28,7 @@ def test_late_documents_are_written_at_the_end_and_on_an_interruption(
 ):
     file, run, seen = write_study(tmp_path), tmp_path / "run", []
     (tmp_path / "space.py").write_text(SPACE)
-    do = worker_module.Worker.do
+    do = local.run_job
 
     def watched(self, job):
         document = run / "pareto.json"
@@ -37,7 +37,7 @@ def test_late_documents_are_written_at_the_end_and_on_an_interruption(
             raise Interruption
         return do(self, job)
 
-    monkeypatch.setattr(worker_module.Worker, "do", watched)
+    monkeypatch.setattr(local, "run_job", watched)
     monkeypatch.setattr(documents, "_SHARE_OF_WRITING", 1e-9)
     overrides = [*FEW, "sample.trials=4", "recipe.epochs=1"]
     if interrupted:

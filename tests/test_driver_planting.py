@@ -20,9 +20,10 @@ import planter
 from planter import Architecture, cost, fast_round, train
 from planter.driver import plants as plants_module
 from planter.driver import rounds as rounds_module
+from planter.driver.backends import local
 from planter.driver.check import prepare
-from planter.driver.run import Progress, _Search
-from planter.driver.worker import Worker
+from planter.driver.run import Progress
+from planter.driver.tasks.context import Context
 from planter.planting import channels_to_plant
 from planter.study import StudyError
 from planter.study_file import read_study
@@ -111,14 +112,14 @@ def block(tensor: Tensor, shape: Iterable[int]) -> Tensor:
 
 def shift_losses(patch: pytest.MonkeyPatch, by: Mapping[str, float]) -> None:
     """Lets trials report another validation loss than they have, so that a case comes about."""
-    outcome = Worker.outcome
+    outcome = Context.outcome
 
-    def shifted(self: Worker, trial: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def shifted(self: Context, trial: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         found = outcome(self, trial, *args, **kwargs)
         found["points"][0]["loss"] += by.get(trial, 0.0)
         return found
 
-    patch.setattr(Worker, "outcome", shifted)
+    patch.setattr(Context, "outcome", shifted)
 
 
 def widened(before: Mapping[str, int], after: Mapping[str, int]) -> set[str]:
@@ -156,7 +157,10 @@ def test_rounds_are_the_same_however_many_workers_share_them(
     study_file: Path, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Shares as several workers get them, trained one after another in this process.
-    monkeypatch.setattr(_Search, "_train_on_ray", lambda self, address: self._train_here())
+    monkeypatch.setattr(
+        "planter.driver.backends.ray_session.run_on_ray",
+        lambda context, queue, workers, address: local.run_here(context, queue),
+    )
     planter.search(study_file, out=run, overrides=AUGMENTED)
     assert sum(row["accepted"] for row in log_of(run)) > 1
     assert {row["layer"] for row in log_of(run)} >= {"start", "conv1", "conv2", "conv3", "grown"}
@@ -652,10 +656,10 @@ def points_of(run: Path) -> list[dict[str, Any]]:
 def test_a_kill_before_and_after_every_job_changes_nothing(
     study_file: Path, whole: Path, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    do = Worker.do
+    do = local.run_job
     left = [(name, when) for name in STAGES for when in ("before", "after")]
 
-    def killed(self: Worker, job: Any) -> Any:
+    def killed(self: Context, job: Any) -> Any:
         if (job.id, "before") in left:
             left.remove((job.id, "before"))
             raise KeyboardInterrupt
@@ -665,7 +669,7 @@ def test_a_kill_before_and_after_every_job_changes_nothing(
             raise KeyboardInterrupt
         return outcome
 
-    monkeypatch.setattr(Worker, "do", killed)
+    monkeypatch.setattr(local, "run_job", killed)
     for _ in range(len(left)):
         with pytest.raises(KeyboardInterrupt):
             planter.search(study_file, out=run, overrides=EVERYTHING)
@@ -680,11 +684,11 @@ def test_a_training_of_any_stage_cut_off_in_the_middle_goes_on_from_its_last_epo
 ) -> None:
     monkeypatch.setattr(train, "_CHECKPOINT_EVERY_S", -1.0)
     monkeypatch.setattr(fast_round, "_CHECKPOINT_EVERY_S", -1.0)
-    metrics, end_epoch = Worker.metrics, fast_round._Student.end_epoch
+    metrics, end_epoch = Context.metrics, fast_round._Student.end_epoch
     left = {name: 2 for name in STAGES if "conv" not in name and name != "teacher"}
     rounds = [1, 2]
 
-    def cut_off(self: Worker, trial: str) -> Callable[[Any], None]:
+    def cut_off(self: Context, trial: str) -> Callable[[Any], None]:
         note = metrics(self, trial)
 
         def noted(epoch: Any) -> None:
@@ -701,7 +705,7 @@ def test_a_training_of_any_stage_cut_off_in_the_middle_goes_on_from_its_last_epo
             raise KeyboardInterrupt
         end_epoch(self, epoch, *args)
 
-    monkeypatch.setattr(Worker, "metrics", cut_off)
+    monkeypatch.setattr(Context, "metrics", cut_off)
     monkeypatch.setattr(fast_round._Student, "end_epoch", cut_off_plants)
     stages = len(left) + len(rounds)
     for _ in range(stages):

@@ -23,9 +23,10 @@ from planter.arch import Architecture
 from planter.assembly import build_network
 from planter.cli.app import app
 from planter.driver import final
+from planter.driver.backends import local
 from planter.driver.jobs import seed_of
 from planter.driver.read import read_points, run_study
-from planter.driver.worker import Worker
+from planter.driver.tasks.context import Context
 
 STUDY = """
 name: small
@@ -163,15 +164,15 @@ def test_the_same_command_gives_the_same_bits_and_leaves_the_run_alone(
 def test_what_is_there_is_not_trained_again(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = cut_point(run)
     done: list[str] = []
-    trained = Worker.do
+    trained = local.run_job
 
-    def do(worker: Worker, job: Any) -> Any:
+    def do(worker: Context, job: Any) -> Any:
         if len(done) == 3:
             raise KeyboardInterrupt
         done.append(job.id)
         return trained(worker, job)
 
-    monkeypatch.setattr(Worker, "do", do)
+    monkeypatch.setattr(local, "run_job", do)
     with pytest.raises(KeyboardInterrupt):
         final.train_points(run, [name], seeds=2)
     half = json.loads((run / "final" / "final.json").read_text())
@@ -294,11 +295,11 @@ def test_the_command_prints_a_table_and_ends_with_130_where_interrupted(
 ) -> None:
     name = cut_point(run)
 
-    def interrupted(worker: Worker, job: Any) -> Any:
+    def interrupted(worker: Context, job: Any) -> Any:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Worker, "do", interrupted)
+        patch.setattr(local, "run_job", interrupted)
         result = CliRunner().invoke(app, ["train", str(run), name, "--seeds", "1"])
     assert result.exit_code == 130
     assert "the same command goes on" in result.output
@@ -314,14 +315,14 @@ def test_a_training_that_fails_is_told_and_tried_again(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = cut_point(run)
-    trained = Worker.do
+    trained = local.run_job
 
-    def do(worker: Worker, job: Any) -> Any:
+    def do(worker: Context, job: Any) -> Any:
         return {"error": "RuntimeError: no"} if job.params["seed"] == 0 else trained(worker, job)
 
     arguments = ["train", str(run), name, "--seeds", "2", "--from-scratch"]
     with monkeypatch.context() as patch:
-        patch.setattr(Worker, "do", do)
+        patch.setattr(local, "run_job", do)
         result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 4
     assert "stand-alone-0 failed: RuntimeError: no" in result.output

@@ -14,10 +14,10 @@ from filelock import FileLock
 
 import planter
 from planter.driver import budget
-from planter.driver import worker as worker_module
 from planter.driver.jobs import SearchStoppedError
 from planter.driver.outcome import SearchFailedError
 from planter.driver.read import opened, run_study
+from planter.driver.tasks import context as context_module
 from planter.driver.view import DashboardView
 
 STUDY = """
@@ -55,14 +55,14 @@ def write(folder: Path, text: str = STUDY) -> Path:
 
 def failing(monkeypatch: pytest.MonkeyPatch, *ids: str) -> None:
     """Lets the trainings of these ids, or that begin so, fail."""
-    fit = worker_module.fit
+    fit = context_module.fit
 
     def broken(*args: Any, **kwargs: Any) -> Any:
         if kwargs["checkpoint"].parent.name.startswith(ids):
             raise RuntimeError("broken on purpose")
         return fit(*args, **kwargs)
 
-    monkeypatch.setattr(worker_module, "fit", broken)
+    monkeypatch.setattr(context_module, "fit", broken)
 
 
 def test_a_study_of_baselines_that_all_fail_is_no_success(
@@ -263,13 +263,13 @@ def test_the_study_that_was_read_at_the_start_decides_the_exit_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command_in: Any
 ) -> None:
     file = write(tmp_path)
-    fit = worker_module.fit
+    fit = context_module.fit
 
     def editing(*args: Any, **kwargs: Any) -> Any:
         file.write_text("no study any more")
         return fit(*args, **kwargs)
 
-    monkeypatch.setattr(worker_module, "fit", editing)
+    monkeypatch.setattr(context_module, "fit", editing)
     assert command_in(tmp_path)("search", "ends.yaml")[0] == 0
 
 
@@ -319,7 +319,7 @@ class Clock:
 def epochs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The trainings whose epochs were trained; an hour passes with each of them."""
     clock, done = Clock(), []
-    metrics = worker_module.Worker.metrics
+    metrics = context_module.Context.metrics
 
     def counted(self: Any, trial: str) -> Any:
         write_epoch = metrics(self, trial)
@@ -331,14 +331,14 @@ def epochs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         return on_epoch
 
-    monkeypatch.setattr(worker_module.Worker, "metrics", counted)
+    monkeypatch.setattr(context_module.Context, "metrics", counted)
     monkeypatch.setattr(budget, "time", clock)
 
     class Times:
         monotonic = staticmethod(time.monotonic)
         time = staticmethod(clock.time)
 
-    monkeypatch.setattr(worker_module, "time", Times)
+    monkeypatch.setattr(context_module, "time", Times)
     return done
 
 
@@ -391,8 +391,8 @@ def test_a_round_of_planting_is_paused_and_goes_on(
     run = tmp_path / "run"
     # The initial network takes four hours. A round's epochs have no clock here: its workers' is an
     # hour ahead, so that it ends after its first.
-    earlier = worker_module.time.time
-    monkeypatch.setattr(worker_module.time, "time", staticmethod(lambda: earlier() + 3600))
+    earlier = context_module.time.time
+    monkeypatch.setattr(context_module.time, "time", staticmethod(lambda: earlier() + 3600))
     first = planter.search(file, out=run, overrides=[*only, "budget.hours=4.5"])
     assert [point["trial"] for point in first["points"]] == ["p00-start"]
     assert (run / "trials" / "p01-conv1" / "checkpoint.pt").is_file()
@@ -408,7 +408,7 @@ def test_the_hours_of_a_driver_that_dies_in_a_training_are_in_the_books(
     tmp_path: Path, epochs: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[float] = []
-    metrics = worker_module.Worker.metrics
+    metrics = context_module.Context.metrics
 
     def looked_at(self: Any, trial: str) -> Any:
         on_epoch = metrics(self, trial)
@@ -423,7 +423,7 @@ def test_the_hours_of_a_driver_that_dies_in_a_training_are_in_the_books(
         if progress.event.startswith("b-width3 done"):
             raise RuntimeError("the observer broke")
 
-    monkeypatch.setattr(worker_module.Worker, "metrics", looked_at)
+    monkeypatch.setattr(context_module.Context, "metrics", looked_at)
     with pytest.raises(RuntimeError, match="the observer broke"):
         planter.search(write(tmp_path), out=tmp_path / "run", observe=fails)
     assert told == [0, 3600, 7200, 10800]
@@ -437,9 +437,9 @@ def test_a_teacher_does_not_begin_when_the_time_is_over_nor_wait_for_another_stu
     tmp_path: Path, epochs: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = write(tmp_path, STUDY + SAMPLE)
-    earlier = worker_module.time.time
-    monkeypatch.setattr(worker_module.time, "time", staticmethod(lambda: earlier() + 36000))
-    monkeypatch.setattr(worker_module, "_WAITED_S", 0.05)
+    earlier = context_module.time.time
+    monkeypatch.setattr(context_module.time, "time", staticmethod(lambda: earlier() + 36000))
+    monkeypatch.setattr(context_module, "_WAITED_S", 0.05)
     late = [*TEACHER, "budget.hours=5"]
     found = planter.search(file, out=tmp_path / "run", overrides=late)
     assert (epochs, found["outcome"]["kind"]) == ([], "budget")

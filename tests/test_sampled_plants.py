@@ -9,8 +9,8 @@ import torch
 import planter
 from planter.arch import Architecture
 from planter.driver import sampled
-from planter.driver import worker as worker_module
 from planter.driver.read import read_points
+from planter.driver.tasks import context as context_module
 from planter.pipelines import Pipelines
 from planter.space import Candidate
 from planter.study import StudyError
@@ -186,7 +186,7 @@ def space(trial):
                      plants=[("growth", 1)])
 """
     monkeypatch.setattr(
-        "planter.driver.worker.Worker.fit",
+        "planter.driver.tasks.context.Context.fit",
         lambda *args, **given: pytest.fail("it was trained"),
     )
     with pytest.raises(planter.driver.jobs.SearchStoppedError):
@@ -248,7 +248,7 @@ def test_a_trial_whose_time_is_over_begins_no_further_phase_and_loses_none(tmp_p
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sampled, "_kept", watched)
         # The teacher is trained in any case.
-        patch.setattr(worker_module.Worker, "pause", lambda self: over[0] and bool(phases))
+        patch.setattr(context_module.Context, "pause", lambda self: over[0] and bool(phases))
         for trial in ("s0000", "s0001"):
             while not (tmp_path / "run" / "models" / trial).exists():
                 before = len(phases)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import planter
-from planter.driver.session_folder import places, remove_left_folders, session_folder
+from planter.driver.backends.session_folder import places, remove_left_folders, session_folder
 
 LONGEST_SOCKET = "r/session_2026-11-29_07-09-42_123456_4194304/sockets/plasma_store"
 
@@ -78,7 +78,7 @@ def test_folders_of_killed_drivers_go_and_all_others_stay(short):
     """Of a process that was killed, of one that lives, and what users may call their own."""
     program = (
         "import sys, time; from pathlib import Path\n"
-        "from planter.driver.session_folder import session_folder\n"
+        "from planter.driver.backends.session_folder import session_folder\n"
         "with session_folder([Path(sys.argv[1])]) as folder:\n"
         "    print(folder, flush=True); time.sleep(600)"
     )

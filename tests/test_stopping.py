@@ -9,7 +9,7 @@ from test_driver import Interruption, rows, write_study
 import planter
 from planter.course import course
 from planter.driver import run as run_module
-from planter.driver import worker as worker_module
+from planter.driver.backends import local
 from planter.driver.read import opened, points_in, run_study, stopped_in
 
 EPOCHS, TRIALS = 8, 12
@@ -144,12 +144,12 @@ def test_a_front_says_what_stopped_trainings_took(place, full, stopped):
 
 
 @pytest.mark.parametrize("after", [1, 2, 5, 9, 14])
-@pytest.mark.parametrize("where", ["do", "compare"])
+@pytest.mark.parametrize("where", ["run_job", "compare"])
 def test_an_interrupted_search_stops_and_continues_the_same_trainings(
     place, tmp_path, stopped, monkeypatch, after, where
 ):
     """Before a training, or between its partial result and what follows from it."""
-    place_of = {"do": worker_module.Worker, "compare": run_module._Search}[where]
+    place_of = {"run_job": local, "compare": run_module._Search}[where]
     method, calls = getattr(place_of, where), []
 
     def killed(self, *arguments):

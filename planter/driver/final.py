@@ -17,11 +17,14 @@ from planter import checkpoint
 from planter.commands import command
 from planter.data import Data
 from planter.disk import when_there_is_space
+from planter.driver.backends.local import run_here
 from planter.driver.check import worker_count
 from planter.driver.folder import drop_half_written, drop_locks
-from planter.driver.jobs import Job, Outcome, SearchStoppedError
+from planter.driver.jobs import Job, Outcome, Queue
+from planter.driver.proposer import Proposer
 from planter.driver.read import images_of, read_points, run_standing
-from planter.driver.worker import Worker
+from planter.driver.schedule import Schedule
+from planter.driver.tasks.context import Context
 from planter.final_file import FINAL, KINDS, FinalFile, Kind, Row
 from planter.front import Point, front_of, read_front
 from planter.modes import plain_torch, threads_of_torch
@@ -34,7 +37,6 @@ from planter.train import evaluate
 _SMALLER = 10
 """The recipe's rate over that of further training: at its peak a full rate would undo what the
 weights have learned, and further training would be a second training from scratch."""
-_TRIES = 2
 _GUIDE = "guide"
 """Of `final/models`: the copy of the run's teacher that others learn from."""
 
@@ -91,7 +93,9 @@ def train_points(
             if file.take_up(point.id, kind, seed) is None
         ]
         file.write()
-        _train(_worker(run, study, data), _Queue(jobs, file, observe))
+        # A training that failed is told and tried again by the same command: none ends the others.
+        schedule = Schedule([_Trainings(jobs, file)], max_failures=len(jobs))
+        _train(_context(run, study, data), schedule, observe)
         _read_test(run, study, file, data, shared=unfinished is None)
         drop_locks(run / FINAL)
     return file.document()
@@ -234,9 +238,9 @@ def _job(run: Path, point: Point, kind: Kind, seed: int, recipe: Recipe, *, guid
     return Job(f"{point.id}/{kind}-{seed}", "final", params)
 
 
-def _worker(run: Path, study: Study, data: Data) -> Worker:
-    """A worker whose run folder is the one of final training: the run's own it leaves alone."""
-    return Worker(
+def _context(run: Path, study: Study, data: Data) -> Context:
+    """A context whose run folder is the one of final training: the run's own is left alone."""
+    return Context(
         study,
         run / FINAL,
         replace(data, test=None),
@@ -247,71 +251,66 @@ def _worker(run: Path, study: Study, data: Data) -> Worker:
     )
 
 
-class _Queue:
-    """Trainings that are left, handed out in order; what became of them goes into the file."""
+class _Trainings(Proposer):
+    """Trainings that are left, proposed in order; what became of them goes into the file."""
 
-    def __init__(
-        self, jobs: Sequence[Job], file: FinalFile, observe: Callable[[str], None]
-    ) -> None:
-        self._open = deque(jobs)
-        self._tries = dict.fromkeys((job.id for job in jobs), 0)
-        self._running = 0
-        self._done, self._all = 0, len(jobs)
+    method = "final"
+    kinds = representative = ("final",)
+    after_teacher = False
+
+    def __init__(self, jobs: Sequence[Job], file: FinalFile) -> None:
+        self._waiting = deque(jobs)
+        self._open = len(jobs)
         self._file = file
-        self._observe = observe
-
-    def left(self) -> int:
-        return len(self._open) + self._running
 
     def next(self) -> Job | None:
-        if not self._open:
-            return None
-        job = self._open.popleft()
-        self._tries[job.id] += 1
-        self._running += 1
-        return job
+        return self._waiting.popleft() if self._waiting else None
 
     def finish(self, job: Job, outcome: Outcome) -> None:
-        """Books an outcome; a training whose worker died is tried once more. Raises
-        SearchStoppedError where no other can go on either."""
-        self._running -= 1
-        if outcome.get("stop"):
-            raise SearchStoppedError(outcome["error"])
-        if outcome.get("retry") and self._tries[job.id] < _TRIES:
-            self._open.append(job)
-            self._observe(f"{job.id} failed: {outcome['error']}; it is tried again")
-            return
-        self._done += 1
+        self._open -= 1
         which = job.params["point"], job.params["kind"], job.params["seed"]
         if "error" in outcome:
             self._file.fail(*which, outcome["error"])
-            told = f"failed: {outcome['error']}; see {FINAL}/trials/{job.id}/log.txt"
         else:
             self._file.take_up(*which)
-            told = f"{100 * outcome['points'][0]['accuracy']:.2f} %"
         self._file.write()
-        self._observe(f"[{self._done}/{self._all}] {job.id} {told}")
+
+    def left(self) -> int:
+        return self._open
 
 
-def _train(worker: Worker, queue: _Queue) -> None:
-    workers = min(worker_count(worker.study), queue.left())
-    if workers:
-        from planter.driver.cluster import train_on_ray
+class _Told(Queue):
+    """A schedule whose progress is told."""
 
-        train_on_ray(
-            worker,
-            queue.next,
-            lambda job, outcome: None,
-            queue.finish,
-            lambda: not queue.left(),
-            workers,
-            None,
-        )
-        return
-    here = replace(worker, data=worker.data.to(worker.device))
-    with threads_of_torch(worker.study.resources.cpu):
-        while (job := queue.next()) is not None:
-            queue.finish(job, here.do(job))
+    def __init__(self, schedule: Schedule, observe: Callable[[str], None]) -> None:
+        self._schedule = schedule
+        self._all = schedule.left()
+        self._observe = observe
+
+    def next(self) -> Job | None:
+        return self._schedule.next()
+
+    def finish(self, job: Job, outcome: Outcome) -> None:
+        if self._schedule.finish(job, outcome):
+            self._observe(f"{job.id} failed: {outcome['error']}; it is tried again")
+            return
+        told = f"failed: {outcome['error']}; see {FINAL}/trials/{job.id}/log.txt"
+        if "error" not in outcome:
+            told = f"{100 * outcome['points'][0]['accuracy']:.2f} %"
+        self._observe(f"[{self._schedule.done}/{self._all}] {job.id} {told}")
+
+    def complete(self) -> bool:
+        return self._schedule.complete()
+
+
+def _train(context: Context, schedule: Schedule, observe: Callable[[str], None]) -> None:
+    queue = _Told(schedule, observe)
+    if workers := min(worker_count(context.study), schedule.left()):
+        from planter.driver.backends.ray_session import run_on_ray
+
+        run_on_ray(context, queue, workers)
+    else:
+        run_here(context, queue)
 
 
 def _read_test(run: Path, study: Study, file: FinalFile, data: Data, *, shared: bool) -> None:

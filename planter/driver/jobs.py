@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 from planter.front import Point
 
@@ -53,6 +53,25 @@ class Job:
         if "trials" in outcome:
             return dict(outcome["trials"])
         return dict.fromkeys(self.trials, outcome)
+
+
+class Queue(Protocol):
+    """Jobs to be done, and what becomes of them: what a backend works off (`driver.backends`).
+    Whatever a method raises ends the work when the running jobs have ended, and is raised again."""
+
+    def next(self) -> Job | None:
+        """A job to do now; None where all that is left waits for one that runs."""
+
+    def compare(self, job: Job, outcome: Outcome) -> Job | None:
+        """Takes a partial outcome. What its worker goes on with at once, None where it ends."""
+        raise TypeError(f"{job.id} has a partial outcome, which nobody compares")
+
+    def finish(self, job: Job, outcome: Outcome) -> object:
+        """Takes the outcome of a job."""
+
+    def complete(self) -> bool:
+        """Whether there is nothing left to do. Asked all the time, also while every worker is
+        busy."""
 
 
 def beyond(job: Job) -> Job:

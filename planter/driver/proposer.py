@@ -68,14 +68,16 @@ class Proposer(Protocol):
     def compare(self, job: Job, outcome: Outcome, *, go_on: bool) -> Job | None:
         """Books a partial outcome, of a proposer whose jobs have such. The job that its worker goes
         on with at once; None where it ends there, also because nothing is to `go_on`."""
-        raise NotImplementedError(f"{self.method}: {job.id} has a partial outcome")
+        raise TypeError(f"{job.id} has a partial outcome, {self.method} compares none")
 
     def finish(self, job: Job, outcome: Outcome) -> None:
         """Books the outcome of a job, and the points that are certain by it. Raises
         SearchStoppedError where the search makes no sense without it."""
 
     def take_back(self, job: Job) -> None:
-        """Leaves a job open that was handed out and has not been trained to its end."""
+        """Leaves a job open that was handed out and has not been trained to its end, of a search
+        whose time is over."""
+        raise TypeError(f"{job.id} was ended by time, {self.method} takes none back")
 
     def left(self) -> int:
         """How many jobs, at most, are still to be finished; 0 ends this proposer."""
@@ -91,6 +93,7 @@ class Proposer(Protocol):
 
     def raise_if_hopeless(self) -> None:
         """Raises SearchStoppedError where no other proposer can go on after what has failed."""
+        return
 
     def exhausted(self) -> Exhausted | None:
         """Why it proposes no more before its end; None as long as it does, and after its end."""

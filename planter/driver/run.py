@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from planter.disk import is_full
+from planter.driver.backends.local import run_here
 from planter.driver.budget import Account
 from planter.driver.check import Prepared, prepare, worker_count
 from planter.driver.claim import Claim
@@ -21,19 +22,19 @@ from planter.driver.folder import (
     run_id,
     write_settings,
 )
-from planter.driver.jobs import Job, Outcome, SearchStoppedError
+from planter.driver.jobs import Job, Outcome, Queue, SearchStoppedError
 from planter.driver.outcome import SearchFailedError, ending
 from planter.driver.patience import PatientStorage
 from planter.driver.proposer import SearchContext
 from planter.driver.proposers import proposers_for
 from planter.driver.schedule import Schedule
 from planter.driver.storage import PointBook, database_url, open_storage
-from planter.driver.worker import Worker
+from planter.driver.tasks.context import Context
 from planter.front import (
     Point,
     covered,
 )
-from planter.modes import plain_torch, threads_of_torch
+from planter.modes import plain_torch
 from planter.paths import user_path
 from planter.study import Study
 from planter.study_file import find_study, read_study
@@ -125,8 +126,8 @@ def _full_disk_told(run: Path) -> Iterator[None]:
         raise SearchStoppedError(f"no space left in {run}: free some, then go on") from error
 
 
-class _Search:
-    """One search at work: its books and its folder."""
+class _Search(Queue):
+    """One search at work: its books and its folder, and the queue that its workers work off."""
 
     def __init__(
         self,
@@ -166,7 +167,7 @@ class _Search:
             study.resources.max_failures,
             lambda: self._account.spent(self._documents.trained_macs),
         )
-        self._worker = Worker(
+        self._context = Context(
             study,
             run,
             # Workers have no use for the test images, and so cannot misuse them.
@@ -191,9 +192,12 @@ class _Search:
             return
         try:
             if self._workers == 0:
-                self._train_here()
+                run_here(replace(self._context, tick=self._count_time), self)
             else:
-                self._train_on_ray(ray_address)
+                from planter.driver.backends.ray_session import run_on_ray
+
+                self._tell(f"{self._workers} workers start")
+                run_on_ray(self._context, self, self._workers, ray_address)
         except BaseException:
             self._wait_no_longer()
             raise
@@ -207,34 +211,8 @@ class _Search:
         if (open_ := self._schedule.left()) and (spent := self._schedule.spent()):
             self._tell(f"{spent}: {open_} trainings at most were not begun; with more it goes on")
 
-    def _train_on_ray(self, ray_address: str | None) -> None:
-        from planter.driver.cluster import train_on_ray
-
-        self._tell(f"{self._workers} workers start")
-
-        train_on_ray(
-            self._worker,
-            self.next,
-            self.compare,
-            self.finish,
-            self.complete,
-            self._workers,
-            ray_address,
-        )
-
-    def _train_here(self) -> None:
-        data = self._worker.data.to(self._worker.device)
-        worker = replace(self._worker, data=data, tick=self._count_time)
-        with threads_of_torch(self._study.resources.cpu):
-            while (job := self.next()) is not None:
-                outcome = worker.do(job)
-                while "partial" in outcome and (onward := self.compare(job, outcome)) is not None:
-                    job = onward
-                    outcome = worker.do(job)
-                self.finish(job, outcome)
-
     def complete(self) -> bool:
-        """Whether all is trained. Ray asks all the time, also while every worker is busy."""
+        """Whether all is trained; writes what is due, as it is asked all the time."""
         self._count_time()
         self._write_if_due()
         return self._schedule.complete()

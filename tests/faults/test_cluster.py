@@ -32,10 +32,10 @@ from kills import (
 from test_driver import assert_complete, write_study
 
 import planter
-from planter.driver import cluster as cluster_module
+from planter.driver.backends import ray_session as cluster_module
+from planter.driver.backends.ray_cluster import join, room_for
 from planter.driver.check import prepare
 from planter.driver.jobs import SearchStoppedError
-from planter.driver.joining import join, room_for
 from planter.study import StudyError
 from planter.study_file import read_study
 
@@ -56,8 +56,8 @@ ON_THE_CPU = """
 import dataclasses
 from planter.cli import main
 from planter.driver import run
-Worker = run.Worker
-run.Worker = lambda *fields: dataclasses.replace(Worker(*fields), device="cpu")
+Context = run.Context
+run.Context = lambda *fields: dataclasses.replace(Context(*fields), device="cpu")
 main()
 """
 BUILDER = """

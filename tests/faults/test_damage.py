@@ -14,7 +14,7 @@ from small_study import assert_whole, rows, write_study
 
 import planter
 from planter import checkpoint, fast_round, train
-from planter.driver import worker as worker_module
+from planter.driver.backends import local
 from planter.driver.jobs import SearchStoppedError
 
 KEPT = ["keep=all"]
@@ -151,14 +151,14 @@ def test_a_damaged_network_that_others_need_stops_the_search_until_it_is_whole(
     trial: str,
 ) -> None:
     run, study = tmp_path / "run", write_study(tmp_path)
-    do = worker_module.Worker.do
+    do = local.run_job
 
     def stopping(self: Any, job: Any) -> Any:
         if job.id == trial:
             raise KeyboardInterrupt
         return do(self, job)
 
-    monkeypatch.setattr(worker_module.Worker, "do", stopping)
+    monkeypatch.setattr(local, "run_job", stopping)
     stopped(study, run, monkeypatch)
     place = run / "models" / of / "base"
     for file in run.glob("trials/teacher/logits*"):

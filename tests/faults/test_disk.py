@@ -25,8 +25,9 @@ from planter import checkpoint, cli, disk, train
 from planter.data import load_data
 from planter.driver import documents, patience
 from planter.driver import run as run_module
-from planter.driver import worker as worker_module
 from planter.driver.jobs import SearchStoppedError
+from planter.driver.tasks import context as context_module
+from planter.driver.tasks.planting_step import PlantingStep
 from planter.front import read_front
 from planter.recipe import Recipe
 
@@ -93,8 +94,8 @@ PLACES: dict[str, tuple[Any, str]] = {
     "models": (checkpoint, "save"),
     "logits": (checkpoint, "write_tensors"),
     "optimiser": (checkpoint, "write_training"),
-    "metrics": (worker_module.Worker, "metrics"),
-    "round": (worker_module.Worker, "_plant"),
+    "metrics": (context_module.Context, "metrics"),
+    "round": (PlantingStep, "train"),
     "pages": (documents, "write_html"),
     "book": (optuna.Study, "tell"),
 }

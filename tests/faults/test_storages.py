@@ -24,7 +24,7 @@ import pytest
 
 import planter
 from planter.driver import patience
-from planter.driver import worker as worker_module
+from planter.driver.backends import local
 from planter.driver.dashboard import serve_dashboard
 from planter.driver.jobs import SearchStoppedError
 from planter.driver.read import read_points
@@ -147,7 +147,7 @@ def on(url: str) -> list[str]:
 def at_job(monkeypatch: pytest.MonkeyPatch, number: int, happens: Callable[[], None]) -> list[str]:
     """Makes something happen before a job; returns the ids of jobs, as they begin."""
     begun: list[str] = []
-    do = worker_module.Worker.do
+    do = local.run_job
 
     def doing(self: Any, job: Any) -> Any:
         begun.append(job.id)
@@ -155,7 +155,7 @@ def at_job(monkeypatch: pytest.MonkeyPatch, number: int, happens: Callable[[], N
             happens()
         return do(self, job)
 
-    monkeypatch.setattr(worker_module.Worker, "do", doing)
+    monkeypatch.setattr(local, "run_job", doing)
     return begun
 
 

@@ -4,29 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import json
 import logging
 import os
 import secrets
 import signal
-import sys
 import threading
-import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-from planter.data import Data, Split
+from planter.driver.backends.parcel import pack
+from planter.driver.backends.ray_cluster import join, room_for, watched
+from planter.driver.backends.session_folder import places, remove_left_folders, session_folder
 from planter.driver.budget import seconds_for
-from planter.driver.jobs import Job, Outcome, SearchStoppedError
-from planter.driver.joining import join, room_for, watched
-from planter.driver.session_folder import places, remove_left_folders, session_folder
-from planter.driver.worker import Worker
+from planter.driver.jobs import Queue, SearchStoppedError
+from planter.driver.tasks.context import Context
 
 # Read by Ray when it is imported or started. Ray's own books, loggers and reports are switched
 # off: the study's storage is the only truth, and the console is the user's.
@@ -51,7 +44,7 @@ _ENVIRONMENT = {
     "TUNE_STATE_REFRESH_PERIOD": "1000000000",
     "TUNE_WARN_THRESHOLD_S": "1000",
 }
-_TRAINING = "planter.driver.tune"
+_TRAINING = "planter.driver.backends.ray_tune"
 _LOGGERS = ("ray", "ray.tune", "ray.train", "ray.data")
 _STORE_AT_LEAST = 150 * 2**20
 _TRIES = 3
@@ -59,37 +52,26 @@ _TRIES = 3
 log = logging.getLogger(__name__)
 
 
-def train_on_ray(
-    worker: Worker,
-    propose: Callable[[], Job | None],
-    compare: Callable[[Job, Outcome], Job | None],
-    finish: Callable[[Job, Outcome], None],
-    complete: Callable[[], bool],
-    workers: int,
-    address: str | None,
-) -> None:
-    """Hands jobs to Ray workers until there are none; whatever `propose` or `finish` raises ends
-    the hand-out and is raised again when the running jobs have ended."""
+def run_on_ray(context: Context, queue: Queue, workers: int, address: str | None = None) -> None:
+    """Has Ray's workers do what a queue has, until it is complete: those of a Ray started for it
+    alone, or of the cluster at `address`."""
     remove_left_folders(places())
-    resources = worker.study.resources
+    resources = context.study.resources
     asked = {"cpu": resources.cpu, **({"gpu": resources.gpu} if resources.gpu else {})}
     with (
         session_folder(places()) as folder,
-        _ray(folder, worker, workers, address),
+        _ray(folder, context, workers, address),
         watched(address),
     ):
-        from planter.driver.tune import run_tune
+        from planter.driver.backends.ray_tune import run_tune
 
         # A Ray of our own counts a worker as one core, whatever its threads: Ray starts a
         # process a core, and each of them imports torch.
         shares = asked if address is not None else {**asked, "cpu": 1}
         room = room_for(asked, address) if address is not None else lambda: workers
         run_tune(
-            _parcel(worker),
-            propose,
-            compare,
-            finish,
-            complete,
+            pack(context),
+            queue,
             workers,
             shares,
             folder,
@@ -100,7 +82,7 @@ def train_on_ray(
 
 
 @contextlib.contextmanager
-def _ray(folder: Path, worker: Worker, workers: int, address: str | None) -> Iterator[None]:
+def _ray(folder: Path, context: Context, workers: int, address: str | None) -> Iterator[None]:
     """Ray, started for this search alone and bound to the loopback, or the cluster at `address`."""
     if os.getcwd().encode("utf-8", "ignore").decode() != os.getcwd():
         raise ValueError(
@@ -108,7 +90,7 @@ def _ray(folder: Path, worker: Worker, workers: int, address: str | None) -> Ite
             "train in this process (--workers 0)"
         )
     with _left_as_found():
-        _configure(worker, workers, address)
+        _configure(context, workers, address)
         import ray
 
         _read_settings_again()
@@ -125,7 +107,7 @@ def _ray(folder: Path, worker: Worker, workers: int, address: str | None) -> Ite
         quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
         try:
             if address is None:
-                _start(**_options(folder, worker, workers), **quiet)
+                _start(**_options(folder, context, workers), **quiet)
             else:
                 join(address, **quiet)
             if threading.current_thread() is threading.main_thread():
@@ -164,11 +146,11 @@ def _read_settings_again() -> None:
     compiled.AuthenticationTokenLoader.instance().reset_cache()
 
 
-def _configure(worker: Worker, workers: int, address: str | None) -> None:
+def _configure(context: Context, workers: int, address: str | None) -> None:
     """Tells Ray through the environment what it reads there when it is imported or started."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    os.environ["OMP_NUM_THREADS"] = str(worker.study.resources.cpu)
+    os.environ["OMP_NUM_THREADS"] = str(context.study.resources.cpu)
     # Ray stages one trial at a time for a searcher it does not know.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(workers)
     if address is None:
@@ -182,13 +164,13 @@ def _configure(worker: Worker, workers: int, address: str | None) -> None:
         os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "3")  # 20 s for a wrong token
 
 
-def _options(folder: Path, worker: Worker, workers: int) -> dict[str, Any]:
+def _options(folder: Path, context: Context, workers: int) -> dict[str, Any]:
     """How Ray is started for this search alone."""
-    size = sum(array.nbytes for array in _parcel(worker)["data"].values())
+    size = sum(array.nbytes for array in pack(context)["data"].values())
     return {
         "address": "local",
         "num_cpus": workers,
-        "num_gpus": None if worker.study.resources.gpu else 0,
+        "num_gpus": None if context.study.resources.gpu else 0,
         "include_dashboard": False,
         "object_store_memory": max(2 * size, _STORE_AT_LEAST),
         "_temp_dir": str(folder / "r"),
@@ -216,41 +198,3 @@ def _start(**options: Any) -> None:
 
 def _interrupt(number: int, frame: Any) -> None:
     raise KeyboardInterrupt
-
-
-def _parcel(worker: Worker) -> dict[str, Any]:
-    """A worker as plain values and arrays: Ray shares arrays between processes without copies."""
-    data = worker.data
-    arrays = {
-        f"{part}.{name}": tensor.numpy()
-        for part, split in (("train", data.train), ("validation", data.validation))
-        for name, tensor in vars(split).items()
-    }
-    bare = replace(worker, data=None)  # type: ignore[arg-type]
-    # Ray tells workers of the script's folder and the working folder alone.
-    path = [os.path.abspath(folder) for folder in sys.path]
-    return {"worker": bare, "data": arrays, "class_names": data.class_names, "path": path}
-
-
-def unpack(parcel: dict[str, Any]) -> Worker:
-    """The worker of a parcel, in the process that trains, on its device."""
-    sys.path += [folder for folder in parcel["path"] if folder not in sys.path]
-    arrays: dict[str, np.ndarray[Any, Any]] = parcel["data"]
-    splits = {}
-    with warnings.catch_warnings():
-        # The shared arrays are read-only; nothing writes to raw images or labels.
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        for part in ("train", "validation"):
-            fields = ("images", "labels", "mean", "std")
-            splits[part] = Split(*(torch.from_numpy(arrays[f"{part}.{name}"]) for name in fields))
-    data = Data(splits["train"], splits["validation"], None, parcel["class_names"])
-    worker: Worker = parcel["worker"]
-    return replace(worker, data=data.to(worker.device))
-
-
-def job_to_text(job: Job) -> str:
-    return json.dumps(asdict(job))
-
-
-def job_from_text(text: str) -> Job:
-    return Job(**json.loads(text))

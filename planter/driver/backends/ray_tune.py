@@ -20,9 +20,10 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
+from planter.driver.backends.parcel import job_from_text, job_to_text, unpack
 from planter.driver.budget import seconds_for
-from planter.driver.cluster import job_from_text, job_to_text, unpack
-from planter.driver.jobs import Job, Outcome, beyond
+from planter.driver.jobs import Job, Outcome, Queue, beyond
+from planter.driver.tasks.run_job import run_job
 from planter.memory import keep_memory
 
 log = logging.getLogger(__name__)
@@ -35,10 +36,10 @@ class TrainingActor(tune.Trainable):
     def setup(  # type: ignore[override]
         self, config: dict[str, Any], parcel: dict[str, Any]
     ) -> None:
-        self._worker = unpack(parcel)
-        torch.set_num_threads(self._worker.study.resources.cpu)
+        self._context = unpack(parcel)
+        torch.set_num_threads(self._context.study.resources.cpu)
         keep_memory()
-        _hold_at_most(self._worker.study.resources.memory_gb)
+        _hold_at_most(self._context.study.resources.memory_gb)
         self._job = job_from_text(config["job"])
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -46,8 +47,8 @@ class TrainingActor(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        with _ended_after(seconds_for(self._worker.study.resources, self._job)):
-            outcome = self._worker.do(self._job)
+        with _ended_after(seconds_for(self._context.study.resources, self._job)):
+            outcome = run_job(self._context, self._job)
         if partial := "partial" in outcome:
             self._job = beyond(self._job)  # where the scheduler lets it go on, with another step
         # JSON under one key: Ray flattens nested results and drops empty mappings.
@@ -88,22 +89,16 @@ class JobSearcher(Searcher):
 
     def __init__(
         self,
-        propose: Callable[[], Job | None],
-        compare: Callable[[Job, Outcome], Job | None],
-        finish: Callable[[Job, Outcome], None],
-        complete: Callable[[], bool],
+        queue: Queue,
         workers: int,
         limit: Callable[[Job], float | None] = lambda job: None,
         room: Callable[[], float] = lambda: math.inf,
     ) -> None:
         super().__init__()
-        self._compare = compare
+        self._queue = queue
         self._limit = limit
         self._room = room
         self._began: dict[str, float] = {}
-        self._propose = propose
-        self._finish = finish
-        self._complete = complete
         self._workers = workers
         self._running: dict[str, Job] = {}
         self.error: BaseException | None = None
@@ -113,11 +108,11 @@ class JobSearcher(Searcher):
     ) -> dict[str, Any] | str | None:
         # What our own code raises must reach our caller: Ray would wrap or swallow it.
         try:
-            if self.error is not None or self._complete():
+            if self.error is not None or self._queue.complete():
                 return str(Searcher.FINISHED)
             if len(self._running) >= min(self._workers, self._room()):
                 return None  # a trial beyond the workers would start an actor to throw it away
-            job = self._propose()
+            job = self._queue.next()
         except Exception as error:
             self.error = error
             return str(Searcher.FINISHED)
@@ -130,7 +125,7 @@ class JobSearcher(Searcher):
     def goes_on(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Whether a job with a partial outcome goes on at once, with its next step."""
         try:
-            onward = self._compare(self._running[trial_id], json.loads(result["outcome"]))
+            onward = self._queue.compare(self._running[trial_id], json.loads(result["outcome"]))
         except Exception as error:
             self.error = self.error or error
             return False
@@ -153,7 +148,7 @@ class JobSearcher(Searcher):
         else:
             outcome = json.loads(result["outcome"])
         try:
-            self._finish(job, outcome)
+            self._queue.finish(job, outcome)
         except Exception as caught:
             self.error = self.error or caught
 
@@ -213,10 +208,7 @@ class ParetoHalving(FIFOScheduler):
 
 def run_tune(
     parcel: dict[str, Any],
-    propose: Callable[[], Job | None],
-    compare: Callable[[Job, Outcome], Job | None],
-    finish: Callable[[Job, Outcome], None],
-    complete: Callable[[], bool],
+    queue: Queue,
     workers: int,
     resources: Mapping[str, float],
     folder: Path,
@@ -225,10 +217,10 @@ def run_tune(
     *,
     own: bool,
 ) -> None:
-    """Runs jobs on `workers` actors until `complete()`; raises what our own side raised. `limit`
+    """Runs jobs on `workers` actors until the queue is complete; raises what it raised. `limit`
     says how many seconds a job may take, None without a limit; `room` how many actors there is room
     for now; `own` whether Ray was started for this search, by this process."""
-    searcher = JobSearcher(propose, compare, finish, complete, workers, limit, room)
+    searcher = JobSearcher(queue, workers, limit, room)
     trainable = tune.with_parameters(TrainingActor, parcel=parcel)
     tune.run(
         tune.with_resources(trainable, dict(resources)),

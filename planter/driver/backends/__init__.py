@@ -1,0 +1,1 @@
+"""Where jobs are done: in the driver's process or by Ray's workers."""

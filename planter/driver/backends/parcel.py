@@ -1,0 +1,55 @@
+"""What travels between the driver and Ray's workers, as plain values and arrays."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from planter.data import Data, Split
+from planter.driver.jobs import Job
+from planter.driver.tasks.context import Context
+
+
+def pack(context: Context) -> dict[str, Any]:
+    """A context as plain values and arrays: Ray shares arrays between processes without copies."""
+    data = context.data
+    arrays = {
+        f"{part}.{name}": tensor.numpy()
+        for part, split in (("train", data.train), ("validation", data.validation))
+        for name, tensor in vars(split).items()
+    }
+    bare = replace(context, data=None)  # type: ignore[arg-type]
+    # Ray tells workers of the script's folder and the working folder alone.
+    path = [os.path.abspath(folder) for folder in sys.path]
+    return {"context": bare, "data": arrays, "class_names": data.class_names, "path": path}
+
+
+def unpack(parcel: dict[str, Any]) -> Context:
+    """The context of a parcel, in the process that trains, on its device."""
+    sys.path += [folder for folder in parcel["path"] if folder not in sys.path]
+    arrays: dict[str, np.ndarray[Any, Any]] = parcel["data"]
+    splits = {}
+    with warnings.catch_warnings():
+        # The shared arrays are read-only; nothing writes to raw images or labels.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        for part in ("train", "validation"):
+            fields = ("images", "labels", "mean", "std")
+            splits[part] = Split(*(torch.from_numpy(arrays[f"{part}.{name}"]) for name in fields))
+    data = Data(splits["train"], splits["validation"], None, parcel["class_names"])
+    context: Context = parcel["context"]
+    return replace(context, data=data.to(context.device))
+
+
+def job_to_text(job: Job) -> str:
+    return json.dumps(asdict(job))
+
+
+def job_from_text(text: str) -> Job:
+    return Job(**json.loads(text))

@@ -1,0 +1,1 @@
+"""What a worker does with a job, a file a kind; `run_job` finds the one that fits."""

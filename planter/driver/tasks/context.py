@@ -1,0 +1,318 @@
+"""What trainings are made of: the study, its images, its teacher, and where all of it goes."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from planter import checkpoint
+from planter.arch import Architecture
+from planter.data import Data, Split
+from planter.disk import when_there_is_space
+from planter.driver.jobs import Outcome, SearchStoppedError, seed_of
+from planter.driver.logs import epochs_to
+from planter.forms import Kernels
+from planter.macs import Cost, cost, training_cost
+from planter.normalisation import taking
+from planter.norms import NormMode
+from planter.recipe import Augment, Recipe
+from planter.study import Study
+from planter.train import Batch, Epoch, PausedError, Score, evaluate, fit, predict, view_pool
+
+log = logging.getLogger(__name__)
+_LOGITS = "logits.safetensors"
+_CHECKPOINT = "checkpoint.pt"
+_PACKAGES = ("planter", "torch", "optuna", "ray", "numpy")
+_WAITED_S = 1.0
+"""For a lock, before it is asked whether to wait on."""
+
+
+def _nothing() -> None:
+    """No driver's books to keep."""
+
+
+@dataclass
+class Context:
+    """Everything a training needs beside its job: the study, its run folder and its images, the
+    teacher, and how networks are trained, scored and saved.
+
+    The network of `teacher_trial` is the one that others learn from. `tick` is called after epochs,
+    of a training in the driver's process, and while it waits. Past `ends`, seconds since 1970, a
+    training is to end at its next checkpoint.
+    """
+
+    study: Study
+    run: Path
+    data: Data
+    fingerprint: str
+    teachers: Path
+    device: str = "cpu"
+    teacher_trial: str = "teacher"
+    tick: Callable[[], None] = _nothing
+    ends: float | None = None
+
+    def pause(self) -> bool:
+        """Whether the training at hand is to end at its next checkpoint."""
+        self.tick()
+        return self.ends is not None and time.time() >= self.ends
+
+    def fit(
+        self,
+        trial: str,
+        network: nn.Module,
+        loss: Callable[[nn.Module, Batch], Tensor],
+        recipe: Recipe,
+        *,
+        guided: bool,
+        optimizer: torch.optim.Optimizer,
+        until: int | None = None,
+        images: Split | None = None,
+        checkpoint: Path | None = None,
+    ) -> None:
+        """Trains all of a network, under the trial's own seed; on `images`, by default those of the
+        recipe, with a `checkpoint`, by default in the trial's folder. See `planter.fit`."""
+        fit(
+            network,
+            loss,
+            self.images(recipe) if images is None else images,
+            recipe,
+            seed=seed_of(self.study.seed, trial),
+            teacher=self.guide(recipe) if guided else None,
+            optimizer=optimizer,
+            checkpoint=checkpoint or self.checkpoint_of(trial),
+            on_epoch=self.metrics(trial),
+            until=until,
+            pause=self.pause,
+        )
+
+    def phase(
+        self,
+        name: str,
+        network: nn.Module,
+        recipe: Recipe,
+        train: Callable[[], int],
+        *,
+        last: bool,
+    ) -> int:
+        """The multiply-adds that `train` counts, which trains the network in place.
+
+        Where the time is over then and it is not the `last` phase of its trial, no further one
+        begins: PausedError is raised, and the network is on disk, to be taken up by the same call
+        without training.
+        """
+        file = self.checkpoint_of(f"{name}/trained")
+        if (state := checkpoint.read_training(file)) is not None:
+            network.load_state_dict(state["model"])
+            return int(state["macs"])
+        macs = train()
+        if not last and self.pause():
+            checkpoint.write_training(file, {"model": network.state_dict(), "macs": macs})
+            raise PausedError(recipe.epochs, recipe.epochs)
+        return macs
+
+    def outcome(
+        self,
+        trial: str,
+        ways: dict[str, nn.Module],
+        architecture: Architecture,
+        *,
+        train_macs: int,
+        kernels: str | dict[str, str] = "plain",
+        norms: NormMode = "switch_stats",
+        validation: Split | None = None,
+    ) -> Outcome:
+        """Scores and saves each pipeline; the file holds exactly what was scored. `validation` are
+        the images as the networks take them, by default those of the data."""
+        costs = cost(architecture).pipelines
+        validation = validation or self.data.validation
+        points = []
+        for name, network in ways.items():
+            score = self.score(name, network, validation)
+            fields = {
+                "pipeline": name,
+                "accuracy": score.accuracy,
+                "loss": score.loss,
+                "macs": costs[name].macs,
+                "params": costs[name].params,
+                "architecture": architecture.to_dict(),
+                "kernels": kernels,
+                "norms": norms,
+            }
+            info = self.facts(trial, score, costs[name], validation, kernels, norms)
+            folder = self.run / "models" / trial / name
+            self.save(folder, network, architecture, name, info)
+            points.append(fields)
+        return {"points": points, "train_macs": train_macs}
+
+    def score(self, name: str, network: nn.Module, validation: Split | None = None) -> Score:
+        """Of a network on the validation images, by default as the data are. Raises
+        FloatingPointError where its loss is no number."""
+        score = evaluate(network, validation or self.data.validation)
+        if not math.isfinite(score.loss):
+            raise FloatingPointError(f"validation loss of {name} is {score.loss}")
+        return score
+
+    def facts(
+        self,
+        trial: str,
+        score: Score,
+        way: Cost,
+        taken: Split | None = None,
+        kernels: str | dict[str, str] = "plain",
+        norms: NormMode = "switch_stats",
+    ) -> dict[str, Any]:
+        """The facts in `arch.json` of one pipeline of a trial beside its architecture: how well it
+        does, what it costs, what its inputs (as `taken`, by default as the data are) and outputs
+        mean, and where it comes from."""
+        taken = taken or self.data.train
+        return {
+            "study": self.study.name,
+            "trial": trial,
+            "seed": seed_of(self.study.seed, trial),
+            "accuracy": score.accuracy,
+            "loss": score.loss,
+            "macs": way.macs,
+            "macs_all": way.macs_all,
+            "params": way.params,
+            "kernels": kernels,
+            "norms": norms,
+            "class_names": list(self.data.class_names),
+            "pixels": str(taken.images.dtype).removeprefix("torch."),
+            "mean": taken.mean.flatten().tolist(),
+            "std": taken.std.flatten().tolist(),
+            "data": self.fingerprint,
+            "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        }
+
+    def train_macs(self, macs: int, recipe: Recipe, *, guided: bool) -> int:
+        """Multiply-adds of a training: a forward and a backward pass of twice its cost for each
+        image seen, and a forward pass of the teacher where its logits could not be kept."""
+        per_image = 3 * macs
+        if guided and recipe.augment.changes():
+            per_image += self.teacher_macs
+        return per_image * len(self.data.train) * recipe.epochs
+
+    def kernel_macs(
+        self,
+        architecture: Architecture,
+        kernels: Kernels | None,
+        recipe: Recipe,
+        names: Sequence[str] | None = None,
+    ) -> int:
+        """Multiply-adds that the training form of the kernels adds to a training."""
+        if kernels is None:
+            return 0
+        steps = math.ceil(len(self.data.train) / recipe.batch)
+        step = training_cost(architecture, kernels, math.ceil(len(self.data.train) / steps), names)
+        return (step.macs_step - step.macs_step_plain) * steps * recipe.epochs
+
+    def guide(self, recipe: Recipe) -> Tensor | nn.Module:
+        """The teacher's logits where no step has images of its own, else the teacher."""
+        if recipe.augment.changes():
+            return self._teacher_network
+        if recipe.augment.views is None:
+            return self.teacher_logits
+        key = checkpoint.content_key([recipe.augment.model_dump()])
+        name = f"logits-{key}.safetensors"
+        return self._kept_logits(name, self._teacher_network, self.images(recipe))
+
+    def images(self, recipe: Recipe) -> Split:
+        """The training images, or the pool of their views that a recipe asks for."""
+        if recipe.augment.views is None:
+            return self.data.train
+        if recipe.augment not in self._pools:
+            self._pools.clear()  # one at a time: a pool is several times the data set
+            seed = seed_of(self.study.seed, "views")
+            self._pools[recipe.augment] = view_pool(self.data.train, recipe.augment, seed)
+        return self._pools[recipe.augment]
+
+    @cached_property
+    def _pools(self) -> dict[Augment, Split]:
+        return {}
+
+    @cached_property
+    def _teacher_network(self) -> nn.Module:
+        network = self.saved(self.teacher_trial).requires_grad_(False)
+        return taking(network, self.data.train, self._teacher_spec).to(self.device)
+
+    @cached_property
+    def _teacher_spec(self) -> dict[str, Any]:
+        return checkpoint.read_spec(self.run / "models" / self.teacher_trial / "base")
+
+    def saved(self, trial: str) -> nn.Module:
+        """A network of this run that others learn from. Raises SearchStoppedError where its folder
+        is damaged: without it they would fail one after the other."""
+        try:
+            place = self.run / "models" / trial / "base"
+            return checkpoint.load(place, own_code=True).to(self.device)
+        except ValueError as error:
+            raise SearchStoppedError(
+                f"{error}; others are trained with it: put a copy of it there, then go on"
+            ) from error
+
+    @cached_property
+    def teacher_macs(self) -> int:
+        return int(self._teacher_spec["macs"])
+
+    @cached_property
+    def teacher_logits(self) -> Tensor:
+        """The teacher's logits `[n, classes]` of the training images as they are."""
+        return self._kept_logits(_LOGITS, self._teacher_network, self.data.train)
+
+    def keep_teacher_logits(self, teacher: nn.Module) -> None:
+        """Writes the logits of a teacher that is at hand, for all that learn from it."""
+        self._kept_logits(_LOGITS, teacher.to(self.device), self.data.train)
+
+    def _kept_logits(self, name: str, teacher: nn.Module, images: Split) -> Tensor:
+        """The teacher's logits of images, from a file that is written where it is missing."""
+        file = self.run / "trials" / "teacher" / name
+        with locked(file.with_suffix(".lock")):
+            try:
+                return load_file(file)["logits"].to(self.device)
+            except FileNotFoundError:
+                log.info("%s is written", file)
+            except SafetensorError as error:
+                log.warning("%s is cut short or damaged, and written again: %s", file, error)
+            logits = predict(teacher, images)
+            kept = {"logits": logits.cpu()}
+            when_there_is_space(lambda: checkpoint.write_tensors(file, kept), file.parent)
+        return logits
+
+    def save(self, folder: Path, *network: Any) -> None:
+        when_there_is_space(lambda: checkpoint.save(folder, *network), folder)
+
+    def checkpoint_of(self, trial: str) -> Path:
+        return self.run / "trials" / trial / _CHECKPOINT
+
+    def metrics(self, trial: str) -> Callable[[Epoch], None]:
+        return epochs_to(self.run / "trials" / trial / "metrics.jsonl")
+
+
+def locked(file: Path, waiting: Callable[[], None] | None = None) -> AbstractContextManager[Any]:
+    """A lock on a file, taken now and held until the context is left. While another has it,
+    `waiting` is called every second, and may raise."""
+
+    def acquired() -> AbstractContextManager[Any]:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        while waiting is not None:
+            try:
+                return FileLock(file).acquire(timeout=_WAITED_S)
+            except Timeout:
+                waiting()
+        return FileLock(file).acquire()
+
+    return when_there_is_space(acquired, file.parent)

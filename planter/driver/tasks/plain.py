@@ -1,0 +1,71 @@
+"""Networks as a study writes them, trained under its recipe: baselines, and planting's start."""
+
+from __future__ import annotations
+
+from planter.arch import Architecture
+from planter.assembly import build_network
+from planter.driver.jobs import Job, Outcome, seed_of
+from planter.driver.networks import network_of
+from planter.driver.tasks.context import Context
+from planter.driver.tasks.planting import loss_of, write_learned
+from planter.driver.tasks.whole import Trained, class_loss, of_batch, train_whole
+from planter.fast_round import Loss
+from planter.forms import Kernels, form_names, form_of
+
+
+def train_baseline(context: Context, job: Job) -> Outcome:
+    """One of the study's baselines, guided where it asks for that."""
+    settings = context.study.baselines[job.params["index"]]
+    architecture = network_of(context.study, settings, context.data, settings.widths)
+    loss, kd = class_loss(), settings.kd
+    if kd is not None:
+        loss = class_loss(ce_weight=kd.ce_weight, kd_weight=kd.weight, temperature=kd.temperature)
+    guided = kd is not None and kd.weight > 0
+    return _train(context, job, architecture, loss, guided=guided)[0]
+
+
+def train_start(context: Context, job: Job) -> Outcome:
+    """The initial network of planting, guided as its plants will be."""
+    settings = context.study.plant
+    assert settings is not None
+    outcome, trained = _train(
+        context,
+        job,
+        network_of(context.study, settings, context.data, settings.start),
+        loss_of(settings),
+        guided=settings.kd_weight > 0,
+        kernels=form_of(settings.kernels or "plain"),
+    )
+    if settings.finetune is not None:
+        write_learned(context, job.id, context.study.recipe, trained.optimizer)
+    return outcome
+
+
+def _train(
+    context: Context,
+    job: Job,
+    architecture: Architecture,
+    loss: Loss,
+    *,
+    guided: bool,
+    kernels: Kernels | None = None,
+) -> tuple[Outcome, Trained]:
+    network = build_network(architecture, seed=seed_of(context.study.seed, job.id))
+    trained = train_whole(
+        context,
+        job.id,
+        network,
+        architecture,
+        context.study.recipe,
+        of_batch(loss),
+        guided=guided,
+        kernels=kernels,
+    )
+    outcome = context.outcome(
+        job.id,
+        {"base": network},
+        architecture,
+        train_macs=trained.macs,
+        kernels=form_names(kernels),
+    )
+    return outcome, trained

@@ -1,0 +1,73 @@
+"""From a job to its outcome. Runs in a Ray worker or in the driver's process."""
+
+from __future__ import annotations
+
+import logging
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import ExitStack
+
+from planter.disk import NoSpaceError
+from planter.driver.folder import drop_checkpoints
+from planter.driver.jobs import Job, Outcome, SearchStoppedError
+from planter.driver.logs import logged_to
+from planter.driver.scalars import write_scalars
+from planter.driver.tasks.context import Context, locked
+from planter.driver.tasks.final import train_point
+from planter.driver.tasks.plain import train_baseline, train_start
+from planter.driver.tasks.planting import grow, plant_round
+from planter.driver.tasks.sampled import sample
+from planter.driver.tasks.teacher import train_teacher
+from planter.train import PausedError
+
+log = logging.getLogger(__name__)
+
+Task = Callable[[Context, Job], Outcome]
+"""Trains, scores and saves what a job asks for."""
+
+TASKS: dict[str, Task] = {
+    "teacher": train_teacher,
+    "baseline": train_baseline,
+    "start": train_start,
+    "plant": plant_round,
+    "grow": grow,
+    "sample": sample,
+    "final": train_point,
+}
+"""By the kind of job."""
+
+
+def run_job(context: Context, job: Job) -> Outcome:
+    """Does the task of a job; an exception becomes an `error`. Raises KeyError for a job of no
+    known kind: that is no trial's failure."""
+    task = TASKS[job.kind]
+    folders = [context.run / "trials" / trial for trial in job.trials]
+    context.ends = job.ends
+    began = time.monotonic()
+    with ExitStack() as stack:
+        try:
+            for folder in sorted(folders):
+                # A worker whose driver was killed may still be at this trial: it goes on alone.
+                stack.enter_context(locked(folder / ".lock"))
+                stack.enter_context(logged_to(folder / "log.txt"))
+            log.info("%s %s starts", job.kind, ", ".join(job.trials))
+            outcome = task(context, job)
+        except (NoSpaceError, SearchStoppedError) as error:
+            reason = error.strerror if isinstance(error, NoSpaceError) else str(error)
+            log.error("%s cannot go on: %s", ", ".join(job.trials), reason)
+            return {"error": reason, "stop": True}
+        except PausedError as paused:
+            log.info("%s %s", ", ".join(job.trials), paused)
+            return {"paused": str(paused)}
+        except Exception as error:  # whatever the user's code or torch raises fails this trial
+            log.error("%s failed\n%s", ", ".join(job.trials), traceback.format_exc())
+            return {"error": f"{type(error).__name__}: {error}"}
+        for folder in folders if "partial" not in outcome else []:
+            drop_checkpoints(folder)
+        outcome["seconds"] = round(time.monotonic() - began, 3)
+        if context.study.tensorboard:
+            for trial, one in job.outcomes(outcome).items():
+                write_scalars(context.run / "trials" / trial, one)
+        log.info("%s ends after %.1f s", ", ".join(job.trials), outcome["seconds"])
+    return outcome

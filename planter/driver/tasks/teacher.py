@@ -1,0 +1,106 @@
+"""The teacher: given, trained by an earlier study with the same settings, or trained now."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from torch import nn
+
+from planter import checkpoint
+from planter.arch import Architecture
+from planter.assembly import build_network
+from planter.backbones import source_key
+from planter.driver.folder import drop_half_written
+from planter.driver.jobs import Job, Outcome, seed_of
+from planter.driver.networks import network_of
+from planter.driver.tasks.context import Context, locked
+from planter.driver.tasks.whole import class_loss, of_batch, train_whole
+from planter.macs import cost
+from planter.normalisation import as_taken, taking
+from planter.recipe import Recipe
+from planter.train import PausedError
+
+log = logging.getLogger(__name__)
+
+
+def train_teacher(context: Context, job: Job) -> Outcome:
+    """Scores and saves the study's teacher, and keeps its logits of the training images."""
+    settings = context.study.teacher
+    assert settings is not None
+    if settings.model is not None:
+        # `check` has seen to it that a builder of the user's own is one the study names.
+        network = checkpoint.load(settings.model, own_code=True)
+        spec = checkpoint.read_spec(settings.model)
+        architecture = Architecture.from_dict(spec["architecture"])
+        # It learned from images normalised as its own data were.
+        outcome = context.outcome(
+            job.id,
+            {"base": network},
+            architecture,
+            train_macs=0,
+            validation=as_taken(context.data.validation, spec),
+        )
+        network = taking(network, context.data.train, spec)
+    else:
+        architecture = network_of(context.study, settings, context.data, settings.widths)
+        recipe = settings.recipe or context.study.recipe
+        network = _cached(context, job, architecture, recipe)
+        macs = context.train_macs(cost(architecture).macs, recipe, guided=False)
+        outcome = context.outcome(job.id, {"base": network}, architecture, train_macs=macs)
+    context.keep_teacher_logits(network)
+    return outcome
+
+
+def _cached(context: Context, job: Job, architecture: Architecture, recipe: Recipe) -> nn.Module:
+    """The teacher trained with these settings on these images, by whichever study came first;
+    others that need it meanwhile wait for its lock."""
+    seed = seed_of(context.study.seed, job.id)
+    settings = [
+        architecture.to_dict(),
+        source_key(architecture.builder),
+        recipe.model_dump(),
+        context.fingerprint,
+        seed,
+        # Those kept before had their statistics recomputed over images that were not augmented.
+        "norm statistics as trained",
+    ]
+    key = checkpoint.content_key(settings)
+    folder = context.teachers / key
+    with locked(context.teachers / f"{key}.lock", _pause_before(context, recipe)):
+        drop_half_written(context.teachers, key)
+        if folder.is_dir():
+            try:
+                network = checkpoint.load(folder, own_code=True).to(context.device)
+            except ValueError as error:
+                log.warning("%s; the teacher is trained again", error)
+            else:
+                log.info("teacher %s was trained before: %s", key, folder)
+                return network
+        _pause_before(context, recipe)()  # the hours may have ended while another had the lock
+        network = build_network(architecture, seed=seed)
+        part = context.teachers / f"{key}.part"
+        train_whole(
+            context,
+            job.id,
+            network,
+            architecture,
+            recipe,
+            of_batch(class_loss()),
+            guided=False,
+            images=context.data.train,
+            checkpoint=part,
+        )
+        context.save(folder, network, architecture, "base", {"settings": settings})
+        part.unlink(missing_ok=True)
+    return network
+
+
+def _pause_before(context: Context, recipe: Recipe) -> Callable[[], None]:
+    """Raises PausedError once the time is over."""
+
+    def check() -> None:
+        if context.pause():
+            raise PausedError(0, recipe.epochs)
+
+    return check

@@ -1,0 +1,105 @@
+"""All weights of a network trained: the one way from a network to what its training leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from planter.arch import Architecture
+from planter.data import Split
+from planter.driver.jobs import seed_of
+from planter.driver.tasks.context import Context
+from planter.fast_round import Loss
+from planter.forms import Kernels
+from planter.kernels import collapse_kernels_, expand_kernels_
+from planter.losses import classification_loss
+from planter.macs import cost, joint_macs
+from planter.morph import inherit_optimizer_state_
+from planter.recipe import Recipe, make_optimizer
+from planter.train import Batch
+
+
+class Trained(NamedTuple):
+    """What a training took, in multiply-adds, and its optimiser with all it has learned."""
+
+    macs: int
+    optimizer: torch.optim.Optimizer
+
+
+def train_whole(
+    context: Context,
+    trial: str,
+    network: nn.Module,
+    architecture: Architecture,
+    recipe: Recipe,
+    loss: Callable[[nn.Module, Batch], Tensor],
+    *,
+    guided: bool,
+    kernels: Kernels | None = None,
+    pipelines: Sequence[str] | None = None,
+    learned: Mapping[str, Mapping[str, Tensor]] | None = None,
+    until: int | None = None,
+    last: bool = True,
+    images: Split | None = None,
+    checkpoint: Path | None = None,
+) -> Trained:
+    """Trains a network in place, under the trial's own seed: its kernels expanded, all of it on the
+    context's device, then collapsed.
+
+    `pipelines` are those that train, by default the base alone; `learned` is an optimiser's state
+    by parameter to begin with (see `inherit_optimizer_state_`); `until` an epoch to end at. Unless
+    it is the `last` phase of its trial, see `Context.phase`; for `images` and `checkpoint`,
+    `Context.fit`.
+    """
+    if kernels is not None:
+        expand_kernels_(network, kernels, seed=seed_of(context.study.seed, trial))
+    network.to(context.device)  # after all draws, which so are the same on every device
+    optimizer = make_optimizer(network, recipe)
+    inherit_optimizer_state_(optimizer, learned or {})
+
+    def train() -> int:
+        context.fit(
+            trial,
+            network,
+            loss,
+            recipe,
+            guided=guided,
+            optimizer=optimizer,
+            until=until,
+            images=images,
+            checkpoint=checkpoint,
+        )
+        return 0
+
+    context.phase(trial, network, recipe, train, last=last)
+    collapse_kernels_(network)
+    done = recipe.model_copy(update={"epochs": until or recipe.epochs})
+    costs = cost(architecture)
+    each = costs.macs if pipelines is None else joint_macs(costs, pipelines)
+    macs = context.train_macs(each, done, guided=guided)
+    return Trained(macs + context.kernel_macs(architecture, kernels, done, pipelines), optimizer)
+
+
+def class_loss(*, ce_weight: float = 1.0, kd_weight: float = 0.0, temperature: float = 1.0) -> Loss:
+    """Cross-entropy and distillation, each by its weight, of logits. See `classification_loss`."""
+
+    def loss(logits: Tensor, labels: Tensor, teacher: Tensor | None) -> Tensor:
+        return classification_loss(
+            logits,
+            labels,
+            teacher,
+            ce_weight=ce_weight,
+            kd_weight=kd_weight,
+            temperature=temperature,
+        )
+
+    return loss
+
+
+def of_batch(loss: Loss) -> Callable[[nn.Module, Batch], Tensor]:
+    """A loss of logits as one of a network and a batch."""
+    return lambda model, batch: loss(model(batch.images), batch.labels, batch.teacher)
