@@ -141,7 +141,7 @@ def train_jointly(seed: int, data: Data, root: Path) -> dict[str, Any]:
 TRAININGS = {"alone": train_alone, "joint": train_jointly}
 
 
-def worker(
+def watched(
     root: Path, name: str, seed: int, data: Data, ema: float | None = None
 ) -> WatchedContext:
     settings = {
