@@ -18,11 +18,12 @@ from torch import Tensor, nn
 
 import planter
 from planter import Architecture, cost, fast_round, train
-from planter.driver import plants as plants_module
 from planter.driver import rounds as rounds_module
 from planter.driver.backends import local
 from planter.driver.check import prepare
 from planter.driver.run import Progress
+from planter.driver.tasks import context as context_module
+from planter.driver.tasks import planting_step
 from planter.driver.tasks.context import Context
 from planter.planting import channels_to_plant
 from planter.study import StudyError
@@ -499,7 +500,7 @@ def dead_at_first(
     monkeypatch: pytest.MonkeyPatch, layers: Sequence[str], times: int
 ) -> dict[str, list[int]]:
     """Lets the first plants of these layers be born dead; the seeds of all plants, by layer."""
-    plant = plants_module.plant
+    plant = planting_step.plant
     seeds: dict[str, list[int]] = {}
 
     def planted(before: Any, parent: Any, layer: str, channels: int, **options: Any) -> Any:
@@ -513,7 +514,7 @@ def dead_at_first(
                 bias[-channels:] = -1e4
         return wider, child
 
-    monkeypatch.setattr(plants_module, "plant", planted)
+    monkeypatch.setattr(planting_step, "plant", planted)
     return seeds
 
 
@@ -596,7 +597,7 @@ def test_a_kill_while_a_dead_plant_is_trained_once_more_changes_nothing(
 def test_a_candidate_that_fails_fails_alone(
     study_file: Path, run: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    plant = plants_module.plant
+    plant = planting_step.plant
 
     def failing(before: Any, parent: Any, layer: str, channels: int, **options: Any) -> Any:
         if layer == "conv2" and how == "refused":
@@ -608,7 +609,7 @@ def test_a_candidate_that_fails_fails_alone(
         return wider, child
 
     overrides = ["plant.rounds=1", "plant.layers=[conv1, conv2, conv3]"]
-    monkeypatch.setattr(plants_module, "plant", failing)
+    monkeypatch.setattr(planting_step, "plant", failing)
     planter.search(study_file, out=run, overrides=overrides)
     monkeypatch.undo()
     rows = log_of(run)
@@ -790,7 +791,7 @@ def test_models_are_kept_as_long_as_planting_reads_them(study_file: Path, run: P
 def test_a_grown_networks_optimiser_is_inherited_by_the_next_finetuning(
     study_file: Path, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fit = plants_module.fit
+    fit = context_module.fit
     began: dict[str, dict[str, dict[str, Tensor]]] = {}
     kept: dict[tuple[str, str], dict[str, Any]] = {}
 
@@ -806,7 +807,7 @@ def test_a_grown_networks_optimiser_is_inherited_by_the_next_finetuning(
             kept[file.parent.name, trial] = torch.load(file, weights_only=True)
         return fit(network, *args, **options)
 
-    monkeypatch.setattr(plants_module, "fit", watched)
+    monkeypatch.setattr(context_module, "fit", watched)
     shift_losses(monkeypatch, {"p01-grown": -1.0})
     accept = ["plant.finetune={epochs: 3, batch: 20, optimizer: adam, lr: 0.01}"]
     planter.search(study_file, out=run, overrides=[*accept, "plant.rounds=2", "keep=all"])

@@ -123,12 +123,12 @@ def test_sampled_trials_that_all_fail_are_no_success_whatever_baselines_are(
 def test_plants_that_all_fail_are_no_success_though_the_start_is_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from planter.driver import plants
+    from planter.driver.tasks import planting_step
 
     def broken(*args: Any, **kwargs: Any) -> Any:
         raise RuntimeError("broken on purpose")
 
-    monkeypatch.setattr(plants, "train_round", broken)
+    monkeypatch.setattr(planting_step, "train_round", broken)
     with pytest.raises(SearchFailedError, match=r"every plant failed \(p01-conv1"):
         planter.search(write(tmp_path), out=tmp_path / "run", overrides=[PLANT])
 

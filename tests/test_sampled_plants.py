@@ -8,9 +8,9 @@ import torch
 
 import planter
 from planter.arch import Architecture
-from planter.driver import sampled
 from planter.driver.read import read_points
 from planter.driver.tasks import context as context_module
+from planter.driver.tasks import planting_step, sampled
 from planter.pipelines import Pipelines
 from planter.space import Candidate
 from planter.study import StudyError
@@ -122,8 +122,9 @@ def test_a_dead_plant_is_planted_once_more_with_another_seed(tmp_path, monkeypat
         deaf.append(args[1])
         return 0
 
-    monkeypatch.setattr(sampled, "plant", watched)
-    monkeypatch.setattr(sampled, "live_channels", never)
+    for module in (sampled, planting_step):
+        monkeypatch.setattr(module, "plant", watched)
+    monkeypatch.setattr(planting_step, "live_channels", never)
     with caplog.at_level("WARNING"):
         planter.search(write_study(tmp_path, trials=1), out=tmp_path / "run")
     assert deaf == ["conv2", "conv2", "conv3", "conv3", "conv2", "conv2"]
@@ -235,18 +236,19 @@ def test_a_trial_whose_time_is_over_begins_no_further_phase_and_loses_none(tmp_p
     space = SPACE.replace("trial.number % 4", "3 - trial.number")
     file = write_study(tmp_path, space, trials=2)
     phases, over = [], [True]
-    kept = sampled._kept
+    phase = context_module.Context.phase
 
     def watched(worker, name, network, recipe, train, **more):
         def counted():
-            phases.append(name)
+            if name.startswith("s"):
+                phases.append(name)
             return train()
 
-        return kept(worker, name, network, recipe, counted, **more)
+        return phase(worker, name, network, recipe, counted, **more)
 
     only = ["recipe.epochs=1", "budget.hours=9"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sampled, "_kept", watched)
+        patch.setattr(context_module.Context, "phase", watched)
         # The teacher is trained in any case.
         patch.setattr(context_module.Context, "pause", lambda self: over[0] and bool(phases))
         for trial in ("s0000", "s0001"):
