@@ -6,10 +6,10 @@ Every function takes what pareto.json says (`planter.front.read_front`) and give
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
+from planter.objectives import COST, METRIC, OBJECTIVES, cheapest_first
 from planter.quantities import quantity_of
 
 Front = Mapping[str, Any]
@@ -33,7 +33,7 @@ def on_front(front: Front) -> list[Row]:
             f"the front of {front['study']} is empty: no searched network has finished, or none "
             "keeps to the study's bounds; planter show RUN lists its points"
         )
-    return sorted(rows, key=lambda row: (row["macs"], -row["accuracy"], row["id"]))
+    return sorted(rows, key=lambda row: (*cheapest_first(row), row["id"]))
 
 
 def best_under(
@@ -77,25 +77,29 @@ def knee(front: Front) -> Row:
     """
     rows = on_front(front)
     first, last = rows[0], rows[-1]
-    decades = math.log10(last["macs"]) - math.log10(first["macs"])
-    gain = last["accuracy"] - first["accuracy"]
+    decades = _cost(last) - _cost(first)
+    gain = last[METRIC] - first[METRIC]
     if not decades or not gain:  # all points are equal
         return first
 
     def above(row: Row) -> float:
         """The distance to the line, times a constant."""
-        dearer = (math.log10(row["macs"]) - math.log10(first["macs"])) / decades
-        better: float = (row["accuracy"] - first["accuracy"]) / gain
+        dearer = (_cost(row) - _cost(first)) / decades
+        better: float = (row[METRIC] - first[METRIC]) / gain
         return round(better - dearer, 12)  # rounding must not decide between equal points
 
     return max(rows, key=above)
 
 
+def _cost(row: Row) -> float:
+    return OBJECTIVES[COST].scaled(row[COST])
+
+
 def neighbours(front: Front, row: Row) -> tuple[Row | None, Row | None]:
     """The next points on the front of fewer and of more macs; None at an end."""
     rows = on_front(front)
-    smaller = [other for other in rows if other["macs"] < row["macs"]]
-    larger = [other for other in rows if other["macs"] > row["macs"]]
+    smaller = [other for other in rows if other[COST] < row[COST]]
+    larger = [other for other in rows if other[COST] > row[COST]]
     return (smaller[-1] if smaller else None), (larger[0] if larger else None)
 
 

@@ -8,15 +8,18 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from planter.methods import is_searched
+from planter.objectives import COST, OBJECTIVES, SEARCHED, cheapest_first, values_of
 from planter.pareto import hypervolume, pareto_front
 
 if TYPE_CHECKING:
+    from planter.macs import Cost
     from planter.norms import NormMode
+    from planter.train import Score
 
 log = logging.getLogger(__name__)
 LATENCY_FILE = "latency.json"
@@ -40,7 +43,8 @@ class Point:
     `accuracy` is on validation images, 0..1; `train_macs` and `seconds` are those of the whole
     trial, which its points share; `kernels` names the form it trained in, by part where several,
     `norms` whose the batch norms of shared stages were; `latency_ms` is that of a forward pass of
-    one image, timed before the training, where it is bounded.
+    one image, timed before the training, where it is bounded; `more` the values of objectives that
+    have no field here.
     """
 
     trial: str
@@ -56,6 +60,15 @@ class Point:
     kernels: str | Mapping[str, str] = "plain"
     norms: NormMode = "switch_stats"
     latency_ms: float | None = None
+    more: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """By the names of objectives; None where one is not known."""
+        return {
+            name: self.more[name] if name in self.more else getattr(self, name, None)
+            for name in OBJECTIVES
+        }
 
     @property
     def id(self) -> str:
@@ -67,19 +80,34 @@ class Point:
         return is_searched(self.method)
 
 
+def measured(score: Score, cost: Cost) -> dict[str, Any]:
+    """The fields of a point that say how well a trained network does and what it costs: the values
+    of all objectives that are known then."""
+    values = {name: o.of(score, cost) for name, o in OBJECTIVES.items() if o.of is not None}
+    own = {field.name for field in fields(Point)}
+    more = {name: value for name, value in values.items() if name not in own}
+    found = {name: value for name, value in values.items() if name in own}
+    return {**found, "loss": score.loss, **({"more": more} if more else {})}
+
+
+def columns() -> list[str]:
+    """Of pareto.csv: those that every planter knows, and further objectives."""
+    return [*COLUMNS, *(name for name in OBJECTIVES if name not in COLUMNS)]
+
+
 def within(point: Point, limits: Mapping[str, float]) -> bool:
-    """Whether a point keeps to limits on `macs`, `params` and `latency_ms`; to the last it does not
-    where it was not timed."""
-    values = {name: getattr(point, name) for name in limits}
-    return all(v is not None and v <= limits[name] for name, v in values.items())
+    """Whether a point keeps to limits, by the names of objectives; it does not where it has no such
+    value, as a latency that was not timed."""
+    values = point.values
+    return all(values[name] is not None and values[name] <= limits[name] for name in limits)
 
 
 def front_of(points: Sequence[Point], limits: Mapping[str, float]) -> list[Point]:
     """The searched points within the limits that no other of them dominates, by rising macs."""
     searched = [p for p in points if p.searched and (not limits or within(p, limits))]
-    mask = pareto_front([(p.accuracy, p.macs) for p in searched])
+    mask = pareto_front([values_of(p.values) for p in searched])
     front = [point for point, kept in zip(searched, mask, strict=True) if kept]
-    return sorted(front, key=lambda p: (p.macs, -p.accuracy, p.id))
+    return sorted(front, key=lambda p: (*cheapest_first(p.values), p.id))
 
 
 def covered(
@@ -87,7 +115,7 @@ def covered(
 ) -> float:
     """Hypervolume of the searched points within the limits."""
     searched = [p for p in points if p.searched and (not limits or within(p, limits))]
-    return hypervolume([(p.accuracy, p.macs) for p in searched], reference)
+    return hypervolume([values_of(p.values) for p in searched], reference)
 
 
 def best_family(
@@ -127,7 +155,7 @@ def document(
     on_front = {point.id for point in front_of(points, limits)}
     measured = measured_latency(run)
     rows = []
-    for point in sorted(points, key=lambda p: (p.macs, p.id)):
+    for point in sorted(points, key=lambda p: (p.values[COST], p.id)):
         model = Path("models") / point.id
         rows.append(
             {
@@ -144,6 +172,7 @@ def document(
                 "train_macs": point.train_macs,
                 "latency_ms": measured.get(point.id) if measured else point.latency_ms,
                 "within_bounds": within(point, limits),
+                **point.more,
             }
         )
     best = best_family(points, reference, limits) if family else []
@@ -163,7 +192,7 @@ def document(
     }
     return {
         "study": study,
-        "objectives": ["accuracy", "macs"],
+        "objectives": list(SEARCHED),
         "points": rows,
         "hypervolume": covered(points, reference, limits),
         "reference_point": list(reference),

@@ -9,8 +9,8 @@ import numpy as np
 
 from planter.pareto import pareto_rank
 
-Points = Sequence[tuple[float, float]]
-"""(accuracy, macs) of each network of a trial."""
+Points = Sequence[Sequence[float]]
+"""Metric and cost of each network of a trial, as `planter.objectives.SEARCHED` names them."""
 Order = Callable[[Mapping[str, Points], int], list[str]]
 """The best so many of some trials, best first."""
 

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from planter.front import (
-    COLUMNS,
     LATENCY_FILE,
+    columns,
     measured_latency,
     read_front,
     to_csv,
@@ -89,7 +89,7 @@ def write_column(run: Path) -> None:
     for row in front["points"] if measured else []:
         row["latency_ms"] = measured.get(row["id"])
     write_text(run / "pareto.json", json.dumps(front, indent=2) + "\n")
-    write_text(run / "pareto.csv", to_csv(front["points"], COLUMNS))
+    write_text(run / "pareto.csv", to_csv(front["points"], columns()))
 
 
 def reported(front: Mapping[str, Any]) -> list[dict[str, Any]]:

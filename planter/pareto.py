@@ -8,8 +8,12 @@ import moocore
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from planter.objectives import OBJECTIVES, SEARCHED
 
-def pareto_front(values: ArrayLike, maximise: Sequence[bool] = (True, False)) -> NDArray[np.bool_]:
+_DIRECTIONS = tuple(OBJECTIVES[name].maximise for name in SEARCHED)
+
+
+def pareto_front(values: ArrayLike, maximise: Sequence[bool] = _DIRECTIONS) -> NDArray[np.bool_]:
     """Which rows of `values` `[points, objectives]` no other row dominates.
 
     By default the objectives are (accuracy, macs): more and less are better. Rows that are equal
@@ -23,7 +27,7 @@ def pareto_front(values: ArrayLike, maximise: Sequence[bool] = (True, False)) ->
     return np.asarray(mask, dtype=bool)
 
 
-def pareto_rank(values: ArrayLike, maximise: Sequence[bool] = (True, False)) -> NDArray[np.int_]:
+def pareto_rank(values: ArrayLike, maximise: Sequence[bool] = _DIRECTIONS) -> NDArray[np.int_]:
     """The rank of each row of `values` `[points, objectives]` in a non-dominated sorting: 0 on the
     front, 1 on the front of the others, and so on; equal rows have equal ranks. Raises ValueError
     for values that are not numbers.
@@ -35,21 +39,31 @@ def pareto_rank(values: ArrayLike, maximise: Sequence[bool] = (True, False)) -> 
     return np.asarray(ranks, dtype=int)
 
 
-def hypervolume(points: ArrayLike, reference_point: Sequence[float]) -> float:
-    """Area between the points `[points, (accuracy, macs)]` and the reference (accuracy, macs).
+def hypervolume(
+    points: ArrayLike, reference_point: Sequence[float], objectives: Sequence[str] = SEARCHED
+) -> float:
+    """Volume between the points `[points, objectives]` and the reference point; by default area, of
+    (accuracy, macs).
 
     Accuracy counts from 0 to 1, macs by their decimal logarithm: one unit is ten times fewer
-    multiply-adds at an accuracy of 1. Points beyond the reference add nothing.
+    multiply-adds at an accuracy of 1. Points beyond the reference add nothing. Raises ValueError
+    for a value of 0 or less that has no logarithm.
     """
-    table = _table(points, 2)
+    table = _table(points, len(objectives))
     if not len(table):
         return 0.0
-    if (table[:, 1] <= 0).any() or reference_point[1] <= 0:
-        raise ValueError("macs must be above 0 for the hypervolume's logarithm")
-    # moocore minimises: a higher accuracy is a lower negative one.
-    flipped = np.column_stack([-table[:, 0], np.log10(table[:, 1])])
-    reference = [-reference_point[0], np.log10(reference_point[1])]
-    return float(moocore.hypervolume(flipped, ref=reference))
+    rows = np.vstack([table, np.asarray(reference_point, dtype=np.float64)])
+    columns = []
+    for name, column in zip(objectives, rows.T, strict=True):
+        objective = OBJECTIVES[name]
+        if objective.logarithmic:
+            if (column <= 0).any():
+                raise ValueError(f"{name} must be above 0 for the hypervolume's logarithm")
+            column = np.log10(column)
+        # moocore minimises: a higher accuracy is a lower negative one.
+        columns.append(-column if objective.maximise else column)
+    scaled = np.column_stack(columns)
+    return float(moocore.hypervolume(scaled[:-1], ref=scaled[-1]))
 
 
 def _table(values: ArrayLike, columns: int) -> NDArray[np.float64]:

@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from planter.driver.run import Progress as Standing
+from planter.objectives import METRIC, OBJECTIVES
 from planter.tables import duration
 
 
@@ -66,8 +67,9 @@ class ProgressDisplay:
 def _tail(now: Standing) -> str:
     parts = []
     if now.front:
-        best = max(now.front, key=lambda p: p.accuracy)
-        parts.append(f"front {len(now.front)}, best {100 * best.accuracy:.2f} % ({best.id})")
+        best = max(now.front, key=lambda p: p.values[METRIC])
+        reached = OBJECTIVES[METRIC].text(best.values[METRIC])
+        parts.append(f"front {len(now.front)}, best {reached} ({best.id})")
         parts.append(f"hypervolume {now.hypervolume:.3f}")
     if now.seconds_left is not None and now.left:
         parts.append(f"about {duration(now.seconds_left)} left")

@@ -11,8 +11,9 @@ from rich.table import Table
 
 from planter.choose import neighbours
 from planter.describe import difference, form_text, network_lines
-from planter.front import nothing_trained
+from planter.front import COLUMNS, columns, nothing_trained
 from planter.methods import is_searched
+from planter.objectives import COST, METRIC, OBJECTIVES
 
 if TYPE_CHECKING:
     from planter.front import Point
@@ -118,9 +119,9 @@ def print_front(out: Console, front: Mapping[str, Any], every: bool = False) -> 
 
 
 def print_points(out: Console, points: Sequence[Mapping[str, Any]]) -> None:
-    table = Table(
-        "", "id", "method", "accuracy", "test", "macs", "parameters", box=None, pad_edge=False
-    )
+    further = [name for name in columns() if name not in COLUMNS]
+    heads = ["id", "method", METRIC, "test", COST, "parameters", *further]
+    table = Table("", *heads, box=None, pad_edge=False)
     for column in table.columns[3:]:
         column.justify = "right"
     for point in points:
@@ -129,10 +130,11 @@ def print_points(out: Console, points: Sequence[Mapping[str, Any]]) -> None:
             "*" if point["on_front"] else "",
             escape(point["id"]),
             escape(point["method"]),
-            f"{100 * point['accuracy']:.2f} %",
-            "" if test is None else f"{100 * test:.2f} %",
-            f"{point['macs']:,}",
+            OBJECTIVES[METRIC].text(point[METRIC]),
+            "" if test is None else OBJECTIVES[METRIC].text(test),
+            f"{point[COST]:,}",
             f"{point['params']:,}",
+            *(OBJECTIVES[name].text(point[name]) if name in point else "" for name in further),
         )
     out.print(table)
 

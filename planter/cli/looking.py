@@ -63,10 +63,10 @@ def pareto(
 
     By other axes than macs and accuracy the front is chosen anew, within the study's bounds.
     """
-    from planter.axes import front_by
     from planter.driver.compare import other_images
     from planter.driver.read import run_study
-    from planter.front import COLUMNS, read_front, to_csv, write_text
+    from planter.front import columns, read_front, to_csv, write_text
+    from planter.reranked import front_by
 
     folders = [run_folder(run) for run in runs]
     objectives = [up, across, *([third] if third else [])]
@@ -85,7 +85,7 @@ def pareto(
     if csv is not None:
         rows = [{"study": f["study"], **point} for f in fronts for point in f["points"]]
         csv.parent.mkdir(parents=True, exist_ok=True)
-        write_text(csv, to_csv(rows, ["study", *COLUMNS]))
+        write_text(csv, to_csv(rows, ["study", *columns()]))
         err.print(f"written: {csv}", soft_wrap=True, markup=False)
     pictures = [(png, None), (svg, "svg"), (pdf, "pdf")]
     if html is not None or any(file is not None for file, _ in pictures):

@@ -22,9 +22,9 @@ from planter.driver.proposer import Proposer
 from planter.driver.report import write_report
 from planter.driver.storage import PointBook
 from planter.front import (
-    COLUMNS,
     Point,
     best_family,
+    columns,
     document,
     to_csv,
     trained_macs,
@@ -167,7 +167,7 @@ class Documents:
         known = self._test_accuracies() if test_accuracies is None else test_accuracies
         found = self._document(known)
         write_text(self._run / "pareto.json", json.dumps(found, indent=2) + "\n")
-        write_text(self._run / "pareto.csv", to_csv(found["points"], COLUMNS))
+        write_text(self._run / "pareto.csv", to_csv(found["points"], columns()))
         for proposer in self._proposers:
             for name, text in proposer.documents().items():
                 write_text(self._run / name, text)

@@ -13,9 +13,8 @@ from optuna.storages import BaseStorage
 from planter.course import course
 from planter.describe import with_networks
 from planter.driver.read import points_in, read_growth, run_study, stopped_in
-from planter.methods import is_searched
+from planter.methods import METHODS, is_searched
 from planter.plots import CourseLine, course_figure, front_figure, growth_figure
-from planter.plots.style import LOOKS
 from planter.svg import Line, chart
 
 # The dashboard's frames are of one height, too low for three figures below one another else.
@@ -54,9 +53,9 @@ def study_picture(front: Mapping[str, Any]) -> str:
     beside = [row for row in points if not is_searched(row["method"])]
     return chart(
         [
-            Line("front", best, LOOKS["plant"].color, "step"),
-            Line("searched", places(searched), LOOKS["sample"].color, "points"),
-            Line("teacher, baselines", places(beside), LOOKS["teacher"].color, "points"),
+            Line("front", best, METHODS["plant"].color, "step"),
+            Line("searched", places(searched), METHODS["sample"].color, "points"),
+            Line("teacher, baselines", places(beside), METHODS["teacher"].color, "points"),
         ],
         "macs",
         "validation accuracy (%)",
@@ -86,4 +85,4 @@ def learning_curve(metrics: Path) -> str:
         with suppress(ValueError):  # the last one, under the hands of who writes it
             epoch = json.loads(line)
             points.append((epoch["epoch"], epoch["loss"]))
-    return chart([Line("", points, LOOKS["sample"].color)], "epoch", "training loss")
+    return chart([Line("", points, METHODS["sample"].color)], "epoch", "training loss")

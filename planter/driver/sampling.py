@@ -46,6 +46,7 @@ from planter.driver.storage import (
 from planter.forms import form_names
 from planter.front import covered, within
 from planter.halving import Points, by_rank
+from planter.objectives import OBJECTIVES, SEARCHED, values_of
 from planter.pareto import hypervolume
 from planter.space import Candidate
 
@@ -204,7 +205,7 @@ class Sampling(Proposer):
     def _figures(self, trial: str, partial: Outcome) -> Points:
         """What the networks of a trial that keep to the bounds are compared by."""
         points = points_of(trial, "sample", partial)
-        return [(p.accuracy, p.macs) for p in points if within(p, self._limits)]
+        return [values_of(p.values) for p in points if within(p, self._limits)]
 
     def _best(self, trials: Mapping[str, Points], most: int) -> list[str]:
         """The trials of a rung that are to go on, the best first."""
@@ -369,11 +370,10 @@ class Sampling(Proposer):
             allowed,
             key=lambda p: (
                 covered([*before, p], self._reference, self._limits),
-                p.accuracy,
-                -p.macs,
+                *(-OBJECTIVES[name].cost_of(p.values[name]) for name in SEARCHED),
             ),
         )
-        self._close(row.number, [best.accuracy, best.macs])
+        self._close(row.number, values_of(best.values))
 
     def _publish(self, row: FrozenTrial, outcome: Outcome) -> None:
         points = points_of(trial_id(row.number), "sample", outcome)

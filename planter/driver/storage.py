@@ -22,12 +22,15 @@ from sqlalchemy.exc import ArgumentError
 
 from planter.driver.patience import PatientStorage, tell_when_away
 from planter.front import Point, front_of
+from planter.objectives import OBJECTIVES, SEARCHED, values_of
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 _BUSY_S = 60
 Direction = Literal["maximize", "minimize"]
-METRICS: dict[str, Direction] = {"accuracy": "maximize", "macs": "minimize"}
+METRICS: dict[str, Direction] = {
+    name: "maximize" if OBJECTIVES[name].maximise else "minimize" for name in SEARCHED
+}
 
 
 @contextmanager
@@ -216,14 +219,14 @@ class PointBook:
         fresh = {point.id: point for point in points if point.id not in self._points}
         rows = [
             optuna.trial.create_trial(
-                values=[point.accuracy, point.macs],
+                values=values_of(point.values),
                 params=dict(params),
                 distributions=dict(distributions),
-                user_attrs={"id": point.id, **dataclasses.asdict(point)},
+                user_attrs={"id": point.id, **_attributes(point)},
                 constraints={
-                    limit: getattr(point, limit) / most - 1
+                    limit: point.values[limit] / most - 1
                     for limit, most in self._limits.items()
-                    if getattr(point, limit) is not None
+                    if point.values[limit] is not None
                 },
             )
             for point in fresh.values()
@@ -247,6 +250,12 @@ def read_result(row: optuna.trial.FrozenTrial) -> dict[str, Any] | None:
 def write_result(study: optuna.Study, row: optuna.trial.FrozenTrial, outcome: Any) -> None:
     """One attribute holds all of a result, so that a kill leaves it whole or absent."""
     study._storage.set_trial_user_attr(row._trial_id, "result", json.dumps(outcome))
+
+
+def _attributes(point: Point) -> dict[str, Any]:
+    """A point as attributes of its row; without `more` where there is nothing in it."""
+    found = dataclasses.asdict(point)
+    return {key: value for key, value in found.items() if key != "more" or value}
 
 
 def point_of_row(row: optuna.trial.FrozenTrial) -> Point:

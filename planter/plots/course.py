@@ -10,7 +10,8 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from planter.course import Step
-from planter.plots.style import AXIS, DASHES, LAYOUT, LOOKS, RUNS
+from planter.methods import METHODS
+from planter.plots.style import AXIS, DASHES, LAYOUT, RUNS
 
 
 class CourseLine(NamedTuple):
@@ -34,7 +35,7 @@ def course_figure(lines: Sequence[CourseLine]) -> go.Figure:
                 line={
                     "shape": "hv",
                     "width": 2.5,
-                    "color": LOOKS["sample"].color if index == 0 else RUNS[index],
+                    "color": METHODS["sample"].color if index == 0 else RUNS[index],
                     "dash": DASHES[index % len(DASHES)],
                 },
                 name=escape(line.run),
@@ -67,7 +68,7 @@ def importance_figure(importances: Mapping[str, float]) -> go.Figure:
         x=[share for _, share in ordered],
         y=[escape(name) for name, _ in ordered],
         orientation="h",
-        marker={"color": LOOKS["sample"].color},
+        marker={"color": METHODS["sample"].color},
         hovertemplate="%{y}: %{x:.3f}<extra></extra>",
     )
     figure.update_xaxes(**AXIS, rangemode="tozero", title={"text": "share of importance"})

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from planter.axes import AXES, corners
 from planter.methods import METHODS
-from planter.plots.style import AXIS, DASHES, LAYOUT, LOOKS, RUNS
+from planter.objectives import METRIC, OBJECTIVES, Objective
+from planter.plots.style import AXIS, DASHES, LAYOUT, RUNS, look_of, looks
+from planter.reranked import corners
 from planter.ticks import log_ticks
 
 # A symbol of a run's own beside the colour of the kind.
@@ -49,12 +50,12 @@ def front_info(fronts: Sequence[Mapping[str, Any]]) -> FrontInfo:
     series: list[Series] = []
     steps: dict[str, list[list[tuple[float, float]]]] = {}
     for front in fronts:
-        by_kind: dict[str, list[Mapping[str, Any]]] = {kind: [] for kind in LOOKS}
+        by_kind: dict[str, list[Mapping[str, Any]]] = {kind: [] for kind in looks()}
         for point in front["points"]:
             if any(point.get(name) is None for name in objectives):
                 continue
             cut = point["method"] == "sample" and point["pipeline"] != "base"
-            by_kind["pipeline" if cut else point["method"]].append(point)
+            by_kind.setdefault("pipeline" if cut else point["method"], []).append(point)
         run = front["study"]
         if again := sum(s == run or s.startswith(f"{run} (") for s in steps):
             run = f"{run} ({again + 1})"
@@ -76,8 +77,8 @@ def front_figure(fronts: Sequence[Mapping[str, Any]]) -> go.Figure:
     for number in range(count):
         _draw(figure, info, number)
     title = " and ".join(info.steps)
-    against = ", ".join(AXES[name].short for name in fronts[0]["objectives"][1:])
-    first = AXES[fronts[0]["objectives"][0]].short
+    against = ", ".join(OBJECTIVES[name].short for name in fronts[0]["objectives"][1:])
+    first = OBJECTIVES[fronts[0]["objectives"][0]].short
     figure.update_layout(
         LAYOUT,
         title={"text": f"{escape(title)}: {first} against {against}", "font": {"size": 16}},
@@ -103,7 +104,7 @@ def _draw(figure: go.Figure, info: FrontInfo, number: int) -> None:
             figure.add_scatter(x=[None], y=[None], mode=mode, marker=marker, **shown)
         # From a corner on to where the next one is reached; where more is better across, what lies
         # between two corners costs as much as the one to the right.
-        shown["line"] = {**line, "shape": "vh" if AXES[across].maximise else "hv"}
+        shown["line"] = {**line, "shape": "vh" if OBJECTIVES[across].maximise else "hv"}
         figure.add_scatter(
             x=[x for x, _ in panels[number]],
             y=[y for _, y in panels[number]],
@@ -121,8 +122,8 @@ def _draw(figure: go.Figure, info: FrontInfo, number: int) -> None:
         told.add(group.kind)
     for name, update in ((across, figure.update_xaxes), (up, figure.update_yaxes)):
         values = [point[name] for group in info.series for point in group.points]
-        scale = {} if name == "accuracy" else _logarithmic(values, AXES[name].tickformat)
-        update(**AXIS, ticks="outside", title={"text": AXES[name].title}, **scale, **place)
+        scale = _logarithmic(values, OBJECTIVES[name]) if OBJECTIVES[name].logarithmic else {}
+        update(**AXIS, ticks="outside", title={"text": OBJECTIVES[name].title}, **scale, **place)
 
 
 def _draw_series(
@@ -134,7 +135,7 @@ def _draw_series(
     *,
     legend: bool,
 ) -> None:
-    look = LOOKS[group.kind]
+    look = look_of(group.kind)
     compared = group.kind in METHODS and not METHODS[group.kind].searched
     symbol = look.symbol + variant
     marker = {"color": look.color, "symbol": symbol, "line": {"width": 1.5 if variant else 0}}
@@ -161,27 +162,31 @@ def _draw_series(
 
 def _shown(name: str, value: float) -> float:
     """A value in the units of its axis."""
-    return 100 * value if name == "accuracy" else value
+    return OBJECTIVES[name].factor * value
 
 
 def _told(point: Mapping[str, Any]) -> str:
     """What a hover says of a point, lines short enough for a phone."""
     test = point["test_accuracy"]
+    (metric, *costs) = [
+        objective.text(point[name])
+        for name, objective in OBJECTIVES.items()
+        if point.get(name) is not None
+    ]
     lines = [
         f"<b>{escape(point['id'])}</b> ({point['method']})",
-        f"validation {100 * point['accuracy']:.2f} %"
-        + (", test not read" if test is None else f", test {100 * test:.2f} %"),
-        f"{point['macs']:,} macs, {point['params']:,} parameters",
+        f"validation {metric}"
+        + (", test not read" if test is None else f", test {OBJECTIVES[METRIC].text(test)}"),
+        ", ".join(costs[:2]),
+        *costs[2:],
     ]
-    if (latency := point.get("latency_ms")) is not None:
-        lines.append(f"latency {latency:.3g} ms")
     for line in point.get("network", []):
         lines += [escape(part) for part in textwrap.wrap(line, 44)]
     return "<br>".join(lines)
 
 
-def _logarithmic(values: Sequence[float], tickformat: str) -> dict[str, Any]:
+def _logarithmic(values: Sequence[float], objective: Objective) -> dict[str, Any]:
     """A logarithmic axis around values, its ticks labelled with their whole values: plotly labels
     such an axis with bare digits otherwise, and one of less than a decade hardly at all."""
-    scale: dict[str, Any] = {"type": "log", "tickformat": tickformat}
+    scale: dict[str, Any] = {"type": "log", "tickformat": objective.tickformat}
     return {**scale, "tickvals": log_ticks(min(values), max(values))} if values else scale

@@ -15,20 +15,22 @@ class Look(NamedTuple):
     symbol: str
 
 
-def _looks(*, searched: bool) -> dict[str, Look]:
-    return {
-        name: Look(method.label, method.color, method.symbol)
-        for name, method in METHODS.items()
-        if method.searched == searched
-    }
+_PIPELINE = Look("sampled, pipeline", "#8a4fd0", "diamond")
 
 
-LOOKS = {
-    **_looks(searched=True),
-    "pipeline": Look("sampled, pipeline", "#8a4fd0", "diamond"),
-    **_looks(searched=False),
-}
-"""By method, and of a sampled trial's pipelines beside its base; in the order of legends."""
+def looks() -> dict[str, Look]:
+    """By method, and "pipeline" for those of a sampled trial beside its base; in the order of
+    legends: what is searched for, then what that is compared with."""
+    every = {name: Look(m.label, m.color, m.symbol) for name, m in METHODS.items()}
+    searched = {name: look for name, look in every.items() if METHODS[name].searched}
+    return {**searched, "pipeline": _PIPELINE, **every}
+
+
+def look_of(kind: str) -> Look:
+    """How points of a kind are drawn; also of a method that is not known here."""
+    return looks().get(kind, Look(kind, INK, "circle"))
+
+
 RUNS = ("#7d8590", "#e07b00", "#00909e", "#b5467f")
 """Colours of the first lines, one a run."""
 DASHES = ("solid", "dash", "dot", "dashdot")

@@ -26,6 +26,7 @@ from planter.disk import when_there_is_space
 from planter.driver.jobs import Outcome, SearchStoppedError, seed_of
 from planter.driver.logs import epochs_to
 from planter.forms import Kernels
+from planter.front import measured
 from planter.macs import Cost, cost, training_cost
 from planter.normalisation import taking
 from planter.norms import NormMode
@@ -144,10 +145,7 @@ class Context:
             score = self.score(name, network, validation)
             fields = {
                 "pipeline": name,
-                "accuracy": score.accuracy,
-                "loss": score.loss,
-                "macs": costs[name].macs,
-                "params": costs[name].params,
+                **measured(score, costs[name]),
                 "architecture": architecture.to_dict(),
                 "kernels": kernels,
                 "norms": norms,

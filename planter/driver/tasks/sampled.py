@@ -20,6 +20,7 @@ from planter.driver.tasks.context import Context
 from planter.driver.tasks.planting_step import PlantingStep
 from planter.driver.tasks.whole import train_whole
 from planter.forms import form_names
+from planter.front import measured
 from planter.macs import cost
 from planter.pipelines import Pipelines
 from planter.planting import plant
@@ -111,10 +112,7 @@ def _partial(
         points.append(
             {
                 "pipeline": name,
-                "accuracy": score.accuracy,
-                "loss": score.loss,
-                "macs": costs[name].macs,
-                "params": costs[name].params,
+                **measured(score, costs[name]),
                 "architecture": architecture.to_dict(),
             }
         )

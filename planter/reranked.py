@@ -1,50 +1,32 @@
-"""What a front may be drawn and chosen by: the objectives, their directions and their names."""
+"""A front by other objectives than those it was searched for."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from planter.methods import is_searched
+from planter.objectives import OBJECTIVES, SEARCHED
 from planter.pareto import pareto_front
-
-
-class Axis(NamedTuple):
-    """An objective: the title of its axis, its name in a sentence, whether more is better, and how
-    its ticks are written (as D3 says it)."""
-
-    title: str
-    short: str
-    maximise: bool = False
-    tickformat: str = "~s"
-
-
-AXES = {
-    "accuracy": Axis("validation accuracy (%)", "accuracy", maximise=True),
-    "macs": Axis("macs (conv + linear, one image)", "multiply-adds"),
-    "params": Axis("parameters", "parameters"),
-    "latency_ms": Axis("latency (ms)", "latency", tickformat="~g"),
-}
-DEFAULT = ("accuracy", "macs")
 
 
 def front_by(
     front: Mapping[str, Any], objectives: Sequence[str], limits: Mapping[str, float]
 ) -> dict[str, Any]:
-    """A pareto.json document whose `on_front` is told by other objectives (keys of `AXES`, the
-    vertical axis first). Points of a front keep the study's bounds: as the row says, and by
+    """A pareto.json document whose `on_front` is told by other objectives (keys of `OBJECTIVES`,
+    the vertical axis first). Points of a front keep the study's bounds: as the row says, and by
     `limits` where it is of a planter that did not say.
 
     Points without one of the values are on no front. The hypervolume, defined for accuracy and
     macs, is None for others. Raises ValueError for unknown or equal objectives, and where no point
     has one of the values.
     """
-    if tuple(objectives) == DEFAULT:
+    if tuple(objectives) == SEARCHED:
         return dict(front)
-    unknown = [name for name in objectives if name not in AXES]
+    unknown = [name for name in objectives if name not in OBJECTIVES]
     if unknown or len(set(objectives)) < len(objectives):
         raise ValueError(
-            f"axes {', '.join(objectives)}: expected different ones of {', '.join(AXES)}"
+            f"axes {', '.join(objectives)}: expected different ones of {', '.join(OBJECTIVES)}"
         )
     rows = [dict(row) for row in front["points"]]
     for name in objectives:
@@ -60,7 +42,7 @@ def front_by(
     ]
     kept = pareto_front(
         [[row[name] for name in objectives] for row in judged],
-        [AXES[name].maximise for name in objectives],
+        [OBJECTIVES[name].maximise for name in objectives],
     )
     for row in rows:
         row["on_front"] = False
@@ -82,5 +64,5 @@ def corners(rows: Sequence[Mapping[str, Any]], across: str, up: str) -> list[tup
         for row in rows
         if row["on_front"] and None not in (row.get(across), row.get(up))
     ]
-    kept = pareto_front(values, (AXES[across].maximise, AXES[up].maximise))
+    kept = pareto_front(values, (OBJECTIVES[across].maximise, OBJECTIVES[up].maximise))
     return sorted({pair for pair, on_front in zip(values, kept, strict=True) if on_front})

@@ -1,0 +1,175 @@
+"""What users add from outside, without a line of planter changed: a proposer, an objective."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+import planter
+from planter import Architecture
+from planter.assembly import build_network
+from planter.backbones import full_widths, with_data_options
+from planter.cli import app
+from planter.driver.jobs import Job, Outcome, points_of, seed_of
+from planter.driver.outcome import SearchFailedError
+from planter.driver.proposer import Notice, Proposer, SearchContext
+from planter.driver.proposers import PROPOSERS
+from planter.driver.tasks.context import Context
+from planter.driver.tasks.run_job import TASKS
+from planter.driver.tasks.whole import class_loss, of_batch, train_whole
+from planter.methods import METHODS, Method
+from planter.objectives import OBJECTIVES, Objective
+
+STUDY = """
+name: outside
+data: {name: digits, subset: 120, validation: 0.25}
+baselines: [{builder: toy, widths: 2}]
+recipe: {epochs: 1, batch: 30, optimizer: adam, lr: 0.01}
+resources: {workers: 0, max_failures: 3}
+"""
+
+
+class Doubling(Proposer):
+    """Proposes the toy network at widths 1, 2, 4, each after the one before; it has no book of its
+    own but the points."""
+
+    method = "double"
+    kinds = representative = ("double",)
+
+    def __init__(self, context: SearchContext) -> None:
+        self._book = context.book
+        self._latencies = context.latencies
+        self._widths = [w for w in (1, 2, 4) if not self._book.has(f"d{w}")]
+        self._running = False
+        self._failed: dict[str, str] = {}
+        self._told: list[Notice] = []
+
+    def next(self) -> Job | None:
+        if self._running or not self._widths:
+            return None
+        self._running = True
+        return Job(f"d{self._widths[0]}", "double", {"width": self._widths[0]})
+
+    def finish(self, job: Job, outcome: Outcome) -> None:
+        self._running = False
+        width = self._widths.pop(0)
+        if "error" in outcome:
+            self._failed[job.id] = outcome["error"]
+            return
+        self._told.append(Notice(f"doubled to {width}"))
+        self._book.add(points_of(job.id, self.method, self._latencies.added(outcome)), {}, {})
+
+    def left(self) -> int:
+        return len(self._widths)
+
+    def failures(self) -> dict[str, str]:
+        return dict(self._failed)
+
+    def notices(self) -> list[Notice]:
+        told, self._told = self._told, []
+        return told
+
+
+def train_doubled(context: Context, job: Job) -> Outcome:
+    data, study = context.data, context.study
+    architecture = with_data_options(
+        Architecture("toy", full_widths("toy", job.params["width"], {})), data.classes, data.image
+    )
+    network = build_network(architecture, seed=seed_of(study.seed, job.id))
+    loss = of_batch(class_loss())
+    trained = train_whole(context, job.id, network, architecture, study.recipe, loss, guided=False)
+    return context.outcome(job.id, {"base": network}, architecture, train_macs=trained.macs)
+
+
+@pytest.fixture
+def doubling(monkeypatch: pytest.MonkeyPatch) -> None:
+    method = Method("doubled", "doubled trial", "#008080", "cross", searched=True)
+    monkeypatch.setitem(METHODS, "double", method)
+    monkeypatch.setitem(TASKS, "double", train_doubled)
+    monkeypatch.setattr("planter.driver.proposers.PROPOSERS", [*PROPOSERS, Doubling])
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    file = tmp_path / "outside.yaml"
+    file.write_text(STUDY)
+    return file
+
+
+def test_a_proposer_from_outside_is_searched_with_shown_and_resumed(
+    study: Path, doubling: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, told = study.parent / "run", []
+
+    def interrupted(context: Context, job: Job) -> Outcome:
+        if job.id == "d4":
+            raise KeyboardInterrupt
+        return train_doubled(context, job)
+
+    with monkeypatch.context() as patch:
+        patch.setitem(TASKS, "double", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            planter.search(study, out=run)
+    found = planter.search(study, out=run, observe=lambda now: told.append(now.event))
+    assert {p["trial"] for p in found["points"]} == {"b-width2", "d1", "d2", "d4"}
+    assert "doubled to 4" in told
+    assert not any("d1" in event for event in told)  # trained before
+    whole = planter.search(study, out=study.parent / "whole")
+    assert whole["points"] == found["points"]
+    on_front = [p for p in found["points"] if p["on_front"]]
+    assert on_front
+    assert {p["method"] for p in on_front} == {"double"}
+    shown = CliRunner().invoke(app, ["pareto", str(run), "--html", str(run / "front.html")])
+    assert shown.exit_code == 0, shown.output
+    assert "d1/base" in shown.stdout  # the cheapest is on any front
+    assert "doubled" in (run / "front.html").read_text()
+    assert "#008080" in (run / "report.html").read_text()
+
+
+def test_a_proposer_from_outside_that_fails_is_told_in_its_own_words(
+    study: Path, doubling: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(context: Context, job: Job) -> Outcome:
+        raise RuntimeError("broken on purpose")
+
+    monkeypatch.setitem(TASKS, "double", broken)
+    with pytest.raises(SearchFailedError, match=r"every doubled trial failed \(d1: RuntimeError"):
+        planter.search(study, out=study.parent / "run")
+
+
+def kilobytes(score: Any, cost: Any) -> float:
+    return float(4 * cost.params / 1000)
+
+
+def test_an_objective_from_outside_is_measured_written_and_drawn(
+    study: Path, doubling: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(
+        OBJECTIVES,
+        "kilobytes",
+        Objective("size (kB)", "size", lambda value: f"{value:.1f} kB", of=kilobytes),
+    )
+    run = study.parent / "run"
+    found = planter.search(study, out=run)
+    assert found["objectives"] == ["accuracy", "macs"]
+    for point in found["points"]:
+        assert point["kilobytes"] == 4 * point["params"] / 1000
+    rows = list(csv.DictReader((run / "pareto.csv").read_text().splitlines()))
+    assert [float(row["kilobytes"]) for row in rows] == [p["kilobytes"] for p in found["points"]]
+    assert planter.search(study, out=run) == found  # from the database
+    call = ["pareto", str(run), "--x", "kilobytes", "--html", str(run / "size.html"), "--json"]
+    shown = CliRunner().invoke(app, call)
+    assert shown.exit_code == 0, shown.output
+    by_size = json.loads(shown.stdout)
+    assert by_size["objectives"] == ["accuracy", "kilobytes"]
+    assert "size (kB)" in (run / "size.html").read_text()
+    # Parameters order the networks as kilobytes do.
+    call[3] = "params"
+    by_params = json.loads(CliRunner().invoke(app, call).stdout)
+    fronts = [[p["id"] for p in f["points"] if p["on_front"]] for f in (by_size, by_params)]
+    assert fronts[0] == fronts[1]
