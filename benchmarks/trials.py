@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional
 
 from planter.arch import Architecture
-from planter.driver.jobs import Job, Outcome
+from planter.driver.jobs import Job, Outcome, number_of
 from planter.driver.tasks import run_job
 from planter.driver.tasks.context import Context
 from planter.space import Candidate, load_space
@@ -69,7 +69,7 @@ def empty(context: Context, job: Job) -> Outcome:
     """The task in place of sampling's."""
     assert isinstance(context, EmptyContext)
     work(context.steps)
-    return outcome_of(int(job.id[1:]), dict(job.params["trial"]))
+    return outcome_of(number_of(job.id), dict(job.params["trial"]))
 
 
 # In Ray's workers as well, which import this module for the class of their context.

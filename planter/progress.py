@@ -47,12 +47,12 @@ class ProgressDisplay:
         """Prints what happened; on a terminal also brings the live line up to date."""
         total = now.done + now.left
         if self._live is None:
-            if not now.event.endswith((" starts", " start")):
+            if now.kind != "start":
                 self._console.print(
                     f"[{now.done}/{total}] {now.event}{_tail(now)}", markup=False, soft_wrap=True
                 )
             return
-        if not now.event.endswith((" starts", " start")):
+        if now.kind != "start":
             self._live.console.print(escape(now.event))
         running = f"running {', '.join(now.running)}" if now.running else escape(now.event)
         failed = f", [red]{now.failed} failed[/red]" if now.failed else ""

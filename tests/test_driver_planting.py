@@ -169,7 +169,7 @@ def test_rounds_are_the_same_however_many_workers_share_them(
         shares: list[list[str]] = []
 
         def note(progress: Progress, shares: list[list[str]] = shares) -> None:
-            if progress.event.startswith("p01-conv") and progress.event.endswith("starts"):
+            if progress.event.startswith("p01-conv") and progress.kind == "start":
                 shares.append(progress.event.removesuffix(" starts").split(", "))
 
         other = run.with_name(f"{run.name}-{workers}")
@@ -754,7 +754,7 @@ def test_models_are_kept_as_long_as_planting_reads_them(study_file: Path, run: P
     seen = []
 
     def look(progress: Progress) -> None:
-        if not progress.event.endswith(" done") and " done: " not in progress.event:
+        if progress.kind != "done":
             return
         there = {f"{f.parent.name}/{f.name}" for f in (run / "models").glob("*/*") if f.is_dir()}
         rows = books(run)

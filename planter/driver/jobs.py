@@ -5,17 +5,37 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 from planter.front import Point
 
-Outcome = dict[str, Any]
-"""What a worker returns, fit for JSON: `points` (fields of Point without the trial), `seconds`,
-`train_macs` and what its kind adds; or `error`, with `retry` where another try may help, and `stop`
-where it is none of the trial's and the search cannot go on; of several trainings, `trials`: each
-one's outcome by its id. Of a training that is to be compared before it goes on, `partial`: its
-`epochs`, `points` and `train_macs` so far. Of one that ended at a checkpoint because its time
-was over, `paused`: where, in words."""
+
+class Outcome(TypedDict, total=False):
+    """What a worker returns, fit for JSON: of a training that has ended `points` (fields of Point
+    without the trial), `train_macs` and `seconds`, and what its kind adds; of one that failed
+    `error`; of one that is not at its end `partial` or `paused`; of several, `trials`."""
+
+    points: list[dict[str, Any]]
+    train_macs: int
+    seconds: float
+    error: str
+    """Why it failed."""
+    retry: bool
+    """Beside an error: another try may help."""
+    stop: bool
+    """Beside an error: it is none of the trial's, and the search cannot go on."""
+    partial: Outcome
+    """How far a training has come that is to be compared before it goes on; its `epochs`."""
+    epochs: int
+    paused: str
+    """Where it was ended, at a checkpoint, because its time was over."""
+    trials: dict[str, Outcome]
+    """Each one's outcome by its id."""
+    reseeded: int
+    """How many plants were dead, and planted once more."""
+    live: int | None
+    """Planted channels that answer to some image."""
+    widths: dict[str, int]
 
 
 ANOTHER_NAME = "another name (--set name=..., and another --out where one is given)"
@@ -84,6 +104,11 @@ def trial_id(number: int) -> str:
     return f"s{number:04d}"
 
 
+def number_of(trial: str) -> int:
+    """The number of a sampled trial's row, by its id."""
+    return int(trial.removeprefix("s"))
+
+
 def seed_of(study_seed: int, job_id: str) -> int:
     """A trial's own seed: a function of the study's seed and the trial's id alone."""
     digest = hashlib.sha256(f"{study_seed}/{job_id}".encode()).digest()
@@ -92,5 +117,5 @@ def seed_of(study_seed: int, job_id: str) -> int:
 
 def points_of(job_id: str, method: str, outcome: Outcome) -> list[Point]:
     """The points of a finished training."""
-    shared = {"train_macs": outcome["train_macs"], "seconds": outcome["seconds"]}
+    shared: dict[str, Any] = {"train_macs": outcome["train_macs"], "seconds": outcome["seconds"]}
     return [Point(trial=job_id, method=method, **shared, **fields) for fields in outcome["points"]]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from planter.disk import is_full
 from planter.driver.backends.local import run_here
@@ -44,8 +44,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a search stands, for whoever shows it."""
+    """Where a search stands after an `event`, in words, for whoever shows it.
 
+    Its `kind`: trainings "start", are "compared" with others on their way, are "done", "failed"
+    (perhaps to be tried again) or "paused"; anything else is "told".
+    """
+
+    kind: Event
     event: str
     done: int
     failed: int
@@ -56,6 +61,7 @@ class Progress:
     seconds_left: float | None
 
 
+Event = Literal["start", "compared", "done", "failed", "paused", "told"]
 Observer = Callable[[Progress], None]
 
 
@@ -196,7 +202,7 @@ class _Search(Queue):
             else:
                 from planter.driver.backends.ray_session import run_on_ray
 
-                self._tell(f"{self._workers} workers start")
+                self._tell(f"{self._workers} workers start", "start")
                 run_on_ray(self._context, self, self._workers, ray_address)
         except BaseException:
             self._wait_no_longer()
@@ -231,7 +237,7 @@ class _Search(Queue):
         self._tell_notices()
         if job is not None:
             job = replace(job, ends=self._account.ends())
-            self._tell(f"{', '.join(job.trials)} starts")
+            self._tell(f"{', '.join(job.trials)} starts", "start")
         return job
 
     def compare(self, job: Job, outcome: Outcome) -> Job | None:
@@ -240,7 +246,8 @@ class _Search(Queue):
         onward = self._schedule.compare(job, outcome)
         then = "waits to be compared" if onward is None else "goes on"
         shown = _points_in_words(outcome["partial"]["points"])
-        self._tell(f"{job.id} after {outcome['partial']['epochs']} epochs: {shown}; it {then}")
+        at = f"{job.id} after {outcome['partial']['epochs']} epochs"
+        self._tell(f"{at}: {shown}; it {then}", "compared")
         return onward
 
     def finish(self, job: Job, outcome: Outcome) -> None:
@@ -249,7 +256,7 @@ class _Search(Queue):
         again = self._schedule.finish(job, outcome)
         if "paused" in outcome:
             self._account.close()
-            self._tell(f"{', '.join(job.trials)} {outcome['paused']}: the time is over")
+            self._tell(f"{', '.join(job.trials)} {outcome['paused']}: the time is over", "paused")
             return
         if "error" in outcome and not again and self._schedule.is_searched(job):
             for trial in job.trials:  # the others are tried again when the study goes on
@@ -257,7 +264,8 @@ class _Search(Queue):
         self._documents.out_of_date()
         self._write_if_due()
         for name, one in job.outcomes(outcome).items() if "partial" not in outcome else []:
-            self._tell(self._told(name, one, again=again))
+            kind: Event = "failed" if "error" in one else "done"
+            self._tell(self._told(name, one, again=again), kind)
         self._tell_notices()
 
     def _told(self, name: str, outcome: Outcome, *, again: bool) -> str:
@@ -296,10 +304,11 @@ class _Search(Queue):
             self._claim.check()
             self._documents.refresh()
 
-    def _tell(self, event: str) -> None:
+    def _tell(self, event: str, kind: Event = "told") -> None:
         front = self._book.front
         self._observe(
             Progress(
+                kind,
                 event,
                 self._schedule.done,
                 self._schedule.failed(),

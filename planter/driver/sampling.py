@@ -16,6 +16,7 @@ from planter.driver.jobs import (
     Outcome,
     SearchStoppedError,
     beyond,
+    number_of,
     points_of,
     seed_of,
     trial_id,
@@ -146,7 +147,8 @@ class Sampling(Proposer):
     def compare(self, job: Job, outcome: Outcome, *, go_on: bool) -> Job | None:
         """See `Proposer.compare`: the trial may wait for others, also in vain."""
         assert self._stopping is not None
-        row, partial = self._handed[job.id], {**outcome["partial"], "seconds": outcome["seconds"]}
+        row = self._handed[job.id]
+        partial: Outcome = {**outcome["partial"], "seconds": outcome["seconds"]}
         partial = self._latencies.added(partial, row.user_attrs.get(LATENCY))
         self._stopping.reach(job.id, row, partial, self._figures(job.id, partial))
         ready = self._stopping.ready(last=self._nobody_else(job.id)) if go_on else []
@@ -239,7 +241,7 @@ class Sampling(Proposer):
         if stopping is None or not self._nobody_else() or stopping.ready(last=True):
             return
         if stopped := stopping.stop():
-            self._open -= {int(trial[1:]) for trial in stopped}
+            self._open -= set(map(number_of, stopped))
             self._notices.append(Notice(f"stopped early: {', '.join(stopped)}", stopped))
 
     def notices(self) -> list[Notice]:

@@ -20,6 +20,7 @@ from sqlalchemy import create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
+from planter.driver.jobs import Outcome
 from planter.driver.patience import PatientStorage, tell_when_away
 from planter.front import Point, front_of
 from planter.objectives import OBJECTIVES, SEARCHED, values_of
@@ -241,13 +242,14 @@ class PointBook:
         self._front = front_of([*self._front, *fresh.values()], self._limits)
 
 
-def read_result(row: optuna.trial.FrozenTrial) -> dict[str, Any] | None:
+def read_result(row: optuna.trial.FrozenTrial) -> Outcome | None:
     """What a worker returned for a row, or None where none is written yet."""
     written = row.user_attrs.get("result")
-    return json.loads(written) if written is not None else None
+    found: Outcome | None = json.loads(written) if written is not None else None
+    return found
 
 
-def write_result(study: optuna.Study, row: optuna.trial.FrozenTrial, outcome: Any) -> None:
+def write_result(study: optuna.Study, row: optuna.trial.FrozenTrial, outcome: Outcome) -> None:
     """One attribute holds all of a result, so that a kill leaves it whole or absent."""
     study._storage.set_trial_user_attr(row._trial_id, "result", json.dumps(outcome))
 

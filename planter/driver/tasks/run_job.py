@@ -54,7 +54,7 @@ def run_job(context: Context, job: Job) -> Outcome:
             log.info("%s %s starts", job.kind, ", ".join(job.trials))
             outcome = task(context, job)
         except (NoSpaceError, SearchStoppedError) as error:
-            reason = error.strerror if isinstance(error, NoSpaceError) else str(error)
+            reason = (isinstance(error, NoSpaceError) and error.strerror) or str(error)
             log.error("%s cannot go on: %s", ", ".join(job.trials), reason)
             return {"error": reason, "stop": True}
         except PausedError as paused:

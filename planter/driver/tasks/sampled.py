@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from planter.arch import Architecture
 from planter.assembly import build
 from planter.backbones import StagedNet, with_data_options
-from planter.driver.jobs import Job, Outcome, seed_of
+from planter.driver.jobs import Job, Outcome, number_of, seed_of
 from planter.driver.networks import recipes_of
 from planter.driver.tasks.context import Context
 from planter.driver.tasks.planting_step import PlantingStep
@@ -38,7 +38,7 @@ def sample(context: Context, job: Job) -> Outcome:
     space = load_space(
         settings.space, image=data.image, classes=data.classes, multiple=settings.multiple
     )
-    candidate = space(FixedTrial(dict(job.params["trial"]), number=int(job.id[1:])))
+    candidate = space(FixedTrial(dict(job.params["trial"]), number=number_of(job.id)))
     if "trained" in job.params:  # the others are beyond the bounds
         candidate = candidate.only(job.params["trained"])
     start = with_data_options(candidate.architecture, data.classes, data.image)
