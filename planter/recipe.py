@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -31,13 +31,18 @@ class Augment(BaseModel):
 
     @model_validator(mode="after")
     def _has_views(self) -> Augment:
-        if self.views is not None and not (self.crop or self.flip):
-            raise ValueError(f"views {self.views} of each image, but neither crop nor flip is set")
+        if self.views is not None and not self._set():
+            others = ", ".join(name for name in type(self).model_fields if name != "views")
+            raise ValueError(f"views {self.views} of each image, but none of {others} is set")
         return self
 
     def changes(self) -> bool:
         """Whether a step sees images that no other step sees."""
-        return self.views is None and (self.crop > 0 or self.flip)
+        return self.views is None and bool(self._set())
+
+    def _set(self) -> dict[str, Any]:
+        """All that changes an image: every field but `views`, which says how often."""
+        return self.model_dump(exclude={"views"}, exclude_defaults=True)
 
 
 class Recipe(BaseModel):

@@ -270,7 +270,7 @@ class Sample(_Section):
         int, Field(ge=1, description="drawn widths and plants are rounded up to multiples of this")
     ] = 1
     sampler: Annotated[
-        Literal["tpe", "nsgaii", "random"], Field(description="Optuna's sampler of that name")
+        str, Field(description="Optuna's sampler of that name: tpe, nsgaii or random")
     ] = "tpe"
     early_stopping: Annotated[
         EarlyStopping | None,

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 from typer.testing import CliRunner
 
@@ -19,11 +20,13 @@ from planter.driver.jobs import Job, Outcome, points_of, seed_of
 from planter.driver.outcome import SearchFailedError
 from planter.driver.proposer import Notice, Proposer, SearchContext
 from planter.driver.proposers import PROPOSERS
+from planter.driver.samplers import SAMPLERS
 from planter.driver.tasks.context import Context
 from planter.driver.tasks.run_job import TASKS
 from planter.driver.tasks.whole import class_loss, of_batch, train_whole
 from planter.methods import METHODS, Method
 from planter.objectives import OBJECTIVES, Objective
+from planter.recipe import Augment
 
 STUDY = """
 name: outside
@@ -31,6 +34,14 @@ data: {name: digits, subset: 120, validation: 0.25}
 baselines: [{builder: toy, widths: 2}]
 recipe: {epochs: 1, batch: 30, optimizer: adam, lr: 0.01}
 resources: {workers: 0, max_failures: 3}
+"""
+
+SPACE = """
+from planter import Architecture, Candidate
+
+def space(trial):
+    names = ["conv1", "conv2", "conv3", "conv4", "conv5"]
+    return Candidate(Architecture("convnet", dict.fromkeys(names, trial.suggest_int("w", 2, 40))))
 """
 
 
@@ -173,3 +184,35 @@ def test_an_objective_from_outside_is_measured_written_and_drawn(
     by_params = json.loads(CliRunner().invoke(app, call).stdout)
     fronts = [[p["id"] for p in f["points"] if p["on_front"]] for f in (by_size, by_params)]
     assert fronts[0] == fronts[1]
+
+
+def test_a_sampler_from_outside_draws(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[int] = []
+
+    class Watched(optuna.samplers.RandomSampler):
+        def sample_independent(self, *given: Any) -> Any:
+            drawn.append(1)
+            return super().sample_independent(*given)
+
+    monkeypatch.setitem(SAMPLERS, "watched", lambda seed: Watched(seed=seed))
+    space = study.parent / "space.py"
+    space.write_text(SPACE)
+    text = f"sample={{space: '{space}:space', sampler: watched, trials: 2}}"
+    found = planter.search(study, out=study.parent / "run", overrides=[text])
+    assert drawn
+    assert sum(point["method"] == "sample" for point in found["points"]) == 2
+    with pytest.raises(planter.StudyError, match=r"'gp'.*tpe, nsgaii, random, watched"):
+        planter.search(study, out=study.parent / "gp", overrides=[text.replace("watched", "gp")])
+
+
+def test_whatever_is_set_of_an_augmentation_changes_images() -> None:
+    """A teacher's kept logits are right only where it does not."""
+
+    class More(Augment):
+        blur: int = 0
+
+    assert not More().changes()
+    assert More(blur=1).changes()
+    assert not More(blur=1, views=3).changes()
+    with pytest.raises(ValueError, match="none of crop, flip, blur is set"):
+        More(views=3)

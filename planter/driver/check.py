@@ -29,6 +29,7 @@ from planter.driver.networks import (
     check_network,
     network_of,
 )
+from planter.driver.samplers import SAMPLERS
 from planter.driver.storage import check_url
 from planter.forms import DOConv, KernelFilter, form_of
 from planter.kernels import check_kernels
@@ -204,6 +205,8 @@ def _whole(study: Study, found: Findings) -> None:
     """What concerns several sections at once."""
     if study.plant is None and study.sample is None and not study.baselines:
         found.add("study", "nothing to train", "at least one of plant, sample and baselines")
+    if study.sample is not None and study.sample.sampler not in SAMPLERS:
+        found.add("sample.sampler", repr(study.sample.sampler), f"one of {', '.join(SAMPLERS)}")
     if study.teacher is None:
         if study.plant is not None and study.plant.kd_weight:
             expected = "a teacher: plants learn from its logits; or kd_weight: 0 with ce_weight: 1"

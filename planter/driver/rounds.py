@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 from planter.arch import Architecture
 from planter.driver.bounds import LATENCY, Weighed, limits_of
 from planter.driver.jobs import Job, Outcome, SearchStoppedError, points_of
+from planter.driver.open_rows import write_attributes
 from planter.driver.proposer import Notice, Proposer, SearchContext
 from planter.driver.storage import open_study, read_result, write_result
 from planter.front import PLANTING_COLUMNS, Point, to_csv
@@ -344,16 +345,15 @@ class Rounds(Proposer):
             chosen = next((row for row in rows if row.user_attrs.get("accepted")), None)
         else:
             chosen = self._best(rows)
-        storage = self._study._storage
         for row in rows:
             if row.state.is_finished():
                 continue
+            told: dict[str, Any] = {}
             if (point := self._point(row)) is not None:
-                for key in ("accuracy", "macs", "params"):
-                    storage.set_trial_user_attr(row._trial_id, key, getattr(point, key))
+                told = {key: getattr(point, key) for key in ("accuracy", "macs", "params")}
             elif (reason := (read_result(row) or {}).get("error")) is not None:
-                storage.set_trial_user_attr(row._trial_id, "error", reason)
-            storage.set_trial_user_attr(row._trial_id, "accepted", row is chosen)
+                told = {"error": reason}
+            write_attributes(self._study, row, {**told, "accepted": row is chosen})
         for row in rows:
             point = self._point(row)
             if not row.state.is_finished():

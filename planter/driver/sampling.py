@@ -22,6 +22,7 @@ from planter.driver.jobs import (
     trial_id,
 )
 from planter.driver.networks import candidate_architecture, recipes_of
+from planter.driver.open_rows import row_of, take_up, write_attributes
 from planter.driver.proposer import Exhausted, Notice, Proposer, SearchContext
 from planter.driver.redraws import (
     BOUNDS,
@@ -35,11 +36,11 @@ from planter.driver.redraws import (
     Trained,
     is_redrawn,
 )
+from planter.driver.samplers import make_sampler
 from planter.driver.stopping import Stopping, partial_cost, partial_results
 from planter.driver.storage import (
     METRICS,
     Direction,
-    experimental,
     open_study,
     read_result,
     write_result,
@@ -52,18 +53,6 @@ from planter.pareto import hypervolume
 from planter.space import Candidate
 
 FAMILY_METRICS: dict[str, Direction] = {"hypervolume": "maximize"}
-
-
-def make_sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
-    """Optuna's sampler of a study's `sample.sampler`."""
-    if name == "random":
-        return optuna.samplers.RandomSampler(seed=seed)
-    if name == "nsgaii":
-        return optuna.samplers.NSGAIISampler(seed=seed)
-    with experimental():
-        return optuna.samplers.TPESampler(
-            seed=seed, multivariate=True, group=True, constant_liar=True
-        )
 
 
 class Sampling(Proposer):
@@ -162,7 +151,7 @@ class Sampling(Proposer):
         row = self._handed.pop(job.id)
         if "error" in outcome:
             self._trained.drop(row)
-            self._fail(row.number, row._trial_id, outcome["error"])
+            self._fail(row, outcome["error"])
         elif "partial" not in outcome:
             outcome = self._latencies.added(outcome, row.user_attrs.get(LATENCY))
             if self._stopping is not None:
@@ -275,7 +264,7 @@ class Sampling(Proposer):
             self._settings.sample.sampler, seed_of(self._settings.seed, trial_id(number))
         )
         if row is not None:
-            return Trial(self._study, row._trial_id)
+            return take_up(self._study, row)
         trial = self._study.ask()
         self._asked += 1
         self._counted += 1
@@ -313,11 +302,11 @@ class Sampling(Proposer):
             reason = f"{type(error).__name__}: {error} ({place.filename}, line {place.lineno})"
             self._notices.append(Notice(f"{trial_id(trial.number)} failed: {reason}"))
             self._space_failures += 1
-            self._fail(trial.number, trial._trial_id, reason)
+            self._fail(trial, reason)
             return None
         if weighed.latency_ms:
             trial.set_user_attr(LATENCY, weighed.latency_ms)
-        told = self._study._storage.get_trial(trial._trial_id).constraints
+        told = row_of(self._study, trial).constraints
         for bound, value in weighed.beyond.items():
             if bound not in told:
                 trial.set_constraint(bound, value)
@@ -328,7 +317,7 @@ class Sampling(Proposer):
             self._redraw(trial, BOUNDS, f"beyond {', '.join(misses)}", weighed.beyond)
             return None
         trial.set_user_attr(RECIPES, recipes)
-        row = self._study._storage.get_trial(trial._trial_id)
+        row = row_of(self._study, trial)
         chosen: dict[str, Any] = {
             "network": architecture.key(),
             "kernels": form_names(candidate.kernels),
@@ -381,10 +370,10 @@ class Sampling(Proposer):
         points = points_of(trial_id(row.number), "sample", outcome)
         self._book.add(points, row.params, row.distributions)
 
-    def _fail(self, number: int, row_id: int, reason: str) -> None:
-        self._study._storage.set_trial_user_attr(row_id, "error", reason)
-        self._close(number, state=TrialState.FAIL)
-        self._failures[trial_id(number)] = reason
+    def _fail(self, row: FrozenTrial | Trial, reason: str) -> None:
+        write_attributes(self._study, row, {"error": reason})
+        self._close(row.number, state=TrialState.FAIL)
+        self._failures[trial_id(row.number)] = reason
 
     def _close(
         self,

@@ -10,6 +10,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from planter.driver.jobs import Outcome
+from planter.driver.open_rows import write_attributes
 from planter.halving import Order, Points, Rungs
 from planter.study import EarlyStopping
 
@@ -81,7 +82,7 @@ class Stopping:
         return {trial: _cost(partial) for trial, partial in self._partial.items() if partial}
 
     def _write(self, trial: str, key: str, value: Any) -> None:
-        self._study._storage.set_trial_user_attr(self._rows[trial]._trial_id, key, value)
+        write_attributes(self._study, self._rows[trial], {key: value})
 
 
 def partial_cost(row: FrozenTrial) -> tuple[int, float] | None:

@@ -21,6 +21,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from planter.driver.jobs import Outcome
+from planter.driver.open_rows import key_of, storage_of, write_attributes
 from planter.driver.patience import PatientStorage, tell_when_away
 from planter.front import Point, front_of
 from planter.objectives import OBJECTIVES, SEARCHED, values_of
@@ -232,9 +233,9 @@ class PointBook:
             )
             for point in fresh.values()
         ]
-        storage = self._study._storage
+        storage = storage_of(self._study)
         if isinstance(storage, PatientStorage):
-            storage.add_finished(self._study._study_id, rows)
+            storage.add_finished(key_of(self._study), rows)
         else:
             self._study.add_trials(rows)
         self._points |= fresh
@@ -251,7 +252,7 @@ def read_result(row: optuna.trial.FrozenTrial) -> Outcome | None:
 
 def write_result(study: optuna.Study, row: optuna.trial.FrozenTrial, outcome: Outcome) -> None:
     """One attribute holds all of a result, so that a kill leaves it whole or absent."""
-    study._storage.set_trial_user_attr(row._trial_id, "result", json.dumps(outcome))
+    write_attributes(study, row, {"result": json.dumps(outcome)})
 
 
 def _attributes(point: Point) -> dict[str, Any]:
