@@ -27,6 +27,7 @@ from planter.driver.tasks.whole import class_loss, of_batch, train_whole
 from planter.methods import METHODS, Method
 from planter.objectives import OBJECTIVES, Objective
 from planter.recipe import Augment
+from planter.study import StudyError
 
 STUDY = """
 name: outside
@@ -201,7 +202,7 @@ def test_a_sampler_from_outside_draws(study: Path, monkeypatch: pytest.MonkeyPat
     found = planter.search(study, out=study.parent / "run", overrides=[text])
     assert drawn
     assert sum(point["method"] == "sample" for point in found["points"]) == 2
-    with pytest.raises(planter.StudyError, match=r"'gp'.*tpe, nsgaii, random, watched"):
+    with pytest.raises(StudyError, match=r"'gp'.*tpe, nsgaii, random, watched"):
         planter.search(study, out=study.parent / "gp", overrides=[text.replace("watched", "gp")])
 
 
