@@ -6,7 +6,7 @@ import contextlib
 import difflib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,29 @@ _MOST_VALUES = 100_000
 _FILE_URL = re.compile(r"(sqlite(?:\+\w+)?:///|journal:///)([^?]+)(.*)", re.DOTALL)
 
 
+@dataclass(frozen=True)
+class StudyFile:
+    """A study as its file says it, read once: whoever edits the file then changes nothing."""
+
+    path: Path
+    content: bytes
+
+    @classmethod
+    def of(cls, source: str | Path) -> StudyFile:
+        """A path, or the name of a shipped study. Raises StudyError for what cannot be read."""
+        path = find_study(source)
+        try:
+            return cls(path, path.read_bytes())
+        except OSError as error:
+            what = error.strerror or str(error)
+            problem = Problem("file", what, "a file that can be read")
+            raise StudyError(str(path), [problem]) from None
+
+    def study(self, overrides: Sequence[str] = ()) -> Study:
+        """See `read_study`."""
+        return _study_of(self.path, self.content, overrides)
+
+
 def read_study(source: str | Path, overrides: Sequence[str] = ()) -> Study:
     """The study of a YAML file or the name of a shipped one, with `a.b=value` overrides.
 
@@ -28,14 +51,13 @@ def read_study(source: str | Path, overrides: Sequence[str] = ()) -> Study:
     StudyError with every problem that the text alone shows; what only the data or the network can
     tell is checked by `planter.driver`.
     """
-    path = find_study(source)
+    return StudyFile.of(source).study(overrides)
+
+
+def _study_of(path: Path, content: bytes, overrides: Sequence[str]) -> Study:
     line: int | None
     try:
-        content = path.read_bytes()
         raw, lines = _parsed(content.decode("utf-8"))
-    except OSError as error:
-        what = error.strerror or str(error)
-        raise StudyError(str(path), [Problem("file", what, "a file that can be read")]) from None
     except RecursionError:
         what = "values nested too deep, or into themselves"
         raise StudyError(str(path), [Problem("file", what, "a YAML mapping")]) from None

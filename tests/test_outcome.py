@@ -11,8 +11,10 @@ from typing import Any
 import optuna
 import pytest
 from filelock import FileLock
+from typer.testing import CliRunner
 
 import planter
+from planter.cli import app
 from planter.driver import budget
 from planter.driver.jobs import SearchStoppedError
 from planter.driver.outcome import SearchFailedError
@@ -460,3 +462,27 @@ def test_a_teacher_does_not_begin_when_the_time_is_over_nor_wait_for_another_stu
         end.set()
         thread.join()
     assert (epochs, found["outcome"]["kind"]) == ([], "budget")
+
+
+def test_a_study_file_is_read_once_whoever_edits_it_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run folder holds the text of the study that was run, by command as from Python."""
+    from planter.driver import run as run_module
+
+    prepare = run_module.prepare
+    file = write(tmp_path)
+    before = file.read_text()
+
+    def edited(*args: Any, **kwargs: Any) -> Any:
+        file.write_text(before.replace("seed", "sead").replace("widths: 3", "widths: 300"))
+        return prepare(*args, **kwargs)
+
+    monkeypatch.setattr(run_module, "prepare", edited)
+    planter.search(file, out=tmp_path / "run")
+    file.write_text(before)
+    call = ["search", str(file), "--out", str(tmp_path / "told")]
+    answer = CliRunner().invoke(app, call)
+    assert answer.exit_code == 0, answer.output
+    for run in ("run", "told"):
+        assert (tmp_path / run / "study.yaml").read_text() == before

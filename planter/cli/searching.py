@@ -57,17 +57,18 @@ def search(
         from planter.driver.run import search as run_search
         from planter.memory import keep_memory
         from planter.progress import ProgressDisplay
-        from planter.study_file import read_study
+        from planter.study_file import StudyFile
 
     given = _overrides(overrides, workers, storage)
     given += ["tensorboard=true"] if tensorboard else []
-    name = read_study(study, given).name
+    file = StudyFile.of(study)
+    name = file.study(given).name
     run = (out_folder if out_folder is not None else Path("runs") / name).resolve()
     keep_memory()  # with workers: 0 it is this process that trains
     try:
         with ProgressDisplay(out) as display:
             front = run_search(
-                study,
+                file,
                 out=run,
                 overrides=given,
                 accept_changes=accept_changes,

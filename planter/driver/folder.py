@@ -71,13 +71,14 @@ def run_id(run: Path) -> str:
 def write_settings(
     run: Path,
     study: Study,
-    source: Path | None,
+    text: bytes | None,
     fingerprint: str,
     class_names: Sequence[str],
     *,
     accept_changes: bool,
 ) -> None:
-    """Writes study.yaml, resolved.yaml and environment.json.
+    """Writes study.yaml, of the `text` where the study was read from a file, resolved.yaml and
+    environment.json.
 
     Raises StudyError, with the difference, where the folder holds a run of another study. More
     trials or rounds than before, other resources and other models to keep are no difference.
@@ -91,10 +92,7 @@ def write_settings(
         _refuse_changes(run, before, study, fingerprint, class_names, accept_changes=accept_changes)
         if accept_changes and before != study:
             drop_checkpoints(run / "trials")  # halves of trainings under the old settings
-    if source is not None:
-        shutil.copyfile(source, run / "study.yaml")
-    else:
-        write_text(run / "study.yaml", resolved)
+    write_text(run / "study.yaml", resolved if text is None else text.decode("utf-8"))
     write_text(file, resolved)
     environment = {**_environment(study), "data": fingerprint, "class_names": list(class_names)}
     if _scored_as_trained(run):

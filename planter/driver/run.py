@@ -37,7 +37,7 @@ from planter.front import (
 from planter.modes import plain_torch
 from planter.paths import user_path
 from planter.study import Study
-from planter.study_file import find_study, read_study
+from planter.study_file import StudyFile
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ Observer = Callable[[Progress], None]
 
 @plain_torch()
 def search(
-    study: Study | str | Path,
+    study: Study | StudyFile | str | Path,
     *,
     out: str | Path | None = None,
     overrides: Sequence[str] = (),
@@ -78,22 +78,22 @@ def search(
 ) -> dict[str, Any]:
     """Runs a study, or what is left of it, and returns what `pareto.json` says.
 
-    `study` is a file, the name of a shipped study or a `Study`; the run folder is `out` or
-    `runs/NAME`. Raises StudyError for a study that cannot be run, also where another driver is at
-    work on it (`take_over` takes it from that one); nothing was trained then. Raises
-    SearchStoppedError where the teacher or too many trials failed, the storage stayed away, the
-    disk stayed full or another driver took over, KeyboardInterrupt on Ctrl-C; the same call goes on
-    from what is finished. Raises SearchFailedError, a SearchStoppedError, at the end of a search
+    `study` is a file (or what was read of one), the name of a shipped study or a `Study`; the run
+    folder is `out` or `runs/NAME`. Raises StudyError for a study that cannot be run, also where
+    another driver is at work on it (`take_over` takes it from that one); nothing was trained then.
+    Raises SearchStoppedError where the teacher or too many trials failed, the storage stayed away,
+    the disk stayed full or another driver took over, KeyboardInterrupt on Ctrl-C; the same call
+    goes on from what is finished. Raises SearchFailedError, a SearchStoppedError, at the end of a search
     of which nothing came: all sampled trials and plants, or of a study of baselines alone every
     baseline failed, or no draw of the space gave a network to train; what else was trained is
     reported, and in its `front`. Where nothing keeps to the bounds, or the budget is used up before
     anything that was asked for is trained, `outcome` of what is returned says so (docs/spaces.md).
     Single trainings that failed are listed under `failed`, with the reason.
     """
-    source = None
+    text = None
     if not isinstance(study, Study):
-        source = find_study(study)
-        study = read_study(source, overrides)
+        file = study if isinstance(study, StudyFile) else StudyFile.of(study)
+        text, study = file.content, file.study(overrides)
     run = user_path(out if out is not None else Path("runs") / study.name).resolve()
     begun = (run / "resolved.yaml").is_file()
     prepared = prepare(study, elsewhere=ray_address is not None, begun=begun)
@@ -103,7 +103,7 @@ def search(
         write_settings(
             run,
             study,
-            source,
+            text,
             prepared.fingerprint,
             prepared.data.class_names,
             accept_changes=accept_changes,
