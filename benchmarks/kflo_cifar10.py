@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from planter import Architecture, build, collapse_kernels_, expand_kernels_
 from planter.backbones import with_data_options
-from planter.data import Split, load_data
+from planter.data import InMemorySplit, Split, load_data
 from planter.forms import form_of
 from planter.kernels import is_conv_or_linear
 from planter.losses import classification_loss
@@ -50,9 +50,10 @@ def load(root: Path) -> tuple[Split, Split]:
     data = load_data("cifar10", root=root)
     assert data.test is not None
     half = torch.full((3, 1, 1), 0.5)
-    images = torch.cat([data.train.images, data.validation.images])
+    images = torch.cat([part.batch(slice(len(part))) for part in (data.train, data.validation)])
     labels = torch.cat([data.train.labels, data.validation.labels])
-    return Split(images, labels, half, half), Split(data.test.images, data.test.labels, half, half)
+    test = data.test.taken_by(half, half)
+    return InMemorySplit(images, labels, half, half), test
 
 
 def loss(model: nn.Module, batch: Batch) -> Tensor:

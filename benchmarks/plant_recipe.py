@@ -64,7 +64,7 @@ class Parent:
     def gains(
         self, lr: float, epochs: int, filters: Filters, outgoing: Outgoing
     ) -> dict[str, dict[str, Any]]:
-        images = self.train.normalise(self.train.images[:MEASURED])
+        images = self.train.normalise(self.train.batch(slice(MEASURED)))
 
         def loss(network: nn.Module) -> Tensor:
             return distillation_loss(network(images), self.logits[:MEASURED])

@@ -53,7 +53,7 @@ from planter.arch import Architecture
 from planter.assembly import build_network
 from planter.backbones import full_widths
 from planter.candidates import candidate_of
-from planter.data import Split
+from planter.data import InMemorySplit, Split
 from planter.fast_round import train_round
 from planter.losses import distillation_loss
 from planter.memory import keep_memory
@@ -67,7 +67,7 @@ Training = Callable[[nn.Module, nn.Module, Split, Recipe, Tensor | nn.Module], N
 OPTIONS = {"classes": 10, "image": (3, 32, 32)}
 
 
-class Float64(Split):
+class Float64(InMemorySplit):
     """A split whose network inputs are float64."""
 
     def normalise(self, images: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ def train_literally(
     for epoch in range(settings.epochs):
         batches, generator = batch_order(split, settings, 0, epoch)
         for index in batches:
-            raw = split.images[index]
+            raw = split.batch(index)
             if settings.augment.changes():
                 raw = augmented(raw, settings.augment, generator)
             images = split.normalise(raw)

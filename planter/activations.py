@@ -63,7 +63,7 @@ class Activations:
         self._network = network
         self._layout = layout
         self.bytes = 0
-        one = activations(network, split.normalise(split.images[:1]), wanted)
+        one = activations(network, split.normalise(split.batch(slice(1))), wanted)
         self._kept: dict[int, Tensor] = {}
         for at in sorted(one, reverse=True):
             size = len(split) * one[at].numel() * one[at].element_size()
@@ -96,7 +96,7 @@ class Activations:
     def _fill(self, split: Split) -> None:
         for start in range(0, len(split), _PASS_BATCH):
             part = slice(start, start + _PASS_BATCH)
-            images = split.normalise(split.images[part])
+            images = split.normalise(split.batch(part))
             images = images.contiguous(memory_format=self._layout)
             for at, x in activations(self._network, images, self._kept).items():
                 self._kept[at][part] = x

@@ -27,6 +27,7 @@ from planter.checkpoint import keep_training, read_training
 from planter.crew import crew
 from planter.data import Split
 from planter.recipe import Recipe, make_optimizer
+from planter.step import take_step
 from planter.train import (
     Batch,
     Epoch,
@@ -99,7 +100,7 @@ def train_round(
             started = time.monotonic()
             parts, generator = batch_order(split, recipe, seed, epoch)
             for i, index in enumerate(parts):
-                batch = Batch(split.images[:0], split.labels[index], None)
+                batch = Batch(split.batch(index[:0]), split.labels[index], None)
                 if kept.missing or isinstance(teacher, nn.Module):
                     batch = make_batch(split, index, recipe.augment, generator, teacher, layout)
                 elif teacher is not None:
@@ -162,29 +163,27 @@ class _Student:
         if self.course.error is not None:
             return
         began = time.perf_counter()
-        for group in self._optimizer.param_groups:
-            group["lr"] = turn.lr
         # A candidate with dropout draws from the step's seed, not from what others left of theirs.
         drawing = _drawing(turn.seed, turn.index.device) if self.draws else nullcontext()
         try:
             with drawing:
                 found = kept.of(turn.index, self.candidate.wanted, turn.computed)
-                self._step(found, turn.batch, loss)
+                self._step(found, turn.batch, loss, turn.lr)
         except RuntimeError as error:  # torch's, of memory or of shapes: the others go on
             self.course.error = f"{type(error).__name__}: {error}"
         self.course.seconds += time.perf_counter() - began
 
-    def _step(self, found: Mapping[int, Tensor], batch: Batch, loss: Loss) -> None:
-        self._optimizer.zero_grad()
+    def _step(self, found: Mapping[int, Tensor], batch: Batch, loss: Loss, lr: float) -> None:
+        def value() -> Tensor:
+            return loss(self.candidate.train()(found), batch.labels, batch.teacher)
+
         # Batches are of one size but for an image: what one step costs, all do.
         with nullcontext() if self.macs else FlopCounterMode(display=False) as counter:
-            value = loss(self.candidate.train()(found), batch.labels, batch.teacher)
-            value.backward()  # type: ignore[no-untyped-call]
+            mean = take_step(self.candidate, self._optimizer, value, lr=lr, expanded=False)
         if counter is not None:
             self.macs = counter.get_total_flops() / (2 * len(batch.labels))
-        self._optimizer.step()
         self.course.macs += round(self.macs * len(batch.labels))
-        self._total = self._total + value.detach() * len(batch.labels)
+        self._total = self._total + mean * len(batch.labels)
 
     def end_epoch(self, epoch: int, recipe: Recipe, images: int, seconds: float) -> None:
         mean = float(self._total) / images

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ def as_taken(split: Split, spec: Mapping[str, Any]) -> Split:
     mean, std = (
         torch.tensor(spec[key]).to(split.mean).view_as(split.mean) for key in ("mean", "std")
     )
-    return replace(split, mean=mean, std=std)
+    return split.taken_by(mean, std)
 
 
 class Renormalised(nn.Module):

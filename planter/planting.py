@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -208,7 +207,7 @@ def live_channels(
     if len(split) > images:
         order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))
         index = order[:images].to(split.labels.device)
-        split = replace(split, images=split.images[index], labels=split.labels[index])
+        split = split.sample(index)
     hook = stages[layer].register_forward_hook(note)
     try:
         predict(child, split)

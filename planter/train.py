@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,15 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.utils import parametrize
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from planter.checkpoint import keep_training, read_training
-from planter.data import Split
-from planter.filters import kernel_decay
+from planter.data import InMemorySplit, Split
 from planter.freeze import PlantedNorm
 from planter.modes import evaluating
 from planter.recipe import Augment, Recipe, make_optimizer
+from planter.step import take_step
 
 log = logging.getLogger(__name__)
 _SCORE_BATCH = 512
@@ -161,20 +161,16 @@ def _epoch(
     parts, generator = batch_order(split, recipe, seed, epoch)
     for i, index in enumerate(parts):
         batch = make_batch(split, index, recipe.augment, generator, teacher, layout_of(model))
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.lr_at(epoch + i / len(parts))
-        optimizer.zero_grad()
-        # Each generated kernel is computed once a step, for the network and for its decay.
-        with parametrize.cached():
-            value = loss(model, batch)
-            decayed = value
-            if recipe.weight_decay and (decay := kernel_decay(model)) is not None:
-                decayed = value + recipe.weight_decay * decay
-            decayed.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+        value = take_step(
+            model,
+            optimizer,
+            partial(loss, model, batch),
+            lr=recipe.lr_at(epoch + i / len(parts)),
+            kernel_weight_decay=recipe.weight_decay,
+        )
         if average is not None:
             average.update_parameters(model)
-        total += value.detach() * len(batch.labels)
+        total += value * len(batch.labels)
     return float(total) / sum(map(len, parts))
 
 
@@ -281,7 +277,7 @@ def lay_out_moments_(optimizer: torch.optim.Optimizer) -> None:
                 state[key] = torch.empty_like(parameter).copy_(value)
 
 
-class Pool(Split):
+class Pool(InMemorySplit):
     """Several fixed views of each image: those of image i stand at i, i + n, i + 2 n, ... The first
     are the images themselves."""
 
@@ -290,10 +286,10 @@ def view_pool(split: Split, augment: Augment, seed: int = 0) -> Pool:
     """`augment.views` views of each image, drawn once."""
     generator = torch.Generator().manual_seed(seed)
     views = augment.views or 1
-    pool = [split.images]
+    parts = [slice(at, at + _SCORE_BATCH) for at in range(0, len(split), _SCORE_BATCH)]
+    pool = [split.batch(part) for part in parts]
     for _ in range(views - 1):
-        batches = torch.split(split.images, _SCORE_BATCH)
-        pool.append(torch.cat([augmented(images, augment, generator) for images in batches]))
+        pool += [augmented(split.batch(part), augment, generator) for part in parts]
     return Pool(torch.cat(pool), split.labels.repeat(views), split.mean, split.std)
 
 
@@ -340,7 +336,7 @@ def make_batch(
     layout: torch.memory_format = torch.channels_last,
 ) -> Batch:
     """The images of a split that `index` names, augmented and normalised."""
-    raw = split.images[index]
+    raw = split.batch(index)
     if augment.changes():
         raw = augmented(raw, augment, generator)
     images = split.normalise(raw).contiguous(memory_format=layout)
@@ -356,7 +352,7 @@ def _plain_batches(split: Split) -> Iterator[tuple[Tensor, Tensor]]:
     """The split in batches that differ by one image at most, as above."""
     order = torch.arange(len(split), device=split.labels.device)
     for index in order.tensor_split(max(1, math.ceil(len(order) / _SCORE_BATCH))):
-        yield split.normalise(split.images[index]), split.labels[index]
+        yield split.normalise(split.batch(index)), split.labels[index]
 
 
 def _eval_logits(model: nn.Module, images: Tensor) -> Tensor:

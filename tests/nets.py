@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from planter.backbones import StagedNet
-from planter.data import Split
+from planter.data import InMemorySplit, Split
 
 
 def _stages(**stages: nn.Module) -> nn.Sequential:
@@ -143,4 +143,4 @@ def split(count: int, image: Sequence[int] = (3, 8, 8), classes: int = 10, seed:
     pixels = torch.randint(0, 256, (count, *image), generator=generator, dtype=torch.uint8)
     labels = torch.randint(0, classes, (count,), generator=generator)
     middle = torch.full((image[0], 1, 1), 0.5)
-    return Split(pixels, labels, middle, middle / 2)
+    return InMemorySplit(pixels, labels, middle, middle / 2)

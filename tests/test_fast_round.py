@@ -24,7 +24,7 @@ from planter.arch import Architecture
 from planter.assembly import build_network
 from planter.backbones import full_widths
 from planter.candidates import Contribution, Suffix, candidate_of
-from planter.data import Split
+from planter.data import InMemorySplit, Split
 from planter.fast_round import Course, train_round
 from planter.freeze import freeze_inherited_, thaw_
 from planter.planting import accept, plant, train_plant
@@ -35,7 +35,7 @@ CLASSES = 4
 State = dict[str, Tensor]
 
 
-class Doubled(Split):
+class Doubled(InMemorySplit):
     """A split whose network inputs are float64."""
 
     def normalise(self, images: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch.nn import functional
 from planter.arch import Architecture
 from planter.assembly import build, build_network
 from planter.backbones import full_widths
-from planter.data import Split
+from planter.data import InMemorySplit
 from planter.freeze import freeze_inherited_, thaw_
 from planter.morph import inherit_weights
 from planter.norms import NormMode
@@ -209,7 +209,7 @@ def all_ways(model: nn.Module, batch: Batch) -> Tensor:
     return torch.stack([functional.cross_entropy(x, batch.labels) for x in logits.values()]).sum()
 
 
-class Doubled(Split):
+class Doubled(InMemorySplit):
     """A split whose network inputs are float64."""
 
     def normalise(self, images: Tensor) -> Tensor:

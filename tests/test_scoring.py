@@ -28,7 +28,7 @@ import planter
 from planter.arch import Architecture
 from planter.assembly import build, build_network, build_without_data
 from planter.backbones import BUILDERS
-from planter.data import Data, Split
+from planter.data import Data, InMemorySplit, Split
 from planter.driver.final import train_points
 from planter.driver.jobs import seed_of
 from planter.export.points import export_point, find_row, open_run
@@ -358,7 +358,7 @@ def test_renormalised_images_are_the_pixels_normalised_once(
 ) -> None:
     pixels = torch.rand(2, 3, 2, 2, dtype=torch.float64)
     one, other = (
-        Split(
+        InMemorySplit(
             pixels,
             torch.zeros(2, dtype=torch.int64),
             torch.tensor(mean[part], dtype=torch.float64).view(3, 1, 1),

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from planter import train
 from planter.checkpoint import write_training
-from planter.data import Split
+from planter.data import InMemorySplit, Split
 from planter.freeze import freeze_inherited_
 from planter.kernels import KernelFilter, collapse_kernels_, expand_kernels_
 from planter.morph import inherit_weights
@@ -219,7 +219,7 @@ def test_a_loss_that_is_no_number_stops_the_training(value: float) -> None:
     assert seen == [1]
 
 
-COUNTED = Split(
+COUNTED = InMemorySplit(
     torch.arange(50, dtype=torch.float32).reshape(50, 1, 1, 1),
     torch.arange(50) % 7,
     torch.zeros(1, 1, 1),
@@ -482,7 +482,7 @@ def test_recalibration_does_not_depend_on_the_images_being_sorted_by_class() -> 
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(2).repeat_interleave(1024)
     images = torch.randn(2048, 3, 4, 4, generator=generator) + 10.0 * labels[:, None, None, None]
-    data = Split(images, labels, torch.zeros(3, 1, 1), torch.ones(3, 1, 1))
+    data = InMemorySplit(images, labels, torch.zeros(3, 1, 1), torch.ones(3, 1, 1))
     network = nn.Sequential(nn.BatchNorm2d(3))
     recalibrate(network, data)
     assert torch.allclose(network[0].running_var, torch.full((3,), 26.0), rtol=0.05)

@@ -3,7 +3,7 @@
 from planter.data.account import Account, Ignored, Skipped
 from planter.data.load import NAMES, load_data
 from planter.data.sources import TORCHVISION
-from planter.data.split import Data, Split
+from planter.data.split import Data, InMemorySplit, Split
 
 __all__ = [
     "NAMES",
@@ -11,6 +11,7 @@ __all__ = [
     "Account",
     "Data",
     "Ignored",
+    "InMemorySplit",
     "Skipped",
     "Split",
     "load_data",

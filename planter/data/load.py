@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from planter.data.folder import read_folder
 from planter.data.own import read_own
 from planter.data.raw import Pair, Raw
 from planter.data.sources import TORCHVISION, read_digits, read_torchvision
-from planter.data.split import Data, Split, constant_channels, resized, statistics
+from planter.data.split import Data, InMemorySplit, Split, constant_channels, resized, statistics
 from planter.paths import user_path
 
 NAMES = ("digits", *TORCHVISION, "folder")
@@ -105,14 +106,15 @@ def _loaded(
     train_labels = noisy(labels[rest], label_noise, len(raw.class_names), generator)
     train_images = images[rest]
     mean, std = statistics(train_images)
+    constant = constant_channels(train_images)
     data = Data(
-        train=Split(train_images, train_labels, mean, std),
-        validation=Split(*held, mean, std),
-        test=Split(*raw.test, mean, std) if raw.test is not None else None,
+        train=InMemorySplit(train_images, train_labels, mean, std),
+        validation=InMemorySplit(*held, mean, std),
+        test=InMemorySplit(*raw.test, mean, std) if raw.test is not None else None,
         class_names=raw.class_names,
     )
     told = f"{validation} of the training images"
-    return replace(data, account=_account(data, raw, raw.validation_from or told))
+    return replace(data, account=_account(data, raw, constant, raw.validation_from or told))
 
 
 def _read(
@@ -193,14 +195,16 @@ def _draw(
         ) from None
 
 
-def _account(data: Data, raw: Raw, validation_from: str) -> Account:
+def _account(
+    data: Data, raw: Raw, constant: Sequence[tuple[int, float]], validation_from: str
+) -> Account:
     def counts(split: Split | None) -> tuple[int, ...]:
         if split is None:
             return (0,) * data.classes
         return tuple(split.labels.bincount(minlength=data.classes).tolist())
 
     warnings = list(raw.reading.warnings)
-    for channel, value in constant_channels(data.train.images):
+    for channel, value in constant:
         warnings.append(
             f"channel {channel} is {value:g} in every pixel of all training images: nothing can be "
             "learned from it"
@@ -217,7 +221,7 @@ def _account(data: Data, raw: Raw, validation_from: str) -> Account:
         validation=validation,
         test=counts(data.test),
         image=data.image,
-        pixels=str(data.train.images.dtype).removeprefix("torch."),
+        pixels=str(data.train.dtype).removeprefix("torch."),
         validation_from=validation_from,
         test_from="none" if data.test is None else raw.test_from or "its own",
         skipped=raw.reading.skips(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -15,29 +16,98 @@ _CHUNK = 2**24
 """Pixels, in all channels, whose statistics are computed at a time."""
 
 
-@dataclass(frozen=True)
-class Split:
-    """Images with their labels, held raw and normalised batch by batch.
+class Split(Protocol):
+    """Images with their labels, held raw; batches of them are asked for by index, and normalised.
 
-    `images` `[n, channels, height, width]` are uint8 (0..255) or float32; `labels` `[n]` are
-    int64; `mean` and `std` `[channels, 1, 1]` are those of the training images, in 0..1 for uint8.
+    Raw images `[n, channels, height, width]` are uint8 (0..255) or float32; `mean` and `std`
+    `[channels, 1, 1]` are those that networks take them by, in 0..1 for uint8.
     """
+
+    @property
+    def labels(self) -> Tensor:
+        """`[n]`, int64, of all images; on the device that batches come on."""
+
+    @property
+    def mean(self) -> Tensor: ...
+
+    @property
+    def std(self) -> Tensor: ...
+
+    @property
+    def image(self) -> tuple[int, int, int]:
+        """Shape (channels, height, width) of one image."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of raw images."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, index: Tensor | slice) -> Tensor:
+        """Raw images, those of an index `[batch]` or a range."""
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Network inputs from raw images."""
+
+    def sample(self, index: Tensor | slice) -> Split:
+        """Some of the images, with their labels."""
+
+    def taken_by(self, mean: Tensor, std: Tensor) -> Split:
+        """The same images, normalised otherwise."""
+
+    def to(self, device: str | torch.device) -> Split: ...
+
+    def update(self, digest: Digest) -> None:
+        """Feeds images and labels to a fingerprint."""
+
+
+class Digest(Protocol):
+    """A hash of the standard library at work."""
+
+    def update(self, data: Any, /) -> None: ...
+
+
+@dataclass(frozen=True)
+class InMemorySplit:
+    """A `Split` whose raw images are one tensor."""
 
     images: Tensor
     labels: Tensor
     mean: Tensor
     std: Tensor
 
+    @property
+    def image(self) -> tuple[int, int, int]:
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.images.dtype
+
     def __len__(self) -> int:
         return len(self.labels)
 
+    def batch(self, index: Tensor | slice) -> Tensor:
+        return self.images[index]
+
     def normalise(self, images: Tensor) -> Tensor:
-        """Network inputs from raw images `[batch, channels, height, width]`."""
         scaled = images.float() / 255 if images.dtype == torch.uint8 else images.float()
         return (scaled - self.mean) / self.std
 
-    def to(self, device: str | torch.device) -> Split:
-        return Split(*(t.to(device) for t in (self.images, self.labels, self.mean, self.std)))
+    def sample(self, index: Tensor | slice) -> Self:
+        return replace(self, images=self.images[index], labels=self.labels[index])
+
+    def taken_by(self, mean: Tensor, std: Tensor) -> Self:
+        return replace(self, mean=mean, std=std)
+
+    def to(self, device: str | torch.device) -> Self:
+        moved = {name: tensor.to(device) for name, tensor in vars(self).items()}
+        return replace(self, **moved)
+
+    def update(self, digest: Digest) -> None:
+        for tensor in (self.images, self.labels):
+            digest.update(tensor.cpu().contiguous().numpy().data)
 
 
 @dataclass(frozen=True)
@@ -59,15 +129,13 @@ class Data:
     @property
     def image(self) -> tuple[int, int, int]:
         """Shape (channels, height, width) of one image."""
-        channels, height, width = self.train.images.shape[1:]
-        return channels, height, width
+        return self.train.image
 
     def fingerprint(self) -> str:
         """16 hexadecimal digits of the training and validation images and labels."""
         digest = hashlib.sha256()
         for split in (self.train, self.validation):
-            for tensor in (split.images, split.labels):
-                digest.update(tensor.cpu().contiguous().numpy().data)
+            split.update(digest)
         return digest.hexdigest()[:16]
 
     def to(self, device: str | torch.device) -> Data:

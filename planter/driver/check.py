@@ -295,7 +295,7 @@ def _teacher(study: Study, data: Data, fingerprint: str, found: Findings) -> Arc
                 f"a network with {name} {architecture.options.get(name)}",
                 f"one with {name} {fact}, as the data has",
             )
-    pixels = str(data.train.images.dtype).removeprefix("torch.")
+    pixels = str(data.train.dtype).removeprefix("torch.")
     if spec.get("pixels", pixels) != pixels:  # older files do not say
         found.add(
             "teacher.model",

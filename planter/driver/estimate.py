@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -120,7 +119,7 @@ def _round_seconds(settings: Plant, prepared: Prepared) -> float:
         return len(split) * settings.recipe.epochs * macs * seconds / whole
     start = build_network(architecture)
     few = slice(0, min(len(split), 2 * batch))
-    split = replace(split, images=split.images[few], labels=split.labels[few])
+    split = split.sample(few)
     times = []
     for epochs in (1, 1, 4):
         children = {
@@ -155,7 +154,7 @@ def _step_seconds(planned: Planned, split: Split, batch: int) -> float:
     if kernels is not None:
         expand_kernels_(network, kernels)
     optimizer = make_optimizer(network, recipe)
-    images = split.normalise(split.images[:batch])
+    images = split.normalise(split.batch(slice(batch)))
     labels = split.labels[:batch]
     times: list[float] = []
     while len(times) < 3 and not (times and times[0] > 0.5):

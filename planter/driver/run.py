@@ -83,11 +83,12 @@ def search(
     another driver is at work on it (`take_over` takes it from that one); nothing was trained then.
     Raises SearchStoppedError where the teacher or too many trials failed, the storage stayed away,
     the disk stayed full or another driver took over, KeyboardInterrupt on Ctrl-C; the same call
-    goes on from what is finished. Raises SearchFailedError, a SearchStoppedError, at the end of a search
-    of which nothing came: all sampled trials and plants, or of a study of baselines alone every
-    baseline failed, or no draw of the space gave a network to train; what else was trained is
-    reported, and in its `front`. Where nothing keeps to the bounds, or the budget is used up before
-    anything that was asked for is trained, `outcome` of what is returned says so (docs/spaces.md).
+    goes on from what is finished. Raises SearchFailedError, a SearchStoppedError, at the end of a
+    search of which nothing came: all that was searched for failed, or, of a study of baselines
+    alone, every baseline, or no draw of the space gave a network to train; what else was trained
+    is reported, and in its `front`. Where nothing keeps to the bounds, or the budget is used up
+    before anything that was asked for is trained, `outcome` of what is returned says so
+    (docs/spaces.md).
     Single trainings that failed are listed under `failed`, with the reason.
     """
     text = None

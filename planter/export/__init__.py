@@ -78,7 +78,7 @@ def export_network(
     above 1) and the predicted class is the same.
 
     The file takes batches of any size, of images as `validation.normalise` gives them or, with
-    `normalise`, as `validation.images` holds them. `fold_norms` makes batch norms part of the
+    `normalise`, as `validation` holds them. `fold_norms` makes batch norms part of the
     layers right before them. With `calibration`, whose images set the ranges, an ONNX file is
     quantised to INT8; its logits are then its own, its accuracy is told. `about` (a mapping JSON
     can hold; `classes` names them) goes into the file's metadata.
@@ -167,7 +167,7 @@ def _metadata(
 
 def _example(validation: Split, normalise: bool) -> Tensor:
     """Two images: torch.export takes a batch of one for a constant."""
-    images = validation.images[:1].repeat(2, 1, 1, 1)
+    images = validation.batch(slice(1)).repeat(2, 1, 1, 1)
     return (images if normalise else validation.normalise(images)).cpu()
 
 
@@ -199,12 +199,13 @@ def _quantise(
     """Puts the INT8 model in the file's place; its logits of the validation images."""
     from planter.export.int8 import quantise, write_metadata
 
-    images = calibration.images if normalise else calibration.normalise(calibration.images)
+    images = _all_of(calibration)
+    images = images if normalise else calibration.normalise(images)
     small = file.with_suffix(".int8.onnx")
     quantise(file, images.cpu().numpy(), small)
     small.replace(file)
     job = _job(validation, normalise)
-    raw, run = validation.images.cpu().numpy(), check.onnx_file(file)
+    raw, run = _all_of(validation).cpu().numpy(), check.onnx_file(file)
     parts = check.batches(len(raw))
     logits = np.concatenate([run(check.prepared(raw[part], job)) for part in parts])
     accuracy = float((logits.argmax(1) == validation.labels.cpu().numpy()).mean())
@@ -216,6 +217,11 @@ def _quantise(
     told["calibration_images"] = str(len(calibration))
     write_metadata(file, told)
     return logits
+
+
+def _all_of(split: Split) -> Tensor:
+    """All raw images: a file is checked on each of them."""
+    return split.batch(slice(len(split)))
 
 
 def _job(validation: Split, normalise: bool) -> dict[str, Any]:
@@ -230,7 +236,7 @@ def _job(validation: Split, normalise: bool) -> dict[str, Any]:
 
 def _write_job(folder: Path, validation: Split, logits: check.Array, normalise: bool) -> None:
     (folder / "job.json").write_text(json.dumps(_job(validation, normalise)), encoding="utf-8")
-    np.save(folder / "images.npy", validation.images.cpu().numpy())
+    np.save(folder / "images.npy", _all_of(validation).cpu().numpy())
     np.save(folder / "labels.npy", validation.labels.cpu().numpy())
     np.save(folder / "logits.npy", logits)
 

@@ -41,7 +41,7 @@ def deployable(
     ValueError where torch.fx cannot follow the network, which folding needs.
     """
     shipped = copy.deepcopy(network).cpu().float().eval()
-    _fix_poolings_(shipped, split.normalise(split.images[:1]).cpu())
+    _fix_poolings_(shipped, split.normalise(split.batch(slice(1))).cpu())
     if normalise:
         first = Normalise(split.mean.cpu(), split.std.cpu(), scale_of(split))
         parts: OrderedDict[str, nn.Module] = OrderedDict(normalise=first)
@@ -64,12 +64,12 @@ def deployable(
 
 def scale_of(split: Split) -> int:
     """What raw pixels are divided by before mean and std."""
-    return 255 if split.images.dtype == torch.uint8 else 1
+    return 255 if split.dtype == torch.uint8 else 1
 
 
 def input_text(split: Split, *, normalise: bool) -> str:
     """What a file takes, in words."""
-    shape = f"[batch, {', '.join(map(str, split.images.shape[1:]))}]"
+    shape = f"[batch, {', '.join(map(str, split.image))}]"
     bytes_ = scale_of(split) == 255
     if normalise:
         kind = "raw uint8 images" if bytes_ else "raw float32 images"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +115,7 @@ def _drawn(run: Run, train: Split, count: int) -> Split:
     """So many training images, or all where there are fewer, drawn with the run's seed."""
     generator = torch.Generator().manual_seed(int(_environment(run.folder).get("seed", 0)))
     index = torch.randperm(len(train), generator=generator)[:count]
-    return replace(train, images=train.images[index], labels=train.labels[index])
+    return train.sample(index)
 
 
 def _about(run: Run, row: Row, folder: Path) -> Mapping[str, Any]:

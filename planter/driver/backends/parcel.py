@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from planter.data import Data, Split
+from planter.data import Data, InMemorySplit
 from planter.driver.jobs import Job
 from planter.driver.tasks.context import Context
 
@@ -20,11 +20,10 @@ from planter.driver.tasks.context import Context
 def pack(context: Context) -> dict[str, Any]:
     """A context as plain values and arrays: Ray shares arrays between processes without copies."""
     data = context.data
-    arrays = {
-        f"{part}.{name}": tensor.numpy()
-        for part, split in (("train", data.train), ("validation", data.validation))
-        for name, tensor in vars(split).items()
-    }
+    arrays: dict[str, np.ndarray[Any, Any]] = {}
+    for part, split in (("train", data.train), ("validation", data.validation)):
+        assert isinstance(split, InMemorySplit)
+        arrays |= {f"{part}.{name}": tensor.numpy() for name, tensor in vars(split).items()}
     bare = replace(context, data=None)  # type: ignore[arg-type]
     # Ray tells workers of the script's folder and the working folder alone.
     path = [os.path.abspath(folder) for folder in sys.path]
@@ -41,7 +40,9 @@ def unpack(parcel: dict[str, Any]) -> Context:
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         for part in ("train", "validation"):
             fields = ("images", "labels", "mean", "std")
-            splits[part] = Split(*(torch.from_numpy(arrays[f"{part}.{name}"]) for name in fields))
+            splits[part] = InMemorySplit(
+                *(torch.from_numpy(arrays[f"{part}.{name}"]) for name in fields)
+            )
     data = Data(splits["train"], splits["validation"], None, parcel["class_names"])
     context: Context = parcel["context"]
     return replace(context, data=data.to(context.device))

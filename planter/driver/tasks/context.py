@@ -189,7 +189,7 @@ class Context:
             "kernels": kernels,
             "norms": norms,
             "class_names": list(self.data.class_names),
-            "pixels": str(taken.images.dtype).removeprefix("torch."),
+            "pixels": str(taken.dtype).removeprefix("torch."),
             "mean": taken.mean.flatten().tolist(),
             "std": taken.std.flatten().tolist(),
             "data": self.fingerprint,

@@ -126,7 +126,7 @@ class PlantingStep:
         order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))
         index = order[:_MEASURED].to(split.labels.device)
         teacher = self.context.teacher_logits[index] if self.guided else None
-        return Batch(split.normalise(split.images[index]), split.labels[index], teacher)
+        return Batch(split.normalise(split.batch(index)), split.labels[index], teacher)
 
     def _start_loss(self, network: nn.Module) -> Tensor:
         batch = self._measured
