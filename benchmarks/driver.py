@@ -189,7 +189,13 @@ def fill(run: Path, count: int) -> None:
     from trials import outcome_of, space
 
     from planter.driver.jobs import points_of
-    from planter.driver.storage import METRICS, PointBook, database_url, open_storage, open_study
+    from planter.driver.storage.points import (
+        METRICS,
+        PointBook,
+        database_url,
+        open_storage,
+        open_study,
+    )
 
     run.mkdir()
     draws = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))

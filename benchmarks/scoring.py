@@ -37,8 +37,8 @@ from torch import Tensor, nn
 
 from planter import Architecture, Candidate, Recipe, evaluate, load, load_data
 from planter.data import Data, Split
+from planter.driver.checking.networks import candidate_architecture
 from planter.driver.jobs import Job
-from planter.driver.networks import candidate_architecture
 from planter.driver.tasks.context import Context
 from planter.driver.tasks.run_job import run_job
 from planter.pipelines import Pipelines

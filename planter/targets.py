@@ -77,7 +77,7 @@ def pipelines_of(
 def point_of(target: str) -> tuple[Point, str | None]:
     """The point RUN/TRIAL/PIPELINE and the name of its pipeline, or any of RUN/TRIAL and None.
     Raises ValueError where there is none."""
-    from planter.driver.read import read_points
+    from planter.driver.run_folder.read import read_points
 
     folder, wanted = split_target(target)
     if wanted is None:

@@ -4,7 +4,7 @@ import json
 
 import yaml
 
-from planter.driver.storage import PointBook, database_url, open_storage
+from planter.driver.storage.points import PointBook, database_url, open_storage
 from planter.front import COLUMNS, Point, document, to_csv
 from planter.study import Study
 

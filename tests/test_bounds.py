@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 import planter
 from planter import Architecture
-from planter.driver import bounds
-from planter.driver.bounds import Latencies, excess
-from planter.driver.check import prepare
+from planter.driver.checking import bounds
+from planter.driver.checking.bounds import Latencies, excess
+from planter.driver.checking.check import prepare
 from planter.driver.outcome import SearchFailedError
 from planter.driver.tasks.run_job import TASKS
 from planter.study import Study, StudyError

@@ -14,8 +14,8 @@ from test_driver import SPACE, write_study
 
 import planter
 from planter.course import Step
-from planter.driver.dashboard import serve_dashboard
-from planter.driver.read import read_points
+from planter.driver.dashboard.serve import serve_dashboard
+from planter.driver.run_folder.read import read_points
 from planter.report import Facts, Importances, Report
 from planter.report import page as report_page
 

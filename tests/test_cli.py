@@ -12,8 +12,8 @@ import urllib.request
 
 import pytest
 
-from planter.driver.dashboard import serve_dashboard
-from planter.driver.read import read_points
+from planter.driver.dashboard.serve import serve_dashboard
+from planter.driver.run_folder.read import read_points
 
 COMMANDS = [
     "search", "check", "pareto", "report", "show", "cost", "dashboard", "export", "latency",

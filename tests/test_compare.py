@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from made_runs import made_run
 
-from planter.driver.compare import compared, other_images
-from planter.driver.report import write_report
+from planter.driver.run_folder.compare import compared, other_images
+from planter.driver.run_folder.report import write_report
 
 
 def a_run(folder: Path, sampler: str = "tpe", images: str | None = "aaaa", **settings: Any) -> Path:

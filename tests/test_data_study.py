@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors import safe_open
 
 import planter
-from planter.driver.check import prepare
+from planter.driver.checking.check import prepare
 from planter.study import Study, StudyError
 
 _STUDY = """

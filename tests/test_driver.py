@@ -17,9 +17,9 @@ import planter
 from planter import fast_round, train
 from planter.arch import Architecture
 from planter.driver.backends import local
-from planter.driver.check import prepare
+from planter.driver.checking.check import prepare
 from planter.driver.jobs import SearchStoppedError
-from planter.driver.read import read_points
+from planter.driver.run_folder.read import read_points
 from planter.driver.tasks import context as context_module
 from planter.driver.tasks.run_job import TASKS
 from planter.forms import forms_of

@@ -6,9 +6,9 @@ import pytest
 from test_driver import Interruption, write_study
 
 import planter
-from planter.driver import documents
 from planter.driver.backends import local
-from planter.driver.read import read_points
+from planter.driver.run_folder import documents
+from planter.driver.run_folder.read import read_points
 
 FEW = ["plant=null", "teacher=null", "baselines=[]", "objectives.macs_reference=1e6"]
 SPACE = """

@@ -8,8 +8,8 @@ from test_driver import rows
 from torch.utils.flop_counter import FlopCounterMode
 
 import planter
-from planter.driver.check import prepare
-from planter.driver.read import read_points
+from planter.driver.checking.check import prepare
+from planter.driver.run_folder.read import read_points
 from planter.study import StudyError
 from planter.study_file import read_study
 

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 import planter
 from planter import Architecture, cost, fast_round, train
-from planter.driver import rounds as rounds_module
 from planter.driver.backends import local
-from planter.driver.check import prepare
+from planter.driver.checking.check import prepare
+from planter.driver.proposers import planting as rounds_module
 from planter.driver.run import Progress
 from planter.driver.tasks import context as context_module
 from planter.driver.tasks import planting_step

@@ -10,9 +10,9 @@ import torch
 
 from planter.arch import Architecture
 from planter.assembly import build
-from planter.driver import estimate
-from planter.driver.check import prepare
-from planter.driver.estimate import estimate_seconds, timed_batch
+from planter.driver.checking import estimate
+from planter.driver.checking.check import prepare
+from planter.driver.checking.estimate import estimate_seconds, timed_batch
 from planter.macs import activation_numbers, cost
 from planter.study_file import read_study
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import planter
-from planter.driver.storage import open_storage
+from planter.driver.storage.points import open_storage
 
 
 @pytest.fixture

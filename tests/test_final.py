@@ -25,7 +25,7 @@ from planter.cli.app import app
 from planter.driver import final
 from planter.driver.backends import local
 from planter.driver.jobs import seed_of
-from planter.driver.read import read_points, run_study
+from planter.driver.run_folder.read import read_points, run_study
 from planter.driver.tasks.context import Context
 
 STUDY = """

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from planter.driver.check import prepare
-from planter.driver.findings import Findings
+from planter.driver.checking.check import prepare
+from planter.driver.checking.findings import Findings
 from planter.study import StudyError
 from planter.study_file import read_study
 

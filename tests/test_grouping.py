@@ -12,7 +12,7 @@ from torch import nn
 from planter.arch import Architecture
 from planter.assembly import build_network
 from planter.backbones import with_data_options
-from planter.driver.check import prepare
+from planter.driver.checking.check import prepare
 from planter.grouping import is_grouped, regrouped
 from planter.planting import plant
 from planter.study import Study, StudyError

@@ -13,8 +13,8 @@ import pytest
 from made_runs import POINTS, made_run
 
 from planter.describe import difference, network_lines
-from planter.driver.read import read_points
-from planter.driver.storage import PointBook, open_storage
+from planter.driver.run_folder.read import read_points
+from planter.driver.storage.points import PointBook, open_storage
 from planter.front import Point
 
 

@@ -16,11 +16,16 @@ import pytest
 
 import planter
 
+BULK = "planter/driver/storage/bulk_insert.py"
 PRIVATE = [
-    ("optuna.storages.journal._file", "get_lock_file", "planter/driver/storage.py"),
-    ("optuna.storages._rdb.models", "TrialModel", "planter/driver/rows.py"),
-    ("optuna.storages._rdb.storage", "_create_scoped_session", "planter/driver/rows.py"),
-    ("optuna.study._frozen", "FrozenStudy", "planter/driver/view.py"),
+    ("optuna.storages.journal._file", "get_lock_file", "planter/driver/storage/points.py"),
+    ("optuna.storages._rdb.models", "TrialModel", BULK),
+    (
+        "optuna.storages._rdb.storage",
+        "_create_scoped_session",
+        "planter/driver/storage/bulk_insert.py",
+    ),
+    ("optuna.study._frozen", "FrozenStudy", "planter/driver/dashboard/storage_view.py"),
 ]
 
 
@@ -31,8 +36,14 @@ def test_a_private_name_is_there(module, name, used_in):
 
 
 def test_open_rows_are_written_read_and_taken_up():
-    """All of planter/driver/open_rows.py, against what Optuna says in public."""
-    from planter.driver.open_rows import key_of, row_of, storage_of, take_up, write_attributes
+    """All of planter/driver/storage/open_rows.py, against what Optuna says in public."""
+    from planter.driver.storage.open_rows import (
+        key_of,
+        row_of,
+        storage_of,
+        take_up,
+        write_attributes,
+    )
 
     study = optuna.create_study(study_name="s")
     trial = study.ask()
@@ -69,8 +80,8 @@ def test_no_other_file_reaches_for_them():
     """A private name of Optuna's or Ray's stands in the files above alone."""
     root = Path(inspect.getfile(planter)).parent
     allowed = {used_in for _, _, used_in in PRIVATE} | {
-        "planter/driver/open_rows.py",
-        "planter/driver/patience.py",  # the storage's own rows, by `_trial_id`
+        "planter/driver/storage/open_rows.py",
+        "planter/driver/storage/retrying.py",  # the storage's own rows, by `_trial_id`
         "planter/driver/backends/ray_session.py",
     }
     reaching = {

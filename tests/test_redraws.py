@@ -11,9 +11,9 @@ import optuna
 import pytest
 
 import planter
-from planter.driver import check_space
-from planter.driver.check import prepare
-from planter.driver.redraws import IN_A_ROW
+from planter.driver.checking import space as check_space
+from planter.driver.checking.check import prepare
+from planter.driver.proposers.redraws import IN_A_ROW
 from planter.study import StudyError
 from planter.study_file import read_study
 

@@ -18,9 +18,9 @@ from planter.backbones import full_widths, with_data_options
 from planter.cli import app
 from planter.driver.jobs import Job, Outcome, points_of, seed_of
 from planter.driver.outcome import SearchFailedError
-from planter.driver.proposer import Notice, Proposer, SearchContext
-from planter.driver.proposers import PROPOSERS
-from planter.driver.samplers import SAMPLERS
+from planter.driver.proposers.proposer import Notice, Proposer, SearchContext
+from planter.driver.proposers.registry import PROPOSERS
+from planter.driver.proposers.samplers import SAMPLERS
 from planter.driver.tasks.context import Context
 from planter.driver.tasks.run_job import TASKS
 from planter.driver.tasks.whole import class_loss, of_batch, train_whole
@@ -103,7 +103,7 @@ def doubling(monkeypatch: pytest.MonkeyPatch) -> None:
     method = Method("doubled", "doubled trial", "#008080", "cross", searched=True)
     monkeypatch.setitem(METHODS, "double", method)
     monkeypatch.setitem(TASKS, "double", train_doubled)
-    monkeypatch.setattr("planter.driver.proposers.PROPOSERS", [*PROPOSERS, Doubling])
+    monkeypatch.setattr("planter.driver.proposers.registry.PROPOSERS", [*PROPOSERS, Doubling])
 
 
 @pytest.fixture

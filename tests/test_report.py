@@ -18,10 +18,10 @@ from test_driver import write_study
 
 import planter
 from planter.course import Stopped, course
-from planter.driver import report as report_module
-from planter.driver.read import read_points, run_study, standing
-from planter.driver.report import _importances, write_report
-from planter.driver.storage import METRICS, PointBook, open_storage, open_study
+from planter.driver.run_folder import report as report_module
+from planter.driver.run_folder.read import read_points, run_study, standing
+from planter.driver.run_folder.report import _importances, write_report
+from planter.driver.storage.points import METRICS, PointBook, open_storage, open_study
 from planter.front import Point
 from planter.plots import CourseLine, course_figure, importance_figure
 from planter.report import without_password

@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 from optuna.storages import InMemoryStorage
 
 from planter import Architecture, cost
-from planter.driver.bounds import Latencies
+from planter.driver.checking.bounds import Latencies
+from planter.driver.checking.networks import Planned
 from planter.driver.jobs import Job
-from planter.driver.networks import Planned
-from planter.driver.proposer import SearchContext
-from planter.driver.rounds import Rounds
-from planter.driver.storage import PointBook
+from planter.driver.proposers.planting import Rounds
+from planter.driver.proposers.proposer import SearchContext
+from planter.driver.storage.points import PointBook
 from planter.macs import Cost
 from planter.recipe import Recipe
 from planter.study import Bounds, Plant, Study
@@ -51,7 +51,7 @@ def counted(architecture: Architecture) -> Cost:
 @pytest.fixture(autouse=True, scope="module")
 def _counted_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("planter.driver.bounds.cost", counted)
+        patch.setattr("planter.driver.checking.bounds.cost", counted)
         yield
 
 

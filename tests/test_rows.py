@@ -9,8 +9,8 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
-from planter.driver import patience
-from planter.driver.storage import METRICS, open_storage, open_study
+from planter.driver.storage import retrying as patience
+from planter.driver.storage.points import METRICS, open_storage, open_study
 
 FIELDS = (
     "number", "state", "values", "params", "distributions", "user_attrs", "system_attrs",

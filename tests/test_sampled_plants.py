@@ -8,7 +8,7 @@ import torch
 
 import planter
 from planter.arch import Architecture
-from planter.driver.read import read_points
+from planter.driver.run_folder.read import read_points
 from planter.driver.tasks import context as context_module
 from planter.driver.tasks import planting_step, sampled
 from planter.pipelines import Pipelines

@@ -8,7 +8,7 @@ from tensorboardX.proto.event_pb2 import Event
 from test_driver import write_study
 
 import planter
-from planter.driver.scalars import write_scalars
+from planter.driver.run_folder.tensorboard import write_scalars
 
 
 def _scalars(folder):

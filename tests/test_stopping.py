@@ -10,7 +10,7 @@ import planter
 from planter.course import course
 from planter.driver import run as run_module
 from planter.driver.backends import local
-from planter.driver.read import opened, points_in, run_study, stopped_in
+from planter.driver.run_folder.read import opened, points_in, run_study, stopped_in
 
 EPOCHS, TRIALS = 8, 12
 STOPPING = "sample.early_stopping={rungs: [0.25, 0.5], keep: 0.5, wait: 4}"

@@ -9,9 +9,9 @@ from made_runs import POINTS, made_run
 from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.trial import TrialState
 
-from planter.driver import notes
-from planter.driver.storage import open_storage
-from planter.driver.view import DashboardView
+from planter.driver.dashboard import notes
+from planter.driver.dashboard.storage_view import DashboardView
+from planter.driver.storage.points import open_storage
 from planter.svg import Line, chart
 
 

@@ -58,7 +58,7 @@ def latency(
         raise ValueError(f"expected one RUN, or files; got {', '.join(targets)}")
     import torch
 
-    from planter.driver.read import run_study
+    from planter.driver.run_folder.read import run_study
     from planter.front import read_front
     from planter.measured import (
         read_measurements,
@@ -106,7 +106,7 @@ def _is_file(target: str) -> bool:
 def _held(run: Path, *, anyway: bool) -> Iterator[bool]:
     """Keeps searches out of the run; whether that was possible. Raises ValueError where one is at
     work there, unless `anyway`."""
-    from planter.driver.folder import lock_run
+    from planter.driver.run_folder.settings import lock_run
     from planter.study import StudyError
 
     try:

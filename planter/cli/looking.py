@@ -63,8 +63,8 @@ def pareto(
 
     By other axes than macs and accuracy the front is chosen anew, within the study's bounds.
     """
-    from planter.driver.compare import other_images
-    from planter.driver.read import run_study
+    from planter.driver.run_folder.compare import other_images
+    from planter.driver.run_folder.read import run_study
     from planter.front import columns, read_front, to_csv, write_text
     from planter.reranked import front_by
 
@@ -96,7 +96,7 @@ def pareto(
 def _looked_up(run: str, folder: Path, *, needed: bool = False) -> list[Point]:
     """The points of a run's database, and a word where it is not finished. Unless they are
     `needed`, a front can be shown without the database, though not what its networks are."""
-    from planter.driver.read import opened, points_in, run_study, standing
+    from planter.driver.run_folder.read import opened, points_in, run_study, standing
 
     try:
         study = run_study(folder)
@@ -141,8 +141,8 @@ def report(
     ] = None,
 ) -> None:
     """Write the page report.html into a run folder: fronts, course, growth, costs, settings."""
-    from planter.driver.read import run_standing
-    from planter.driver.report import write_report
+    from planter.driver.run_folder.read import run_standing
+    from planter.driver.run_folder.report import write_report
 
     folder = run_folder(run)
     file = write_report(folder, None if control is None else run_folder(control))
@@ -216,7 +216,7 @@ def dashboard(
     ] = "127.0.0.1",
 ) -> None:
     """Open optuna-dashboard on a running or finished run. Ctrl-C ends it."""
-    from planter.driver.dashboard import serve_dashboard
+    from planter.driver.dashboard.serve import serve_dashboard
 
     folder = run_folder(run)
 

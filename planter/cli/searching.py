@@ -155,8 +155,8 @@ def check(
         return
     if study is None:
         raise ValueError("check needs a STUDY (or --schema)")
-    from planter.driver.check import prepare, worker_count
-    from planter.driver.estimate import estimate_seconds
+    from planter.driver.checking.check import prepare, worker_count
+    from planter.driver.checking.estimate import estimate_seconds
 
     try:
         checked = read_study(study, overrides or [])

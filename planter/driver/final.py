@@ -18,11 +18,11 @@ from planter.commands import command
 from planter.data import Data
 from planter.disk import when_there_is_space
 from planter.driver.backends.local import run_here
-from planter.driver.check import worker_count
-from planter.driver.folder import drop_half_written, drop_locks
+from planter.driver.checking.check import worker_count
 from planter.driver.jobs import Job, Outcome, Queue
-from planter.driver.proposer import Proposer
-from planter.driver.read import images_of, read_points, run_standing
+from planter.driver.proposers.proposer import Proposer
+from planter.driver.run_folder.read import images_of, read_points, run_standing
+from planter.driver.run_folder.settings import drop_half_written, drop_locks
 from planter.driver.schedule import Schedule
 from planter.driver.tasks.context import Context
 from planter.final_file import FINAL, KINDS, FinalFile, Kind, Row

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from planter.driver.jobs import ANOTHER_NAME, SearchStoppedError
-from planter.driver.proposer import Proposer
+from planter.driver.proposers.proposer import Proposer
 from planter.front import Point, front_of
 from planter.methods import METHODS, is_searched
 from planter.study import Study

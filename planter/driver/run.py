@@ -12,23 +12,23 @@ from typing import Any, Literal
 from planter.disk import is_full
 from planter.driver.backends.local import run_here
 from planter.driver.budget import Account
-from planter.driver.check import Prepared, prepare, worker_count
-from planter.driver.claim import Claim
-from planter.driver.documents import Documents
-from planter.driver.folder import (
+from planter.driver.checking.check import Prepared, prepare, worker_count
+from planter.driver.jobs import Job, Outcome, Queue, SearchStoppedError
+from planter.driver.outcome import SearchFailedError, ending
+from planter.driver.proposers.proposer import SearchContext
+from planter.driver.proposers.registry import proposers_for
+from planter.driver.run_folder.documents import Documents
+from planter.driver.run_folder.settings import (
     drop_checkpoints,
     drop_half_written,
     lock_run,
     run_id,
     write_settings,
 )
-from planter.driver.jobs import Job, Outcome, Queue, SearchStoppedError
-from planter.driver.outcome import SearchFailedError, ending
-from planter.driver.patience import PatientStorage
-from planter.driver.proposer import SearchContext
-from planter.driver.proposers import proposers_for
 from planter.driver.schedule import Schedule
-from planter.driver.storage import PointBook, database_url, open_storage
+from planter.driver.storage.lease import Claim
+from planter.driver.storage.points import PointBook, database_url, open_storage
+from planter.driver.storage.retrying import PatientStorage
 from planter.driver.tasks.context import Context
 from planter.front import (
     Point,

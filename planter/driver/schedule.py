@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 
 from planter.driver.jobs import Job, Outcome, SearchStoppedError
-from planter.driver.proposer import Proposer
+from planter.driver.proposers.proposer import Proposer
 from planter.methods import is_searched
 
 _TRIES = 2

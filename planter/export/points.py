@@ -13,7 +13,7 @@ import torch
 from planter import checkpoint
 from planter.choose import Front, Row
 from planter.data import Data, Split
-from planter.driver.read import images_of, run_standing
+from planter.driver.run_folder.read import images_of, run_standing
 from planter.export import Exported, ExportError, export_network
 from planter.front import read_front
 from planter.normalisation import as_taken

@@ -20,7 +20,7 @@ from typing import Any
 from sockets import opened
 
 import planter
-from planter.driver.read import read_points
+from planter.driver.run_folder.read import read_points
 
 TRIALS = 6
 DEADLINE_S = 900  # many times what a search takes, for busy machines

@@ -34,7 +34,7 @@ from test_driver import assert_complete, write_study
 import planter
 from planter.driver.backends import ray_session as cluster_module
 from planter.driver.backends.ray_cluster import join, room_for
-from planter.driver.check import prepare
+from planter.driver.checking.check import prepare
 from planter.driver.jobs import SearchStoppedError
 from planter.study import StudyError
 from planter.study_file import read_study

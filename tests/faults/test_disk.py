@@ -23,9 +23,10 @@ from torch.nn import functional
 import planter
 from planter import checkpoint, cli, disk, train
 from planter.data import load_data
-from planter.driver import documents, patience
 from planter.driver import run as run_module
 from planter.driver.jobs import SearchStoppedError
+from planter.driver.run_folder import documents
+from planter.driver.storage import retrying as patience
 from planter.driver.tasks import context as context_module
 from planter.driver.tasks.planting_step import PlantingStep
 from planter.front import read_front

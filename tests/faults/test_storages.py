@@ -23,12 +23,12 @@ import optuna
 import pytest
 
 import planter
-from planter.driver import patience
 from planter.driver.backends import local
-from planter.driver.dashboard import serve_dashboard
+from planter.driver.dashboard.serve import serve_dashboard
 from planter.driver.jobs import SearchStoppedError
-from planter.driver.read import read_points
-from planter.driver.storage import METRICS, PatientStorage, open_storage, open_study
+from planter.driver.run_folder.read import read_points
+from planter.driver.storage import retrying as patience
+from planter.driver.storage.points import METRICS, PatientStorage, open_storage, open_study
 from planter.study import StudyError
 
 STUDY = """

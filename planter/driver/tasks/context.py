@@ -24,7 +24,7 @@ from planter.arch import Architecture
 from planter.data import Data, Split
 from planter.disk import when_there_is_space
 from planter.driver.jobs import Outcome, SearchStoppedError, seed_of
-from planter.driver.logs import epochs_to
+from planter.driver.run_folder.logs import epochs_to
 from planter.forms import Kernels
 from planter.front import measured
 from planter.macs import Cost, cost, training_cost

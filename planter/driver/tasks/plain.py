@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from planter.arch import Architecture
 from planter.assembly import build_network
+from planter.driver.checking.networks import network_of
 from planter.driver.jobs import Job, Outcome, seed_of
-from planter.driver.networks import network_of
 from planter.driver.tasks.context import Context
 from planter.driver.tasks.planting import loss_of, write_learned
 from planter.driver.tasks.whole import Trained, class_loss, of_batch, train_whole

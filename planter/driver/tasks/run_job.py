@@ -9,10 +9,10 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 from planter.disk import NoSpaceError
-from planter.driver.folder import drop_checkpoints
 from planter.driver.jobs import Job, Outcome, SearchStoppedError
-from planter.driver.logs import logged_to
-from planter.driver.scalars import write_scalars
+from planter.driver.run_folder.logs import logged_to
+from planter.driver.run_folder.settings import drop_checkpoints
+from planter.driver.run_folder.tensorboard import write_scalars
 from planter.driver.tasks.context import Context, locked
 from planter.driver.tasks.final import train_point
 from planter.driver.tasks.plain import train_baseline, train_start

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from planter.arch import Architecture
 from planter.assembly import build
 from planter.backbones import StagedNet, with_data_options
+from planter.driver.checking.networks import recipes_of
 from planter.driver.jobs import Job, Outcome, number_of, seed_of
-from planter.driver.networks import recipes_of
 from planter.driver.tasks.context import Context
 from planter.driver.tasks.planting_step import PlantingStep
 from planter.driver.tasks.whole import train_whole

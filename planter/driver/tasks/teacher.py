@@ -11,9 +11,9 @@ from planter import checkpoint
 from planter.arch import Architecture
 from planter.assembly import build_network
 from planter.backbones import source_key
-from planter.driver.folder import drop_half_written
+from planter.driver.checking.networks import network_of
 from planter.driver.jobs import Job, Outcome, seed_of
-from planter.driver.networks import network_of
+from planter.driver.run_folder.settings import drop_half_written
 from planter.driver.tasks.context import Context, locked
 from planter.driver.tasks.whole import class_loss, of_batch, train_whole
 from planter.macs import cost

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
 
-from planter.driver.storage import experimental
+from planter.driver.storage.points import experimental
 
 
 def _tpe(seed: int) -> BaseSampler:

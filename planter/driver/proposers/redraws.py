@@ -9,7 +9,7 @@ from typing import Any
 from optuna.trial import FixedTrial, FrozenTrial, TrialState
 
 from planter.driver.jobs import ANOTHER_NAME
-from planter.driver.stopping import PARTIAL
+from planter.driver.proposers.early_stopping import PARTIAL
 from planter.space import Space
 
 IN_A_ROW = 100

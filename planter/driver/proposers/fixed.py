@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Self
 
+from planter.driver.checking.networks import baseline_id
 from planter.driver.jobs import ANOTHER_NAME, Job, Outcome, SearchStoppedError, points_of
-from planter.driver.networks import baseline_id
-from planter.driver.proposer import Proposer, SearchContext
+from planter.driver.proposers.proposer import Proposer, SearchContext
 
 
 class Teacher(Proposer):

@@ -12,7 +12,7 @@ from optuna.storages import BaseStorage
 
 from planter.course import course
 from planter.describe import with_networks
-from planter.driver.read import points_in, read_growth, run_study, stopped_in
+from planter.driver.run_folder.read import points_in, read_growth, run_study, stopped_in
 from planter.methods import METHODS, is_searched
 from planter.plots import CourseLine, course_figure, front_figure, growth_figure
 from planter.svg import Line, chart

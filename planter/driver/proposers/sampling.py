@@ -10,7 +10,8 @@ import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from planter import checkpoint
-from planter.driver.bounds import LATENCY
+from planter.driver.checking.bounds import LATENCY
+from planter.driver.checking.networks import candidate_architecture, recipes_of
 from planter.driver.jobs import (
     Job,
     Outcome,
@@ -21,10 +22,9 @@ from planter.driver.jobs import (
     seed_of,
     trial_id,
 )
-from planter.driver.networks import candidate_architecture, recipes_of
-from planter.driver.open_rows import row_of, take_up, write_attributes
-from planter.driver.proposer import Exhausted, Notice, Proposer, SearchContext
-from planter.driver.redraws import (
+from planter.driver.proposers.early_stopping import Stopping, partial_cost, partial_results
+from planter.driver.proposers.proposer import Exhausted, Notice, Proposer, SearchContext
+from planter.driver.proposers.redraws import (
     BOUNDS,
     IN_A_ROW,
     PRUNED,
@@ -36,9 +36,9 @@ from planter.driver.redraws import (
     Trained,
     is_redrawn,
 )
-from planter.driver.samplers import make_sampler
-from planter.driver.stopping import Stopping, partial_cost, partial_results
-from planter.driver.storage import (
+from planter.driver.proposers.samplers import make_sampler
+from planter.driver.storage.open_rows import row_of, take_up, write_attributes
+from planter.driver.storage.points import (
     METRICS,
     Direction,
     open_study,

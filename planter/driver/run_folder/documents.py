@@ -17,10 +17,10 @@ from planter import checkpoint
 from planter.data import Data, Split
 from planter.describe import with_networks
 from planter.disk import is_full, when_there_is_space
-from planter.driver.folder import drop_checkpoints, drop_locks
-from planter.driver.proposer import Proposer
-from planter.driver.report import write_report
-from planter.driver.storage import PointBook
+from planter.driver.proposers.proposer import Proposer
+from planter.driver.run_folder.report import write_report
+from planter.driver.run_folder.settings import drop_checkpoints, drop_locks
+from planter.driver.storage.points import PointBook
 from planter.front import (
     Point,
     best_family,

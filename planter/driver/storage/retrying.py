@@ -16,7 +16,7 @@ from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import InterfaceError, OperationalError
 
 from planter.driver.jobs import SearchStoppedError
-from planter.driver.rows import add_rows
+from planter.driver.storage.bulk_insert import add_rows
 
 _PATIENCE_S = 600.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0

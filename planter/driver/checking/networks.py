@@ -13,7 +13,7 @@ from planter.arch import Architecture, whole_number
 from planter.assembly import build_without_data, check_architecture
 from planter.backbones import convolutions, full_widths, with_data_options
 from planter.data import Data
-from planter.driver.findings import NEEDS_TEACHER
+from planter.driver.checking.findings import NEEDS_TEACHER
 from planter.forms import Kernels
 from planter.kernels import check_kernels
 from planter.recipe import Recipe

@@ -14,16 +14,16 @@ from optuna.trial import FixedTrial
 
 from planter.backbones import with_data_options
 from planter.data import Data
-from planter.driver.bounds import LATENCY, excess
-from planter.driver.findings import Findings
-from planter.driver.growable import check_plants
-from planter.driver.networks import (
+from planter.driver.checking.bounds import LATENCY, excess
+from planter.driver.checking.findings import Findings
+from planter.driver.checking.growable import check_plants
+from planter.driver.checking.networks import (
     Planned,
     candidate_architecture,
     check_network,
     recipes_of,
 )
-from planter.driver.redraws import IN_A_ROW
+from planter.driver.proposers.redraws import IN_A_ROW
 from planter.macs import cost
 from planter.space import Candidate, Space, load_space
 from planter.study import Study

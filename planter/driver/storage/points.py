@@ -21,8 +21,8 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from planter.driver.jobs import Outcome
-from planter.driver.open_rows import key_of, storage_of, write_attributes
-from planter.driver.patience import PatientStorage, tell_when_away
+from planter.driver.storage.open_rows import key_of, storage_of, write_attributes
+from planter.driver.storage.retrying import PatientStorage, tell_when_away
 from planter.front import Point, front_of
 from planter.objectives import OBJECTIVES, SEARCHED, values_of
 

@@ -17,20 +17,20 @@ from planter.arch import Architecture
 from planter.assembly import build_network
 from planter.backbones import convolutions, find_builder, full_widths, is_known
 from planter.data import TORCHVISION, Data, load_data
-from planter.driver.bounds import LATENCY, Latencies, limits_of
-from planter.driver.check_space import Drawn, check_space
-from planter.driver.findings import NO_TEACHER, Findings
-from planter.driver.growable import Hindrance, hindrance
-from planter.driver.importable import REMEDY, only_here
-from planter.driver.networks import (
+from planter.driver.checking.bounds import LATENCY, Latencies, limits_of
+from planter.driver.checking.findings import NO_TEACHER, Findings
+from planter.driver.checking.growable import Hindrance, hindrance
+from planter.driver.checking.importable import REMEDY, only_here
+from planter.driver.checking.networks import (
     Planned,
     baseline_id,
     builder_of,
     check_network,
     network_of,
 )
-from planter.driver.samplers import SAMPLERS
-from planter.driver.storage import check_url
+from planter.driver.checking.space import Drawn, check_space
+from planter.driver.proposers.samplers import SAMPLERS
+from planter.driver.storage.points import check_url
 from planter.forms import DOConv, KernelFilter, form_of
 from planter.kernels import check_kernels
 from planter.macs import Cost, cost

@@ -11,8 +11,8 @@ from torch.nn import functional
 from planter.arch import Architecture
 from planter.assembly import build, build_network
 from planter.data import Split
-from planter.driver.check import Prepared, worker_count
-from planter.driver.networks import Planned
+from planter.driver.checking.check import Prepared, worker_count
+from planter.driver.checking.networks import Planned
 from planter.fast_round import train_round
 from planter.kernels import expand_kernels_
 from planter.macs import activation_numbers, cost, joint_macs

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from optuna.storages import BaseStorage
 
-from planter.driver.bounds import Latencies
+from planter.driver.checking.bounds import Latencies
 from planter.driver.jobs import Job, Outcome
-from planter.driver.storage import PointBook
+from planter.driver.storage.points import PointBook
 from planter.front import Point
 from planter.study import Study
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-    from planter.driver.check import Prepared
+    from planter.driver.checking.check import Prepared
 
 
 @dataclass(frozen=True)

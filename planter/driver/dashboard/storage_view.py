@@ -18,7 +18,7 @@ from optuna.storages import BaseStorage
 from optuna.study._frozen import FrozenStudy
 from optuna.trial import FrozenTrial
 
-from planter.driver.notes import learning_curve, study_note, study_picture, study_plots
+from planter.driver.dashboard.notes import learning_curve, study_note, study_picture, study_plots
 from planter.front import nothing_trained, read_front
 
 _FILES = ("metrics.jsonl", "log.txt")

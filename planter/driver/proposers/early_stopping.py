@@ -10,7 +10,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from planter.driver.jobs import Outcome
-from planter.driver.open_rows import write_attributes
+from planter.driver.storage.open_rows import write_attributes
 from planter.halving import Order, Points, Rungs
 from planter.study import EarlyStopping
 

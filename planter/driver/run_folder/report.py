@@ -15,8 +15,15 @@ from optuna.trial import TrialState
 
 from planter.course import course
 from planter.describe import with_networks
-from planter.driver.compare import compared
-from planter.driver.read import opened, points_in, read_growth, run_study, standing, stopped_in
+from planter.driver.run_folder.compare import compared
+from planter.driver.run_folder.read import (
+    opened,
+    points_in,
+    read_growth,
+    run_study,
+    standing,
+    stopped_in,
+)
 from planter.front import Point, nothing_trained, read_front, write_text
 from planter.report import Facts, Importances, Report, page
 from planter.study import Study

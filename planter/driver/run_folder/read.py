@@ -22,10 +22,10 @@ from optuna.trial import TrialState
 from pydantic import ValidationError
 
 from planter.course import Stopped
-from planter.driver.folder import names_of
 from planter.driver.jobs import trial_id
-from planter.driver.stopping import partial_cost
-from planter.driver.storage import database_url, open_storage, point_of_row
+from planter.driver.proposers.early_stopping import partial_cost
+from planter.driver.run_folder.settings import names_of
+from planter.driver.storage.points import database_url, open_storage, point_of_row
 from planter.front import Point
 from planter.study import Study
 

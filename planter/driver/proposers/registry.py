@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from planter.driver.plain import Baselines, Teacher
-from planter.driver.proposer import Proposer, SearchContext
-from planter.driver.rounds import Rounds
-from planter.driver.sampling import Sampling
+from planter.driver.proposers.fixed import Baselines, Teacher
+from planter.driver.proposers.planting import Rounds
+from planter.driver.proposers.proposer import Proposer, SearchContext
+from planter.driver.proposers.sampling import Sampling
 
 Maker = Callable[[SearchContext], Proposer | None]
 """Makes a proposer; None for a study that does not ask for it."""

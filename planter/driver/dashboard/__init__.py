@@ -1,0 +1,1 @@
+"""Optuna's dashboard over a run, with what planter knows beside it."""

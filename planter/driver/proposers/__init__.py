@@ -1,0 +1,1 @@
+"""Who proposes trainings: what a study names, planting, sampling; `registry` lists them."""
