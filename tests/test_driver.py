@@ -1,32 +1,21 @@
 """The driver without Ray: small studies trained in this process."""
 
-import contextlib
 import csv
 import json
-import shutil
-import sqlite3
-import sys
 from pathlib import Path
 
 import optuna
 import pytest
 import torch
-import yaml
 
 import planter
 from planter import fast_round, train
-from planter.arch import Architecture
 from planter.driver.backends import local
-from planter.driver.checking.check import prepare
 from planter.driver.jobs import SearchStoppedError
 from planter.driver.run_folder.read import read_points
 from planter.driver.tasks import context as context_module
 from planter.driver.tasks.run_job import TASKS
-from planter.forms import forms_of
-from planter.macs import training_cost
-from planter.study import Study, StudyError
-from planter.study_file import read_study
-from planter.targets import point_of
+from planter.study import StudyError
 
 SMALL = """
 name: small
@@ -235,30 +224,6 @@ def test_a_finished_run_trains_nothing_again_and_goes_on_when_more_is_asked(
     assert_complete(run, trials=6)
 
 
-def test_a_changed_study_is_refused_with_the_difference(study_file, tmp_path):
-    run = tmp_path / "run"
-    planter.search(study_file, out=run)
-    with pytest.raises(StudyError, match=r"(?s)-  epochs: 2.*\+  epochs: 3.*--accept-changes"):
-        planter.search(study_file, out=run, overrides=["recipe.epochs=3"])
-
-
-def test_a_second_driver_on_a_run_is_turned_away(study_file, tmp_path, monkeypatch):
-    run = tmp_path / "run"
-    seen = []
-    do = local.run_job
-
-    def second(self, job):
-        if not seen:
-            with pytest.raises(StudyError, match="another search at work") as caught:
-                planter.search(study_file, out=run)
-            seen.append(caught)
-        return do(self, job)
-
-    monkeypatch.setattr(local, "run_job", second)
-    planter.search(study_file, out=run)
-    assert seen
-
-
 def test_a_failing_trial_is_recorded_with_its_reason_and_the_study_goes_on(
     study_file, tmp_path, monkeypatch
 ):
@@ -354,44 +319,6 @@ def test_a_loaded_teacher_must_fit_the_data(study_file, tmp_path, caplog):
         planter.search(study_file, out=tmp_path / "d", overrides=loaded)
 
 
-def test_study_files_impossible_for_the_data_or_the_networks_are_refused_all_at_once(
-    study_file, tmp_path
-):
-    (tmp_path / "space.py").write_text(
-        SPACE.replace('"none", "cut1", "cut2"', '"cut9"').replace("0.0, 1.0", "0.5, 1.0")
-    )
-    with pytest.raises(StudyError) as caught:
-        planter.search(
-            study_file,
-            out=tmp_path / "run",
-            overrides=[
-                "baselines=[{widths: 4}, {widths: 4}, {builder: vgg16}, {builder: nonet}]",
-                "plant.layers=[conv1, conv7]",
-            ],
-        )
-    found = {problem.place: str(problem) for problem in caught.value.problems}
-    assert "b-width4" in found["baselines.1"]
-    assert "too small for vgg16" in found["baselines.2"]
-    assert "builders are convnet" in found["baselines.3"]
-    assert "conv7" in found["plant.layers"]
-    assert "'cut9' is not a cut; cuts are cut1 (before conv2)" in found["sample.space"]
-    assert not (tmp_path / "run").exists()
-
-
-def test_what_was_resolved_is_written_and_reads_back_as_the_same_study(study_file, tmp_path):
-    run = tmp_path / "run"
-    planter.search(study_file, out=run, overrides=["sample=null", "plant=null", "seed=3"])
-    given = read_study(study_file, ["sample=null", "plant=null", "seed=3"])
-    assert Study.model_validate(yaml.safe_load((run / "resolved.yaml").read_text())) == given
-    environment = json.loads((run / "environment.json").read_text())
-    assert environment["versions"]["torch"] == torch.__version__.partition("+")[0] or (
-        environment["versions"]["torch"] == torch.__version__
-    )
-    assert environment["seed"] == 3
-    assert environment["device"] == "cpu"
-    assert (run / "study.yaml").read_text() == study_file.read_text()
-
-
 @pytest.mark.parametrize("kind", ["teacher", "sample", "plant"])
 def test_a_training_cut_off_in_the_middle_goes_on_from_its_last_epoch(
     study_file, tmp_path, monkeypatch, kind
@@ -469,39 +396,6 @@ def test_a_sampled_network_trained_with_expanded_kernels_is_saved_plain(study_fi
             names = set(planter.load(run / point["model"]).state_dict())
             assert not any("parametrizations" in name for name in names)
             assert "head.fc2.weight" in names
-
-
-def test_data_that_changed_since_a_run_was_begun_are_refused(study_file, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(tmp_path)
-    module = tmp_path / "changing_data.py"
-    module.write_text(
-        "import torch\n"
-        "LEVEL = 1\n"
-        "def make():\n"
-        "    images = torch.full((40, 1, 8, 8), LEVEL, dtype=torch.uint8)\n"
-        "    images[::2] += 9\n"
-        "    return {'train': (images, torch.arange(40) % 2)}\n"
-    )
-    lean = ["data={name: 'changing_data:make'}", "plant=null", "sample=null"]
-    planter.search(study_file, out=tmp_path / "run", overrides=lean)
-    planter.search(study_file, out=tmp_path / "run", overrides=lean)
-    monkeypatch.setattr(sys.modules["changing_data"], "LEVEL", 2)
-    for accept in (False, True):
-        with pytest.raises(StudyError, match="fingerprint"):
-            planter.search(study_file, out=tmp_path / "run", overrides=lean, accept_changes=accept)
-
-
-def test_other_data_seeds_and_teachers_are_not_accepted_even_when_changes_are(study_file, tmp_path):
-    lean = ["plant=null", "sample=null"]
-    planter.search(study_file, out=tmp_path / "run", overrides=lean)
-    for change in ("seed=9", "teacher.widths=5"):
-        with pytest.raises(StudyError, match="another seed or another teacher"):
-            planter.search(
-                study_file, out=tmp_path / "run", overrides=[*lean, change], accept_changes=True
-            )
-    planter.search(
-        study_file, out=tmp_path / "run", overrides=[*lean, "recipe.epochs=3"], accept_changes=True
-    )
 
 
 def test_a_space_may_use_the_names_of_plantings_own_parameters(study_file, tmp_path):
@@ -624,135 +518,6 @@ def test_a_teacher_of_an_edited_builder_is_trained_anew(study_file, tmp_path, mo
     with pytest.raises(ValueError, match="own_code=True"):
         planter.load(saved)
     assert planter.load(saved, own_code=True)(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
-
-
-FORMS = """
-name: forms
-data: {name: digits, subset: 160, validation: 0.25, resize: 16}
-recipe: {epochs: 2, batch: 30, optimizer: sgd, lr: 0.02, schedule: constant}
-objectives: {macs_reference: 1.0e6}
-sample: {space: "SPACE:space", trials: 4, sampler: random}
-keep: all
-resources: {workers: 0}
-"""
-FORMS_SPACE = """
-from planter import Architecture, Candidate, form_of, KernelFilter
-
-FORMS = [
-    form_of("acnet"),
-    {"conv1": form_of("kflo:2x2"), "head": form_of("kflo:2x3"), "conv2": None},
-    KernelFilter(2, 0.5, low_rank=True),
-    None,
-]
-
-def space(trial):
-    width = trial.suggest_categorical("width", [4])
-    widths = {"conv1": width, "conv2": width, "conv3": width, "fc1": 6}
-    recipe = {"ema": 0.5} if trial.number == 1 else {}
-    kernels = FORMS[trial.number % 4]
-    return Candidate(Architecture("cifar_quick", widths), kernels=kernels, recipe=recipe)
-"""
-# Inputs, filters and pixels of each convolution's output, 16 x 16 images: maps of 16, 7, 3 pixels.
-FORMS_CONVS = [(1, 4, 256), (4, 4, 49), (4, 4, 9)]
-
-
-@pytest.fixture(scope="module")
-def forms_run(tmp_path_factory):
-    """A run with a trial in ACNet's block, one in KFLO by part, one of low rank and a plain one."""
-    folder = tmp_path_factory.mktemp("forms")
-    (folder / "space.py").write_text(FORMS_SPACE)
-    file = folder / "forms.yaml"
-    file.write_text(FORMS.replace("SPACE", str(folder / "space.py")))
-    planter.search(file, out=folder / "run")
-    return folder / "run"
-
-
-def forms_points(run):
-    front = json.loads((run / "pareto.json").read_text())
-    return {point["trial"]: point for point in front["points"]}
-
-
-def test_networks_trained_in_any_form_are_saved_plain_and_score_as_reported(forms_run):
-    data = planter.load_data(forms_run)
-    points = forms_points(forms_run)
-    assert set(points) == {"s0000", "s0001", "s0002", "s0003"}
-    for point in points.values():
-        network = planter.load(forms_run / point["model"])
-        assert planter.evaluate(network, data.validation).accuracy == point["accuracy"]
-        plain = planter.load(forms_run / points["s0003"]["model"])
-        assert [type(m) for m in network.modules()] == [type(m) for m in plain.modules()]
-        shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
-        assert shapes == {name: tensor.shape for name, tensor in plain.state_dict().items()}
-        assert (point["macs"], point["params"]) == (points["s0003"]["macs"], sum(
-            p.numel() for p in plain.parameters()
-        ))  # fmt: skip
-
-
-def test_the_form_a_network_trained_in_is_written_where_it_is_kept(forms_run):
-    expected = {
-        "s0000": "acnet",
-        "s0001": {"conv1": "kflo:2x2", "head": "kflo:2x3", "conv2": "plain"},
-        "s0003": "plain",
-    }
-    points = forms_points(forms_run)
-    book = {row.user_attrs["trial"]: row.user_attrs for row in rows(forms_run, "forms")}
-    read = {point.trial: point for point in read_points(forms_run)}
-    for trial, kernels in expected.items():
-        saved = json.loads((forms_run / points[trial]["model"] / "arch.json").read_text())
-        assert saved["kernels"] == book[trial]["kernels"] == read[trial].kernels == kernels
-
-
-def test_train_macs_count_what_the_training_form_adds(forms_run):
-    points, images = forms_points(forms_run), len(planter.load_data(forms_run).train)
-    assert images == 120
-    steps = 2 * 120 // 30
-    plain = 3 * points["s0003"]["macs"] * images * 2
-    assert points["s0003"]["train_macs"] == plain
-    # Two bars of five weights a block, forward and twice backward; images need no gradient.
-    bars = [2 * 5 * a * b * pixels for a, b, pixels in FORMS_CONVS]
-    assert points["s0000"]["train_macs"] - plain == (3 * sum(bars) - bars[0]) * images * 2
-    # W_2 W_1 of conv1 (25 weights a filter) and of the two linear layers, once a step.
-    products = 4 * 8 * 25 + 6 * 18 * 4 + 10 * 30 * 6
-    assert points["s0001"]["train_macs"] - plain == 3 * products * steps
-    products = sum(4 * 2 * 25 * a for a, _, _ in FORMS_CONVS) + 6 * 3 * 4 + 10 * 5 * 6
-    assert points["s0002"]["train_macs"] - plain == 3 * products * steps
-
-
-@pytest.mark.parametrize("trial", ["s0000", "s0001", "s0002", "s0003"])
-def test_every_kept_form_is_read_back_for_the_cost_of_its_training(forms_run, trial, monkeypatch):
-    monkeypatch.chdir(forms_run.parent)
-    found, _ = point_of(f"run/{trial}")
-    architecture, kernels = Architecture.from_dict(found.architecture), forms_of(found.kernels)
-    step = training_cost(architecture, kernels, 30)
-    point = forms_points(forms_run)[trial]
-    extra = (step.macs_step - step.macs_step_plain) * 8
-    assert 3 * point["macs"] * 240 + extra == point["train_macs"]
-
-
-def test_points_of_older_runs_were_trained_plain(forms_run, tmp_path):
-    run = shutil.copytree(forms_run, tmp_path / "run")
-    with contextlib.closing(sqlite3.connect(run / "study.db")) as database, database:
-        gone = database.execute("DELETE FROM trial_user_attributes WHERE key = 'kernels'").rowcount
-    assert gone == 4
-    assert [point.kernels for point in read_points(run)] == ["plain"] * 4
-
-
-def test_a_form_that_does_not_fit_the_pipelines_is_a_problem_of_the_space(study_file, tmp_path):
-    space = SPACE.replace("KernelFilter(depth, rho=2)", "planter.form_of('acnet')")
-    space = space.replace('["none", "cut1", "cut2"]', '["cut1"]')
-    (tmp_path / "space.py").write_text(f"import planter\n{space}")
-    with pytest.raises(StudyError) as caught:
-        prepare(read_study(study_file, []))
-    (problem,) = caught.value.problems
-    assert problem.place == "sample.space"
-    assert "pipelines cut1, each with norm statistics of its own" in str(problem)
-
-
-def test_an_asymmetric_block_is_no_problem_without_pipelines(study_file, tmp_path):
-    space = SPACE.replace("KernelFilter(depth, rho=2)", "planter.form_of('acnet')")
-    space = space.replace('["none", "cut1", "cut2"]', '["none"]')
-    (tmp_path / "space.py").write_text(f"import planter\n{space}")
-    assert prepare(read_study(study_file, [])).space is not None
 
 
 def test_what_is_sampled_in_multiples_is_trained_in_multiples(study_file, tmp_path):

@@ -60,19 +60,22 @@ def run(tmp_path_factory):
     """The run folder; and, by trial, each network that a plant was planted into, with the child."""
     folder = tmp_path_factory.mktemp("plants")
     seen = {}
-    planted = sampled._planted
+    train = planting_step.PlantingStep.train
 
-    def watched(worker, name, candidate, before, parent, layer, channels, **more):
-        start = copy.deepcopy(parent.state_dict())
-        found = planted(worker, name, candidate, before, parent, layer, channels, **more)
-        trial = name.partition("/")[0]
-        seen.setdefault(trial, []).append((start, copy.deepcopy(found[1].state_dict()), parent))
+    def watched(step, children, *, seed, checkpoint):
+        start = copy.deepcopy(step.parent.state_dict())
+        found = train(step, children, seed=seed, checkpoint=checkpoint)
+        ((_, child),) = children.values()
+        trial, number = checkpoint.relative_to(folder / "run" / "trials").parts[:2]
+        after = copy.deepcopy(child.state_dict())
+        # One planted once more takes the place of the dead one.
+        seen.setdefault(trial, {})[number] = (start, after, step.parent)
         return found
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sampled, "_planted", watched)
+        patch.setattr(planting_step.PlantingStep, "train", watched)
         planter.search(write_study(folder), out=folder / "run")
-    return folder / "run", seen
+    return folder / "run", {trial: list(plants.values()) for trial, plants in seen.items()}
 
 
 def test_the_networks_are_as_wide_as_their_plants_make_them(run):
@@ -186,10 +189,13 @@ def space(trial):
     return Candidate(Architecture("densenet", {"stem": stem, "growth": 2}, {"depth": 7}),
                      plants=[("growth", 1)])
 """
-    monkeypatch.setattr(
-        "planter.driver.tasks.context.Context.fit",
-        lambda *args, **given: pytest.fail("it was trained"),
-    )
+    fit = context_module.Context.fit
+
+    def teacher_alone(context, trial, *args, **how):
+        assert trial == "teacher", f"{trial} was trained"
+        fit(context, trial, *args, **how)
+
+    monkeypatch.setattr(context_module.Context, "fit", teacher_alone)
     with pytest.raises(planter.driver.jobs.SearchStoppedError):
         planter.search(write_study(tmp_path, space, 1), out=tmp_path / "run")
     log = (tmp_path / "run" / "trials" / "s0000" / "log.txt").read_text()

@@ -8,9 +8,9 @@ from test_driver import Interruption, rows, write_study
 
 import planter
 from planter.course import course
-from planter.driver import run as run_module
 from planter.driver.backends import local
 from planter.driver.run_folder.read import opened, points_in, run_study, stopped_in
+from planter.driver.schedule import Schedule
 
 EPOCHS, TRIALS = 8, 12
 STOPPING = "sample.early_stopping={rungs: [0.25, 0.5], keep: 0.5, wait: 4}"
@@ -149,7 +149,7 @@ def test_an_interrupted_search_stops_and_continues_the_same_trainings(
     place, tmp_path, stopped, monkeypatch, after, where
 ):
     """Before a training, or between its partial result and what follows from it."""
-    place_of = {"run_job": local, "compare": run_module._Search}[where]
+    place_of = {"run_job": local, "compare": Schedule}[where]
     method, calls = getattr(place_of, where), []
 
     def killed(self, *arguments):

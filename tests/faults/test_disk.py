@@ -23,9 +23,9 @@ from torch.nn import functional
 import planter
 from planter import checkpoint, cli, disk, train
 from planter.data import load_data
-from planter.driver import run as run_module
 from planter.driver.jobs import SearchStoppedError
 from planter.driver.run_folder import documents
+from planter.driver.schedule import Schedule
 from planter.driver.storage import retrying as patience
 from planter.driver.tasks import context as context_module
 from planter.driver.tasks.planting_step import PlantingStep
@@ -242,7 +242,7 @@ def fill_before_job(
     monkeypatch: pytest.MonkeyPatch, number: int, fill: Callable[[], None]
 ) -> list[None]:
     """Fills the disk when the driver hands out its n-th job."""
-    hand_out, times = run_module._Search.next, []
+    hand_out, times = Schedule.next, []
 
     def filled(self: Any) -> Any:
         job = hand_out(self)
@@ -252,7 +252,7 @@ def fill_before_job(
                 fill()
         return job
 
-    monkeypatch.setattr(run_module._Search, "next", filled)
+    monkeypatch.setattr(Schedule, "next", filled)
     return times
 
 
