@@ -31,7 +31,7 @@ from planter.driver.networks import (
 )
 from planter.driver.samplers import SAMPLERS
 from planter.driver.storage import check_url
-from planter.forms import DOConv, KernelFilter, form_of
+from planter.forms import growing_form
 from planter.kernels import check_kernels
 from planter.macs import Cost, cost
 from planter.recipe import Recipe
@@ -354,16 +354,8 @@ def _layers(study: Study, start: Architecture, found: Findings) -> list[str]:
 
 
 def _plant_kernels(settings: Plant, start: Architecture, found: Findings) -> None:
-    def checked() -> None:
-        form = form_of(settings.kernels or "plain")
-        if form is not None and not isinstance(form, KernelFilter | DOConv):
-            raise ValueError(
-                f"{settings.kernels} starts as another function than a grown network has learned; "
-                "kflo and do-conv do not"
-            )
-        check_kernels(start, form)
-
-    found.attempt("plant.kernels", settings.kernels, checked)
+    name = settings.kernels or "plain"
+    found.attempt("plant.kernels", name, lambda: check_kernels(start, growing_form(name)))
 
 
 def _importable(
