@@ -15,7 +15,7 @@ from planter.arch import Architecture
 from planter.assembly import build_without_data
 from planter.blocks import Block, replace_
 from planter.filters import generated, is_conv_or_linear
-from planter.forms import FORMS, Kernels, TrainingForm, form_types
+from planter.forms import FORMS, Kernels, TrainingForm, form_types, growing_form
 from planter.modes import remove_parametrization_
 
 Where = Callable[[nn.Module, str], bool]
@@ -60,6 +60,12 @@ def check_kernels(architecture: Architecture, kernels: Kernels | None) -> None:
     """Raises ValueError where the architecture's network cannot be expanded so."""
     if kernels is not None:
         expand_kernels_(build_without_data(architecture), kernels)
+
+
+def check_growing(architecture: Architecture, form: str) -> None:
+    """Raises ValueError where a network that starts as the architecture's cannot grow in the form
+    of that short name."""
+    check_kernels(architecture, growing_form(form))
 
 
 def collapse_kernels_(model: nn.Module) -> nn.Module:

@@ -31,12 +31,11 @@ from planter.driver.networks import (
 )
 from planter.driver.samplers import SAMPLERS
 from planter.driver.storage import check_url
-from planter.forms import growing_form
-from planter.kernels import check_kernels
+from planter.kernels import check_growing
 from planter.macs import Cost, cost
 from planter.recipe import Recipe
 from planter.space import Space, load_space
-from planter.study import Network, Plant, Study, StudyError, Teacher, Widths
+from planter.study import Network, Study, StudyError, Teacher, Widths
 
 log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
@@ -106,7 +105,8 @@ def prepare(study: Study, *, elsewhere: bool = False, begun: bool = False) -> Pr
         if start is not None:
             networks["start"] = Planned(start, study.recipe)
             layers = _layers(study, start, found)
-            _plant_kernels(study.plant, start, found)
+            form = study.plant.kernels or "plain"
+            found.attempt("plant.kernels", form, partial(check_growing, start, form))
             limits = limits_of(study, study.plant)
             if begun:
                 limits.pop(LATENCY, None)
@@ -351,11 +351,6 @@ def _layers(study: Study, start: Architecture, found: Findings) -> list[str]:
     for layer, reason in refused.items():
         found.tell(place, layer, reason.told + ("" if reason.has_remedy else f"; {advice}"))
     return list(layers)
-
-
-def _plant_kernels(settings: Plant, start: Architecture, found: Findings) -> None:
-    name = settings.kernels or "plain"
-    found.attempt("plant.kernels", name, lambda: check_kernels(start, growing_form(name)))
 
 
 def _importable(
