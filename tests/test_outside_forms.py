@@ -40,6 +40,7 @@ plant:
   rounds: 1
   layers: [conv1]
   recipe: {epochs: 1, batch: 30, optimizer: adam, lr: 0.01}
+  final: {epochs: 1, batch: 30, optimizer: adam, lr: 0.01}
   kernels: scaled
 sample: {space: "SPACE:space", trials: 1}
 resources: {workers: 0, max_failures: 0}
@@ -220,7 +221,9 @@ def test_forms_from_outside_are_searched_with(tmp_path: Path) -> None:
     forms = {point.trial: point.kernels for point in read_points(run)}
     assert forms.pop("teacher") == "plain"
     assert forms.pop("s0000") == {"conv2": "twice:0.5"}
-    assert set(forms.values()) == {"scaled"}  # the network that was planted into
+    assert forms.pop("p01-conv1") == "plain"  # of a plant, what is old does not train
+    assert len(forms) == 2  # before the rounds and after them
+    assert set(forms.values()) == {"scaled"}
     assert not found["failed"]
     for point in found["points"]:
         if point["model"] is not None:
