@@ -26,8 +26,7 @@ from torch.nn.utils import parametrize
 
 from planter import Architecture, build, collapse_kernels_, expand_kernels_, form_of
 from planter.backbones import with_data_options
-from planter.filters import kernel_decay
-from planter.kernels import is_conv_or_linear
+from planter.filters import is_conv_or_linear, kernel_decay
 from planter.memory import keep_memory
 from planter.recipe import Recipe, make_optimizer
 

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from planter import Architecture, build, collapse_kernels_, expand_kernels_
 from planter.backbones import with_data_options
 from planter.data import InMemorySplit, Split, load_data
+from planter.filters import is_conv_or_linear
 from planter.forms import form_of
-from planter.kernels import is_conv_or_linear
 from planter.losses import classification_loss
 from planter.recipe import Augment, Recipe
 from planter.train import Batch, Epoch, evaluate, fit

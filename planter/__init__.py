@@ -12,12 +12,9 @@ if TYPE_CHECKING:
     from planter.checkpoint import load, save
     from planter.data import load_data
     from planter.driver.run import search
+    from planter.filters import is_conv_or_linear
     from planter.forms import AsymmetricBlock, DOConv, FeatureFilter, KernelFilter, form_of
-    from planter.kernels import (
-        collapse_kernels_,
-        expand_kernels_,
-        is_conv_or_linear,
-    )
+    from planter.kernels import collapse_kernels_, expand_kernels_
     from planter.losses import distillation_loss, multi_pipeline_loss, synergy_loss
     from planter.macs import cost
     from planter.morph import inherit_weights
@@ -54,7 +51,7 @@ _PLACES = {
     "form_of": "forms",
     "hypervolume": "pareto",
     "inherit_weights": "morph",
-    "is_conv_or_linear": "kernels",
+    "is_conv_or_linear": "filters",
     "load": "checkpoint",
     "load_data": "data",
     "multi_pipeline_loss": "losses",

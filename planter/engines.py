@@ -36,10 +36,8 @@ def calls_of(place: Path, batch: int, threads: int, *, own_code: bool = False) -
 
     Raises ValueError for a file that holds no network, or one of other images than `batch` at once.
     """
-    if place.suffix == ".onnx":
-        return {"onnxruntime": _onnx_call(_read(place), threads, batch, str(place))}
-    if place.suffix == ".pt2":
-        return _exported_calls(place, batch)
+    if place.suffix in FILES:
+        return FILES[place.suffix](place, batch, threads)
     spec = checkpoint.read_spec(place)
     images = _images(batch, image_of(Architecture.from_dict(spec["architecture"])))
     # One of its own for each engine: a network that lies on the GPU does not run on the CPU.
@@ -105,7 +103,11 @@ def _onnx_call(
     return lambda: session.run(None, feed)
 
 
-def _exported_calls(place: Path, batch: int) -> dict[str, Call]:
+def _onnx_calls(place: Path, batch: int, threads: int) -> dict[str, Call]:
+    return {"onnxruntime": _onnx_call(_read(place), threads, batch, str(place))}
+
+
+def _exported_calls(place: Path, batch: int, threads: int) -> dict[str, Call]:
     """Passes through a program of `torch.export`."""
     _read(place)
     try:
@@ -123,6 +125,10 @@ def _exported_calls(place: Path, batch: int) -> dict[str, Call]:
         moved = move_to_device_pass(torch.export.load(place), "cuda")
         calls["cuda"] = forward(moved.module(), images.to("cuda"))
     return calls
+
+
+FILES = {".onnx": _onnx_calls, ".pt2": _exported_calls}
+"""How files that hold a network are timed, by their ending."""
 
 
 def _shape(told: list[Any], batch: int, what: str) -> tuple[int, ...]:

@@ -1,11 +1,12 @@
-"""Kernels made of factors, as parametrizations: KFLO's filter bank and DO-Conv's depthwise factor.
+"""Kernels made of factors, as parametrizations, and how such kernels decay.
 
-Both think of a kernel in the layout of a convolution, `[out, in / groups, *kernel]`; the kernel of
-a transposed convolution, `[in, out / groups, *kernel]`, is brought to it and back.
+Factors think of a kernel in the layout of a convolution, `[out, in / groups, *kernel]`; the kernel
+of a transposed convolution, `[in, out / groups, *kernel]`, is brought to it and back.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
@@ -16,7 +17,23 @@ from torch.nn.utils import parametrize
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
-MIXING_DECAY = 1e-9  # KFLO sec. 3.3: on W_i, i >= 2; W_1 has none
+
+
+def is_conv_or_linear(module: nn.Module, name: str) -> bool:
+    """A `where` that takes every convolution, transposed or not, and every linear layer."""
+    return isinstance(module, (*CONVOLUTIONS, nn.Linear))
+
+
+def is_larger_than_a_point(layer: nn.Module) -> bool:
+    """Whether a layer is a convolution whose kernel has more than one place."""
+    return isinstance(layer, CONVOLUTIONS) and math.prod(layer.kernel_size) > 1
+
+
+def number_of_filters(layer: nn.Module) -> int:
+    """The outputs of a convolution or linear layer."""
+    out = getattr(layer, "out_channels", None) or getattr(layer, "out_features", None)
+    assert isinstance(out, int)
+    return out
 
 
 class Layout(NamedTuple):
@@ -42,102 +59,21 @@ class Layout(NamedTuple):
         return grouped.transpose(1, 2).reshape(self.groups * columns, rows // self.groups, *size)
 
 
-class Mixing(nn.Module):
-    """The factors W_2 ... W_B, each the identity (cut or padded with zeros) at the start.
+class Factors(nn.Module):
+    """Makes a tensor of a layer, as a parametrization of a training form: out of what is stored in
+    the tensor's place and parameters of its own.
 
-    W_i is `[filters, filters]` for i < B, W_B is `[out, filters]`.
+    Decays: `stored_decay` is that of what is stored, `own_decay` that of the parameters, each None
+    for the recipe's. The weight it makes decays in the loss, `decay_scale` times as strong as the
+    recipe says; None: not there.
     """
 
-    def __init__(self, out: int, filters: int, depth: int, like: Tensor) -> None:
-        super().__init__()
-        rows = [filters] * (depth - 2) + [out]
-        self.factors = nn.ParameterList(
-            torch.eye(n, filters, dtype=like.dtype, device=like.device) for n in rows
-        )
-
-    def forward(self, bank: Tensor) -> Tensor:
-        """W_B ... W_2 applied to `[filters, n]` or `[filters]`, in the cheapest order."""
-        if bank.dim() == 1 or len(self.factors) == 1:
-            for factor in self.factors:
-                bank = factor @ bank
-            return bank
-        product: Tensor = torch.linalg.multi_dot([*reversed(list(self.factors)), bank])
-        return product
+    stored_decay: float | None = None
+    own_decay: float | None = None
+    decay_scale: float | None = None
 
 
-class Filtered(nn.Module):
-    """Makes a layer's weight or bias out of its filter bank, W' = (W_B ... W_2) W_1.
-
-    Weight and bias share the mixing, which makes b' = W_B ... W_2 b_1. Nothing is mixed in the
-    lower precision of autocast: a plain layer's weight is not either.
-    """
-
-    def __init__(self, mixing: Mixing, filters: int, layout: Layout, decay_scale: float) -> None:
-        super().__init__()
-        self.mixing = mixing
-        self.filters = filters
-        self.layout = layout
-        self.decay_scale = decay_scale
-
-    def forward(self, bank: Tensor) -> Tensor:
-        with _full_precision(bank):
-            if bank.dim() == 1:
-                return self._mixed(bank)
-            if bank.dim() == 4 and not bank.is_contiguous():
-                # Channels last, as the rows lie in memory: nothing is copied either way.
-                rows = bank.permute(0, 2, 3, 1)
-                mixed = self._mixed(rows.reshape(self.filters, -1))
-                kernel = mixed.view(-1, *rows.shape[1:]).permute(0, 3, 1, 2)
-            else:
-                mixed = self._mixed(bank.reshape(self.filters, -1))
-                kernel = mixed.view(-1, *bank.shape[1:])
-            return self.layout.from_convolution(kernel)
-
-    def _mixed(self, rows: Tensor) -> Tensor:
-        mixed: Tensor = self.mixing(rows)
-        return mixed
-
-    def right_inverse(self, tensor: Tensor) -> Tensor:
-        """A bank whose first filters are the present ones, the rest as torch would draw them."""
-        present = tensor if tensor.dim() == 1 else self.layout.to_convolution(tensor)
-        bank = present.new_zeros(self.filters, *present.shape[1:])
-        if tensor.dim() > 1 and self.filters > len(present) and not bank.is_meta:
-            bound = present[0].numel() ** -0.5  # kaiming_uniform(a=sqrt(5)), torch's default
-            bank.copy_(torch.empty(bank.shape, device="cpu").uniform_(-bound, bound))
-        kept = min(self.filters, len(present))
-        bank[:kept] = present[:kept]
-        return bank
-
-
-class DepthwiseFactor(nn.Module):
-    """DO-Conv's W'[o, i, m] = sum_s (D + I)[i, m, s] W[o, i, s] over kernel places m and s.
-
-    D `[in, places, places]` starts at zero, so that W' starts as W.
-    """
-
-    def __init__(self, kernel: Tensor, layout: Layout) -> None:
-        super().__init__()
-        self.layout = layout
-        _, inputs, *size = layout.to_convolution(kernel).shape
-        places = torch.Size(size).numel()
-        self.depthwise = nn.Parameter(kernel.new_zeros(inputs * layout.groups, places, places))
-
-    def forward(self, weight: Tensor) -> Tensor:
-        with _full_precision(weight):
-            kernel = self.layout.to_convolution(weight)
-            out, inputs, *_ = kernel.shape
-            groups = self.layout.groups
-            # One matrix product for each input channel of each group.
-            rows = kernel.reshape(groups, out // groups, inputs, -1).transpose(1, 2)
-            factor = self.depthwise.view(groups, inputs, *self.depthwise.shape[1:])
-            changed = rows + rows @ factor.transpose(2, 3)
-            return self.layout.from_convolution(changed.transpose(1, 2).reshape(kernel.shape))
-
-    def right_inverse(self, kernel: Tensor) -> Tensor:
-        return kernel
-
-
-def _full_precision(tensor: Tensor) -> AbstractContextManager[object]:
+def full_precision(tensor: Tensor) -> AbstractContextManager[object]:
     """Without autocast, where it is on."""
     kind = tensor.device.type
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
@@ -145,9 +81,9 @@ def _full_precision(tensor: Tensor) -> AbstractContextManager[object]:
     return nullcontext()
 
 
-def generated(model: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
+def generated(model: nn.Module) -> list[tuple[nn.Module, str, Factors]]:
     """Layers with a generated tensor, the tensor's name and what generates it."""
-    found: list[tuple[nn.Module, str, nn.Module]] = []
+    found: list[tuple[nn.Module, str, Factors]] = []
     for module in model.modules():
         if not parametrize.is_parametrized(module):
             continue
@@ -155,19 +91,19 @@ def generated(model: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
         assert isinstance(parametrizations, nn.ModuleDict)
         for tensor, chain in parametrizations.items():
             for part in chain.children():
-                if isinstance(part, Filtered | DepthwiseFactor):
+                if isinstance(part, Factors):
                     found.append((module, tensor, part))
     return found
 
 
 def kernel_decay(model: nn.Module) -> Tensor | None:
-    """`1/2 * sum ||W'||^2` over kernels generated by KFLO, each times its `wd_scale`; None without
-    any. Times lambda, it gives the generated kernel the gradient that SGD's decay gives a plain
-    one. (The released code of KFLO lacks the 1/2 and so decays twice as fast: `wd_scale=2`.)"""
+    """`1/2 * sum ||W'||^2` over kernels that decay in the loss, each times its `decay_scale`; None
+    without any. Times lambda, it gives the generated kernel the gradient that SGD's decay gives a
+    plain one. (KFLO's released code lacks the 1/2 and so decays twice as fast: `wd_scale=2`.)"""
     found = [
         (getattr(module, tensor), made.decay_scale)
         for module, tensor, made in generated(model)
-        if tensor == "weight" and isinstance(made, Filtered)
+        if tensor == "weight" and made.decay_scale is not None
     ]
     if not found:
         return None
@@ -195,15 +131,16 @@ class _HalfSquares(torch.autograd.Function):
         return (None, *torch._foreach_mul(ctx.saved_tensors, scaled))
 
 
-def is_filter_bank(model: nn.Module, parameter: str) -> bool:
-    """Whether a parameter name of the model is a bank W_1 (or b_1)."""
-    owner, _, leaf = parameter.rpartition(".")
-    return leaf == "original" and any(
-        isinstance(part, Filtered) for part in model.get_submodule(owner).children()
-    )
-
-
-def is_mixing(model: nn.Module, parameter: str) -> bool:
-    """Whether a parameter name of the model is a factor of a mixing matrix."""
-    owner = parameter.rpartition(".factors.")[0]
-    return bool(owner) and isinstance(model.get_submodule(owner), Mixing)
+def decays_of_factors(model: nn.Module) -> dict[int, float]:
+    """Decays that factors have in place of the recipe's, by the `id` of a parameter."""
+    found: dict[int, float] = {}
+    for layer, tensor, factors in generated(model):
+        assert isinstance(layer.parametrizations, nn.ModuleDict)
+        stored = layer.parametrizations[tensor].parameters(recurse=False)
+        for parameters, decay in (
+            (stored, factors.stored_decay),
+            (factors.parameters(), factors.own_decay),
+        ):
+            if decay is not None:
+                found.update((id(parameter), decay) for parameter in parameters)
+    return found

@@ -1,16 +1,11 @@
-"""Training forms of convolutions: expanded for the training, collapsed to the plain network after.
+"""Networks in their training forms: expanded for the training, collapsed to plain ones after.
 
-`KernelFilter` is Kernel Filtering Linear Overparameterization (KFLO, arXiv 2207.05532): the
-deployed kernel W' [out, in/groups, kh, kw] is made of a bank W_1 of r = round(rho * out) filters
-and matrices that mix them, W' = (W_B ... W_2) W_1. `DOConv`, `AsymmetricBlock` and `FeatureFilter`
-are the forms it is measured against.
+What a form is, and on which layers it may stand, is its own file's matter (`planter.forms`).
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping
-from itertools import pairwise
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -18,46 +13,12 @@ from torch.nn.utils import parametrize
 
 from planter.arch import Architecture
 from planter.assembly import build_without_data
-from planter.blocks import AsymmetricConv, Block, ConvChain, TrackedNorm
-from planter.filters import (
-    CONVOLUTIONS,
-    TRANSPOSED,
-    DepthwiseFactor,
-    Filtered,
-    Layout,
-    Mixing,
-    generated,
-)
-from planter.forms import (
-    AsymmetricBlock,
-    DOConv,
-    FeatureFilter,
-    KernelFilter,
-    Kernels,
-    TrainingForm,
-)
+from planter.blocks import Block, replace_
+from planter.filters import generated, is_conv_or_linear
+from planter.forms import FORMS, Kernels, TrainingForm, form_types, growing_form
 from planter.modes import remove_parametrization_
-from planter.pipelines import Pipelines
-
-WIDEST = 256  # filters of a layer that KFLO expands by default
 
 Where = Callable[[nn.Module, str], bool]
-
-
-def is_conv_or_linear(module: nn.Module, name: str) -> bool:
-    """A `where` that takes every convolution, transposed or not, and every linear layer."""
-    return isinstance(module, (*CONVOLUTIONS, nn.Linear))
-
-
-def is_cheap_to_filter(module: nn.Module, name: str) -> bool:
-    """The default `where` of `KernelFilter`: convolutions and linear layers of up to 256 filters.
-
-    Filtering costs `rho * out` multiply-adds a step for each weight, whatever the batch; the layer
-    itself costs `batch * height * width` of its output. Wide layers stand where maps are small: in
-    VGG16 at batch 128 and rho 4 those of 512 filters cost 1 to 4 times the layer itself, the other
-    convolutions at most an eighth.
-    """
-    return is_conv_or_linear(module, name) and _filters(module) <= WIDEST
 
 
 def expand_kernels_(
@@ -91,7 +52,7 @@ def expand_kernels_(
         torch.manual_seed(seed)
         for one, layers in chosen:
             for layer in layers.values():
-                _expand_(model, layer, one)
+                one.expand_(model, layer)
     return model
 
 
@@ -99,6 +60,12 @@ def check_kernels(architecture: Architecture, kernels: Kernels | None) -> None:
     """Raises ValueError where the architecture's network cannot be expanded so."""
     if kernels is not None:
         expand_kernels_(build_without_data(architecture), kernels)
+
+
+def check_growing(architecture: Architecture, form: str) -> None:
+    """Raises ValueError where a network that starts as the architecture's cannot grow in the form
+    of that short name."""
+    check_kernels(architecture, growing_form(form))
 
 
 def collapse_kernels_(model: nn.Module) -> nn.Module:
@@ -180,12 +147,14 @@ def _accepted(
     model: nn.Module, form: TrainingForm, where: Where | None, otherwise: str | None = None
 ) -> dict[str, nn.Module]:
     """The layers to expand by name, each checked; `otherwise` says why there is none."""
-    if not isinstance(form, TrainingForm):
+    if type(form) not in (calls := form_types()):
+        *most, last = calls.values()
+        example = next(iter(FORMS.values())).example
         raise ValueError(
-            "a training form is KernelFilter(...), DOConv(), AsymmetricBlock() or "
-            f"FeatureFilter(...), got {form!r}; form_of('kflo:2x4') reads a short name"
+            f"a training form is {', '.join(most)} or {last}, got {form!r}; "
+            f"form_of({example!r}) reads a short name"
         )
-    if isinstance(form, KernelFilter) and form.depth == 1:
+    if form.is_plain:
         return {}
     owners: dict[int, str] = {}
     layers, shared = {}, {}
@@ -201,7 +170,7 @@ def _accepted(
         if where is not None:
             taken = where(module, name)
         else:
-            taken = quantised or _is_made_for(model, module, name, form)
+            taken = quantised or (_trains(module, form) and form.takes(model, module, name))
         if taken:
             layers[name] = module
     for name, layer in layers.items():
@@ -220,28 +189,13 @@ def _accepted(
     if not layers:
         why = "the model has none it is made for" if where is None else "where accepted none"
         raise ValueError(f"no layer to expand as {form}: {otherwise or why}")
-    if isinstance(form, AsymmetricBlock):
-        _refuse_several_statistics(model)
+    form.check(model)
     return layers
-
-
-def _is_made_for(model: nn.Module, module: nn.Module, name: str, form: TrainingForm) -> bool:
-    """The layers a form takes by default; not those that do not train."""
-    if not _trains(module, form):
-        return False
-    if isinstance(form, KernelFilter):
-        return is_cheap_to_filter(module, name)
-    if not isinstance(module, CONVOLUTIONS) or math.prod(module.kernel_size) == 1:
-        return False
-    if isinstance(form, AsymmetricBlock) and module.kernel_size[0] > 5:
-        return False
-    return _unsuited(model, module, form) is None
 
 
 def _trains(module: nn.Module, form: TrainingForm) -> bool:
     """Whether the tensors that a form would make anew are trained."""
-    names = ["weight"] if isinstance(form, DOConv) else ["weight", "bias"]
-    tensors = [getattr(module, name, None) for name in names]
+    tensors = [getattr(module, name, None) for name in form.makes]
     return all(tensor.requires_grad for tensor in tensors if isinstance(tensor, Tensor))
 
 
@@ -266,114 +220,20 @@ def _unusable(layer: nn.Module) -> str | None:
 
 def _unsuited(model: nn.Module, layer: nn.Module, form: TrainingForm) -> str | None:
     """Why a sound layer cannot get this form, None where it can."""
-    kind = type(layer).__name__
     if not _trains(layer, form):
+        kind = type(layer).__name__
         return f"({kind}) does not train (requires_grad is False); leave it out with where="
-    if isinstance(form, KernelFilter):
-        if is_conv_or_linear(layer, "") and round(form.rho * _filters(layer)) < 1:
-            return f"has {_filters(layer)} filters: rho {form.rho:g} rounds to none"
-        return None
-    if not isinstance(layer, CONVOLUTIONS):
-        return f"is a {kind}: {form} is for convolutions"
-    if isinstance(form, DOConv):
-        return None
-    if isinstance(layer, TRANSPOSED):
-        return f"is a {kind}: {form} is for convolutions that are not transposed"
-    if layer is model:
-        return f"is the layer that {form} would replace: put it into nn.Sequential"
-    if isinstance(form, AsymmetricBlock):
-        size = set(layer.kernel_size)
-        if not isinstance(layer, nn.Conv2d) or len(size) > 1 or min(size) % 2 == 0 or size == {1}:
-            return f"has the kernel {layer.kernel_size}: {form} needs an odd square one above 1"
-        if layer.bias is None and _norm_behind(model, layer) is None:
-            return f"has no bias and no one batch norm behind it to take the bias of {form} in"
-    return None
-
-
-def _filters(layer: nn.Module) -> int:
-    out = getattr(layer, "out_channels", None) or getattr(layer, "out_features", None)
-    assert isinstance(out, int)
-    return out
-
-
-def _expand_(model: nn.Module, layer: nn.Module, form: TrainingForm) -> None:
-    if isinstance(form, AsymmetricBlock):
-        assert isinstance(layer, nn.Conv2d)
-        norm = _norm_behind(model, layer)
-        block = AsymmetricConv(layer, form.gamma, norm)
-        _replace_(model, layer, block.train(layer.training))
-        if norm is not None:
-            _replace_(model, norm, TrackedNorm(norm, block).train(norm.training))
-        return
-    if isinstance(form, FeatureFilter):
-        assert isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d)
-        chain = ConvChain(layer, form.rho, expand_inputs=form.expand_inputs)
-        _replace_(model, layer, chain.train(layer.training))
-        return
-    weight, layout = layer.weight, Layout.of(layer)
-    assert isinstance(weight, Tensor)
-    if isinstance(form, DOConv):
-        factor = DepthwiseFactor(weight, layout)
-        parametrize.register_parametrization(layer, "weight", factor)
-        return
-    out = _filters(layer)
-    filters = round(form.rho * out)
-    mixing = Mixing(out, filters, form.depth, weight)
-    for tensor in ("weight", "bias"):
-        if getattr(layer, tensor, None) is not None:
-            made = Filtered(mixing, filters, layout, form.wd_scale)
-            parametrize.register_parametrization(layer, tensor, made)
-
-
-def _refuse_several_statistics(model: nn.Module) -> None:
-    for name, module in model.named_modules():
-        if isinstance(module, Pipelines) and module.entries:
-            raise ValueError(
-                f"{name or 'the model'} has pipelines {', '.join(module.entries)}, each with norm "
-                "statistics of its own: an asymmetric block cannot be fused into one kernel for "
-                "all of them"
-            )
-
-
-def _behind(model: nn.Module, layer: nn.Module) -> Iterator[nn.Module]:
-    """What follows a layer among the children of its parents, as in `Sequential(conv, norm)`."""
-    for parent in model.modules():
-        for one, following in pairwise(parent._modules.values()):
-            if one is layer and following is not None:
-                yield following
-
-
-def _norm_behind(model: nn.Module, conv: nn.Module) -> nn.BatchNorm2d | None:
-    """The batch norm behind a convolution that could take a bias in."""
-    behind = set(_behind(model, conv))
-    norm = behind.pop() if len(behind) == 1 else None
-    if not isinstance(norm, nn.BatchNorm2d) or norm.num_features != _filters(conv):
-        return None
-    return norm if norm.affine and norm.track_running_stats else None
-
-
-def _replace_(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Puts a module everywhere another one stands, outside of the new one."""
-    inside = set(new.modules())
-    for parent in model.modules():
-        if parent not in inside:
-            for name, child in parent._modules.items():
-                if child is old:
-                    parent._modules[name] = new
+    return form.unsuited(model, layer)
 
 
 def _fuse_(model: nn.Module, block: Block) -> None:
     plain = block.plain
     with torch.no_grad():
         kernel, bias = block.fused()
-        tracked = [after for after in _behind(model, block) if isinstance(after, TrackedNorm)]
-        if tracked:
-            # A bias of the convolution's own is the better place: other readers see it too.
-            left = bias if plain.bias is None else None
-            _replace_(model, tracked[0], tracked[0].fold_(left))
+        block.restore_(model, bias)
     plain.weight = nn.Parameter(kernel.detach().clone())
     if plain.bias is not None:
         assert bias is not None
         plain.bias = nn.Parameter(bias.detach().clone())
     plain.train(block.training)
-    _replace_(model, block, plain)
+    replace_(model, block, plain)

@@ -9,7 +9,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from planter.filters import MIXING_DECAY, is_filter_bank, is_mixing
+from planter.filters import decays_of_factors
 
 
 class Augment(BaseModel):
@@ -125,14 +125,11 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     paper): none on W_1, 1e-9 on the mixing matrices; the generated kernel decays in the loss.
     """
     groups: dict[float, list[tuple[str, Tensor]]] = {}
+    own = decays_of_factors(model)
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        decay = recipe.weight_decay
-        if is_filter_bank(model, name):
-            decay = 0.0
-        elif is_mixing(model, name):
-            decay = MIXING_DECAY
+        decay = own.get(id(parameter), recipe.weight_decay)
         groups.setdefault(decay, []).append((name, parameter))
     named = [{"params": params, "weight_decay": decay} for decay, params in groups.items()]
     if not named:

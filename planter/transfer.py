@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from planter.blocks import expanded_layers
-from planter.filters import Layout
+from planter.filters import Layout, is_conv_or_linear
 from planter.forms import KernelFilter
-from planter.kernels import Where, expand_kernels_, is_conv_or_linear
+from planter.kernels import Where, expand_kernels_
 
 
 def expand_from_(

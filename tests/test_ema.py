@@ -13,7 +13,8 @@ from test_train import DATA, RECIPE, Stopped, entropy, network, same_bits
 from torch import Tensor, nn
 
 from planter import train
-from planter.kernels import KernelFilter, collapse_kernels_, expand_kernels_
+from planter.forms import KernelFilter
+from planter.kernels import collapse_kernels_, expand_kernels_
 from planter.recipe import Augment, Recipe
 from planter.train import (
     Batch,

@@ -20,7 +20,7 @@ from planter import export
 from planter.arch import Architecture
 from planter.assembly import build_network
 from planter.backbones import with_data_options
-from planter.export import ExportError, check, export_network, formats
+from planter.export import ExportError, check, export_network, onnx_file, safetensors_file
 from planter.export.code import plain_code
 from planter.export.deployable import deployable, input_text
 from planter.places import image_of
@@ -232,7 +232,7 @@ def test_onnx_gives_the_logits_for_any_batch(tmp_path):
     assert json.loads(told["classes"]) == list("abcdefg")
     assert json.loads(told["mean"]) == [0.5] * 3
     assert told["input"] == done.takes == "raw uint8 images [batch, 3, 32, 32], 0..255"
-    assert [v.version for v in model.opset_import if not v.domain] == [formats.OPSET]
+    assert [v.version for v in model.opset_import if not v.domain] == [onnx_file.OPSET]
     # Where the exporter leaves stack traces, it leaves paths of this machine.
     assert (
         str(Path(export.__file__).parents[1]).encode() not in (tmp_path / "net.onnx").read_bytes()
@@ -268,15 +268,20 @@ def test_safetensors_come_with_plain_code(tmp_path):
         assert file.metadata()["planter"] in names["__doc__"]
 
 
+def _write_by(monkeypatch, kind, write):
+    changed = replace(export.FORMATS[kind], write=write)
+    monkeypatch.setitem(export.FORMATS, kind, changed)
+
+
 def test_a_file_that_computes_something_else_is_not_left(tmp_path, monkeypatch):
     network, data = _made(small("toy"))
 
     def spoilt(network, example, file, told):
         with torch.no_grad():
             network.head.fc2.bias[0] += 1e-3
-        formats.write_onnx(network, example, file, told)
+        onnx_file.write(network, example, file, told)
 
-    monkeypatch.setitem(export.FORMATS, "onnx", spoilt)
+    _write_by(monkeypatch, "onnx", spoilt)
     with pytest.raises(ExportError, match=r"does not compute.*differ by up to 0.001"):
         export_network(network, tmp_path / "net.onnx", data)
     assert list(tmp_path.iterdir()) == []
@@ -286,11 +291,11 @@ def test_a_file_that_needs_planter_is_not_left(tmp_path, monkeypatch):
     network, data = _made(small("toy"))
 
     def needy(network, example, file, told):
-        formats.write_safetensors(network, example, file, told)
+        safetensors_file.write(network, example, file, told)
         code = file.with_suffix(".py")
         code.write_text(code.read_text() + "\nimport planter\n")
 
-    monkeypatch.setitem(export.FORMATS, "safetensors", needy)
+    _write_by(monkeypatch, "safetensors", needy)
     monkeypatch.setenv("PYTHONPATH", str(Path(export.__file__).parents[2]))
     with pytest.raises(ExportError, match=r"cannot be run without planter: .*planter"):
         export_network(network, tmp_path / "net.safetensors", data)
@@ -304,7 +309,7 @@ def test_an_old_file_stays_when_a_new_one_fails(tmp_path, monkeypatch):
     def failing(*_):
         raise RuntimeError("no such operation\nand more")
 
-    monkeypatch.setitem(export.FORMATS, "onnx", failing)
+    _write_by(monkeypatch, "onnx", failing)
     with pytest.raises(ExportError, match="cannot be written as onnx: RuntimeError: no such oper"):
         export_network(network, tmp_path / "net.onnx", data, force=True)
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
@@ -371,7 +376,7 @@ def test_an_interruption_within_an_exporter_is_one(tmp_path, monkeypatch):
         except KeyboardInterrupt as error:
             raise RuntimeError("step 1/3") from error
 
-    monkeypatch.setitem(export.FORMATS, "onnx", interrupted)
+    _write_by(monkeypatch, "onnx", interrupted)
     with pytest.raises(KeyboardInterrupt):
         export_network(network, tmp_path / "net.onnx", data)
     assert list(tmp_path.iterdir()) == []
@@ -424,7 +429,7 @@ def _checked_in_process(tmp_path, logits, images=6):
     np.save(tmp_path / "labels.npy", np.arange(images) % 2)
     np.save(tmp_path / "logits.npy", logits)
     (tmp_path / "job.json").write_text(json.dumps({"normalised": False, "tolerance": 1e-4}))
-    return check.main(tmp_path / "net.onnx", tmp_path)
+    return check.main(tmp_path / "net.onnx", tmp_path, onnx_file.load)
 
 
 def test_the_checker_counts_differences_and_changed_classes(tmp_path):

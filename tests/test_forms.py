@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from planter.arch import Architecture
 from planter.assembly import build
 from planter.blocks import expanded_layers
-from planter.filters import kernel_decay
+from planter.filters import is_conv_or_linear, kernel_decay
 from planter.forms import (
     AsymmetricBlock,
     DOConv,
@@ -30,11 +30,7 @@ from planter.forms import (
     form_of,
     forms_of,
 )
-from planter.kernels import (
-    collapse_kernels_,
-    expand_kernels_,
-    is_conv_or_linear,
-)
+from planter.kernels import collapse_kernels_, expand_kernels_
 from planter.macs import cost
 from planter.morph import inherit_weights
 from planter.recipe import Recipe, make_optimizer

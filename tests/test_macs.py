@@ -11,8 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from planter.arch import Architecture
 from planter.assembly import build
 from planter.backbones import full_widths
-from planter.forms import TrainingForm, form_of
-from planter.kernels import KernelFilter, collapse_kernels_, expand_kernels_
+from planter.forms import KernelFilter, TrainingForm, form_of
+from planter.kernels import collapse_kernels_, expand_kernels_
 from planter.macs import Cost, cost, training_cost
 
 CNSN = Architecture(

@@ -26,7 +26,8 @@ from twins import (
 )
 
 from planter.backbones import StagedNet
-from planter.kernels import KernelFilter, collapse_kernels_, expand_kernels_
+from planter.forms import KernelFilter
+from planter.kernels import collapse_kernels_, expand_kernels_
 from planter.losses import multi_pipeline_loss
 from planter.norms import NormMode
 from planter.pipelines import Entry, Exit, Pipelines

@@ -17,8 +17,9 @@ from torch.nn import functional
 from planter import train
 from planter.checkpoint import write_training
 from planter.data import InMemorySplit, Split
+from planter.forms import KernelFilter
 from planter.freeze import freeze_inherited_
-from planter.kernels import KernelFilter, expand_kernels_
+from planter.kernels import expand_kernels_
 from planter.morph import inherit_weights
 from planter.recipe import Augment, Recipe
 from planter.train import (

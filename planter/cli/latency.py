@@ -93,13 +93,18 @@ def latency(
 
 def _is_file(target: str) -> bool:
     """Whether a target is a network, or a file that ought to be one, rather than a run."""
+    from planter.engines import FILES
+    from planter.export import FORMATS
+
     path = user_path(target)
-    if path.suffix == ".safetensors":
+    known = FORMATS.get(path.suffix.removeprefix("."))
+    if known is not None and path.suffix not in FILES:
+        held = "tensors alone" if known.beside else "what no engine here runs"
         raise ValueError(
-            f"{target} holds tensors alone: time the folder it was exported from "
-            "(RUN/models/TRIAL/PIPELINE), or export it as .onnx or .pt2"
+            f"{target} holds {held}: time the folder it was exported from "
+            f"(RUN/models/TRIAL/PIPELINE), or export it as {' or '.join(FILES)}"
         )
-    return path.suffix in (".onnx", ".pt2") or (path / "arch.json").is_file()
+    return path.suffix in FILES or (path / "arch.json").is_file()
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 import subprocess
@@ -9,7 +10,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from glob import escape
@@ -23,15 +24,12 @@ from torch import Tensor, nn
 from planter.data import Split
 from planter.export import check
 from planter.export.deployable import deployable, input_text, scale_of
-from planter.export.formats import require, write_onnx, write_pt2, write_safetensors
+from planter.export.formats import FORMATS, Format, Int8, format_of, require, require_int8
 from planter.paths import user_path
 from planter.train import predict
 
-FORMATS: dict[str, Callable[[nn.Module, Tensor, Path, Mapping[str, str]], None]] = {
-    "onnx": write_onnx,
-    "pt2": write_pt2,
-    "safetensors": write_safetensors,
-}
+__all__ = ["FORMATS", "ExportError", "Exported", "Format", "Int8", "export_network", "format_of"]
+
 # Of a logit, times the largest one where that is above 1.
 TOLERANCE = 1e-4
 
@@ -72,10 +70,10 @@ def export_network(
     calibration: Split | None = None,
     force: bool = False,
 ) -> Exported:
-    """Writes a network as FILE.onnx, FILE.pt2 or FILE.safetensors (with FILE.py beside it), loads
-    the file in a process that cannot import planter, and lets it stay only if there, for each of
-    the validation images, no logit differs by more than 1e-4 (times the largest one, where that is
-    above 1) and the predicted class is the same.
+    """Writes a network as FILE.onnx, FILE.pt2, FILE.safetensors (with FILE.py beside it) or what
+    else `FORMATS` holds, loads the file in a process that cannot import planter, and lets it stay
+    only if there, for each of the validation images, no logit differs by more than 1e-4 (times the
+    largest one, where that is above 1) and the predicted class is the same.
 
     The file takes batches of any size, of images as `validation.normalise` gives them or, with
     `normalise`, as `validation` holds them. `fold_norms` makes batch norms part of the
@@ -88,11 +86,9 @@ def export_network(
     """
     file = user_path(file)
     kind = format_of(file)
-    _check_place(file, force=force)
-    if calibration is not None and kind != "onnx":
-        raise ValueError(f"INT8 is written as ONNX, got {file.name}; name a file ending in .onnx")
-    if kind == "onnx":
-        require("onnx", "onnxscript", "onnxruntime")
+    _check_place(file, FORMATS[kind], force=force)
+    int8 = require_int8(file) if calibration is not None else None
+    require(kind)
     logits = predict(network, validation).cpu().numpy()
     shipped, folded = deployable(network, validation, normalise=normalise, fold_norms=fold_norms)
     told = _metadata(validation, about or {}, logits, normalise, folded)
@@ -100,10 +96,10 @@ def export_network(
         fresh = folder / file.name
         _write(kind, shipped, _example(validation, normalise), fresh, told)
         expected = logits
-        if calibration is not None:
-            expected = _quantise(fresh, calibration, validation, normalise, told)
+        if calibration is not None and int8 is not None:
+            expected = _quantise(int8, fresh, calibration, validation, normalise, told)
         _write_job(Path(job), validation, expected, normalise)
-        found = _checked(fresh, Path(job))
+        found = _checked(FORMATS[kind], fresh, Path(job))
         written = _move(folder, file)
     return Exported(
         files=written,
@@ -119,19 +115,8 @@ def export_network(
     )
 
 
-def format_of(file: Path) -> str:
-    """The format of a file's ending. Raises ValueError for another one."""
-    kind = file.suffix.removeprefix(".")
-    if kind not in FORMATS:
-        raise ValueError(
-            f"{file.name}: the file's ending is its format; endings are "
-            f"{', '.join(f'.{name}' for name in FORMATS)}"
-        )
-    return kind
-
-
-def _check_place(file: Path, *, force: bool) -> None:
-    for path in (file, *([file.with_suffix(".py")] if file.suffix == ".safetensors" else [])):
+def _check_place(file: Path, format_: Format, *, force: bool) -> None:
+    for path in (file, *(file.with_suffix(ending) for ending in format_.beside)):
         if path.is_dir():
             raise ValueError(f"{path} is a folder; name a file")
         if path.exists() and not force:
@@ -175,7 +160,7 @@ def _write(
     kind: str, network: nn.Module, example: Tensor, file: Path, told: Mapping[str, str]
 ) -> None:
     try:
-        FORMATS[kind](network, example, file, told)
+        FORMATS[kind].write(network, example, file, told)
     except OSError:
         raise
     except Exception as error:  # a network may be the user's code; exporters raise many kinds
@@ -194,18 +179,21 @@ def _write(
 
 
 def _quantise(
-    file: Path, calibration: Split, validation: Split, normalise: bool, told: dict[str, str]
+    int8: Int8,
+    file: Path,
+    calibration: Split,
+    validation: Split,
+    normalise: bool,
+    told: dict[str, str],
 ) -> check.Array:
     """Puts the INT8 model in the file's place; its logits of the validation images."""
-    from planter.export.int8 import quantise, write_metadata
-
     images = _all_of(calibration)
     images = images if normalise else calibration.normalise(images)
-    small = file.with_suffix(".int8.onnx")
-    quantise(file, images.cpu().numpy(), small)
+    small = file.with_suffix(f".int8{file.suffix}")
+    int8.quantise(file, images.cpu().numpy(), small)
     small.replace(file)
     job = _job(validation, normalise)
-    raw, run = _all_of(validation).cpu().numpy(), check.onnx_file(file)
+    raw, run = _all_of(validation).cpu().numpy(), FORMATS[format_of(file)].load(file)
     parts = check.batches(len(raw))
     logits = np.concatenate([run(check.prepared(raw[part], job)) for part in parts])
     accuracy = float((logits.argmax(1) == validation.labels.cpu().numpy()).mean())
@@ -215,7 +203,7 @@ def _quantise(
     }
     told.update(float_ones, accuracy=json.dumps(round(accuracy, 6)), int8="true")
     told["calibration_images"] = str(len(calibration))
-    write_metadata(file, told)
+    int8.write_metadata(file, told)
     return logits
 
 
@@ -241,10 +229,11 @@ def _write_job(folder: Path, validation: Split, logits: check.Array, normalise: 
     np.save(folder / "logits.npy", logits)
 
 
-def _checked(file: Path, job: Path) -> dict[str, Any]:
+def _checked(format_: Format, file: Path, job: Path) -> dict[str, Any]:
     """What the checking process found. Raises ExportError where the file is not the network."""
     # -P keeps this package's folder, whose modules have common names, off the path.
-    command = [sys.executable, "-P", check.__file__, str(file.resolve()), str(job)]
+    code, load = inspect.getfile(format_.load), format_.load.__name__
+    command = [sys.executable, "-P", check.__file__, str(file.resolve()), str(job), code, load]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", cwd=job)
     if done.returncode:
         *_, last = done.stderr.strip().splitlines() or ["no message"]

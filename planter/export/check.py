@@ -1,7 +1,8 @@
 """Loads an exported file where planter cannot be imported, and compares what it computes.
 
-A program of its own: `python -P check.py FILE FOLDER`, with `job.json` and arrays in the folder.
-Prints one JSON object. It imports the standard library, numpy and what the file's format needs.
+A program of its own: `python -P check.py FILE FOLDER CODE NAME`, with `job.json` and arrays in the
+folder; NAME is the function of the Python file CODE that loads the file (`Format.load`). Prints one
+JSON object. It imports the standard library, numpy and what the file's format needs.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ Array = NDArray[Any]
 Run = Callable[[Array], Array]
 
 
-def main(file: Path, folder: Path) -> dict[str, Any]:
+def main(file: Path, folder: Path, load: Callable[[Path], Run]) -> dict[str, Any]:
     """How far the file's logits are from those expected, its accuracy, and how many images it
     classifies otherwise although their two best classes are no near tie."""
     job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
     images, labels, expected = (
         np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("images", "labels", "logits")
     )
-    run = LOADERS[file.suffix](file)
+    run = load(file)
     logits = np.concatenate([run(prepared(images[part], job)) for part in batches(len(images))])
     if logits.shape != expected.shape:
         raise SystemExit(f"it gives logits {logits.shape}, expected {expected.shape}")
@@ -62,43 +63,15 @@ def batches(count: int) -> Iterator[slice]:
         yield slice(first, first + 100)
 
 
-def onnx_file(file: Path) -> Run:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors; it warns of what it optimises
-    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    (name,) = (taken.name for taken in session.get_inputs())
-    return lambda images: np.asarray(session.run(None, {name: images})[0])
-
-
-def pt2_file(file: Path) -> Run:
-    import torch
-
-    return _of_torch(torch.export.load(file).module())
-
-
-def safetensors_file(file: Path) -> Run:
-    path = file.with_suffix(".py")
-    spec = importlib.util.spec_from_file_location("exported", path)
+def loader(place: Path, name: str) -> Callable[[Path], Run]:
+    """The function of that name in a Python file, which is imported."""
+    spec = importlib.util.spec_from_file_location("loader", place)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return _of_torch(module.load())
-
-
-def _of_torch(network: Any) -> Run:
-    import torch
-
-    def run(images: Array) -> Array:
-        with torch.no_grad():
-            return np.asarray(network(torch.from_numpy(images.copy())))
-
-    return run
-
-
-LOADERS = {".onnx": onnx_file, ".pt2": pt2_file, ".safetensors": safetensors_file}
+    found: Callable[[Path], Run] = getattr(module, name)
+    return found
 
 
 def forbid_planter() -> None:
@@ -108,4 +81,6 @@ def forbid_planter() -> None:
 
 if __name__ == "__main__":
     forbid_planter()
-    print(json.dumps(main(Path(sys.argv[1]), Path(sys.argv[2]))))
+    exported, job_folder, code, function = sys.argv[1:]
+    load_file = loader(Path(code), function)
+    print(json.dumps(main(Path(exported), Path(job_folder), load_file)))

@@ -1,132 +1,90 @@
-"""Writing a deployable network as ONNX, as a torch.export program, as tensors with their code."""
+"""Formats of exported files in one table."""
 
 from __future__ import annotations
 
-import json
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from planter.export.code import plain_code
-
-# The first that has every operation planter's networks need, and so the one most runtimes read.
-OPSET = 18
-PT2_METADATA = "planter.json"
+from planter.export import int8, onnx_file, pt2_file, safetensors_file
+from planter.export.check import Array, Run
 
 
-def write_onnx(
-    network: nn.Module, example: Tensor, file: Path, metadata: Mapping[str, str]
-) -> None:
-    """An ONNX model from `images` `[batch, ...]` like the example to `logits` `[batch, classes]`.
+@dataclass(frozen=True)
+class Int8:
+    """How a format quantises to 8 bits: `quantise(file, images, small)` writes a second file, with
+    ranges from the images as the first takes them; `write_metadata` replaces what a file says of
+    itself."""
 
-    The exporter folds batch norms behind convolutions in any case. Raises ValueError where packages
-    are missing.
+    quantise: Callable[[Path, Array, Path], None]
+    write_metadata: Callable[[Path, Mapping[str, str]], None]
+
+
+@dataclass(frozen=True)
+class Format:
+    """How files of a format are made and run.
+
+    `write(network, example, file, metadata)` writes a network in eval mode that takes batches of
+    any size of images like the two of the example, and beside the file those with the endings
+    `beside`. `load(file)` gives a function from images to logits, as numpy arrays. A process in
+    which planter cannot be imported runs it to check the file: it is a function of a Python file
+    that imports the standard library and numpy at its top, and anything else inside.
+
+    `needs` are packages that may be missing, `install` is what installs them.
     """
-    require("onnx", "onnxscript", "onnxruntime")
-    with torch.no_grad(), quiet():
-        program = torch.onnx.export(
-            network,
-            (example,),
-            input_names=["images"],
-            output_names=["logits"],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            opset_version=OPSET,
-            dynamo=True,
-            verbose=False,
+
+    write: Callable[[nn.Module, Tensor, Path, Mapping[str, str]], None]
+    load: Callable[[Path], Run]
+    needs: tuple[str, ...] = ()
+    install: str = "planter[export]"
+    beside: tuple[str, ...] = ()
+    int8: Int8 | None = None
+
+
+FORMATS = {
+    "onnx": Format(
+        onnx_file.write,
+        onnx_file.load,
+        needs=("onnx", "onnxscript", "onnxruntime"),
+        int8=Int8(int8.quantise, int8.write_metadata),
+    ),
+    "pt2": Format(pt2_file.write, pt2_file.load),
+    "safetensors": Format(safetensors_file.write, safetensors_file.load, beside=(".py",)),
+}
+"""By the ending of a file, without its dot."""
+
+
+def format_of(file: Path) -> str:
+    """The format of a file's ending. Raises ValueError for another one."""
+    kind = file.suffix.removeprefix(".")
+    if kind not in FORMATS:
+        raise ValueError(
+            f"{file.name}: the file's ending is its format; endings are "
+            f"{', '.join(f'.{name}' for name in FORMATS)}"
         )
-    assert program is not None
-    model = program.model
-    model.metadata_props.clear()
-    model.metadata_props.update(metadata)
-    model.graph.metadata_props.clear()
-    for node in model.graph.all_nodes():
-        node.metadata_props.clear()  # stack traces: paths of the machine it was written on
-    program.save(str(file))
+    return kind
 
 
-def write_pt2(network: nn.Module, example: Tensor, file: Path, metadata: Mapping[str, str]) -> None:
-    """A program for `torch.export.load`, with the metadata as its extra file planter.json."""
-    with torch.no_grad(), quiet():
-        program = torch.export.export(
-            network, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},)
-        )
-        torch.export.save(
-            program, file, extra_files={PT2_METADATA: json.dumps(dict(metadata), indent=2)}
-        )
-
-
-def write_safetensors(
-    network: nn.Module, example: Tensor, file: Path, metadata: Mapping[str, str]
-) -> None:
-    """A state dict and beside it, under the file's name with .py, the network it belongs to."""
-    from safetensors.torch import save_file
-
-    with quiet():
-        source, state = plain_code(network, example)
-    file.with_suffix(".py").write_text(_module(source, file, metadata), encoding="utf-8")
-    save_file({name: t.contiguous().clone() for name, t in state.items()}, file, dict(metadata))
-    file.chmod(file.with_suffix(".py").stat().st_mode)  # safetensors writes 0600
-
-
-def require(*packages: str) -> None:
-    """Raises ValueError unless the packages can be imported."""
-    from importlib.util import find_spec
-
-    if missing := [name for name in packages if find_spec(name) is None]:
+def require(kind: str) -> None:
+    """Raises ValueError unless the packages that a format needs can be imported."""
+    format_ = FORMATS[kind]
+    if missing := [name for name in format_.needs if find_spec(name) is None]:
         raise ValueError(
             f"this export needs {', '.join(missing)}, not installed here: "
-            "pip install 'planter[export]'"
+            f"pip install '{format_.install}'"
         )
 
 
-def _module(source: str, file: Path, metadata: Mapping[str, str]) -> str:
-    told = {name: json.loads(metadata[name]) for name in ("classes", "mean", "std")}
-    constants = "\n".join(f"{name.upper()} = {value!r}" for name, value in told.items())
-    trainable = "torch.ops." not in source
-    use = (
-        "It can be trained further: `load().train()`."
-        if trainable
-        else "It is the list of operations of its eval mode and is not meant for training."
-    )
-    text = f"""{metadata["id"]} in plain PyTorch, written by planter {metadata["planter"]}.
-
-Weights: {file.name} beside this file. It takes {metadata["input"]},
-and gives logits [batch, {len(told["classes"])}]. {use}
-"""
-    return f'''"""{_within_quotes(text)}"""
-
-from pathlib import Path
-
-import torch
-from safetensors.torch import load_file
-from torch import nn
-
-{constants}
-
-
-{source}
-
-def load(file=Path(__file__).with_suffix(".safetensors")):
-    """The network with its weights, in eval mode."""
-    network = Network()
-    network.load_state_dict(load_file(file))
-    return network.eval()
-'''
-
-
-def _within_quotes(text: str) -> str:
-    """Text that stands in a docstring and nowhere else, whatever a name in it holds."""
-    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\0", "")
-
-
-@contextmanager
-def quiet() -> Iterator[Any]:
-    """Hides what torch's exporters warn of on any network; what is written is checked."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+def require_int8(file: Path) -> Int8:
+    """How the file is quantised. Raises ValueError where its format is not."""
+    found = FORMATS[format_of(file)].int8
+    if found is None:
+        able = [kind for kind, known in FORMATS.items() if known.int8 is not None]
+        raise ValueError(
+            f"INT8 is written as {' or '.join(kind.upper() for kind in able)}, got {file.name}; "
+            f"name a file ending in {' or '.join(f'.{kind}' for kind in able)}"
+        )
+    return found

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from planter.export.check import Array
-from planter.export.formats import quiet
 
 
 def quantise(model: Path, images: Array, file: Path) -> None:
@@ -29,7 +29,7 @@ def quantise(model: Path, images: Array, file: Path) -> None:
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)  # it recommends the preparation it is given
     try:
-        with quiet():
+        with warnings.catch_warnings(action="ignore"):
             quant_pre_process(str(model), str(prepared), skip_symbolic_shape=True)
             quantization.quantize_static(
                 str(prepared),

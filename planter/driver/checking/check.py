@@ -31,12 +31,11 @@ from planter.driver.checking.networks import (
 from planter.driver.checking.space import Drawn, check_space
 from planter.driver.proposers.samplers import SAMPLERS
 from planter.driver.storage.points import check_url
-from planter.forms import DOConv, KernelFilter, form_of
-from planter.kernels import check_kernels
+from planter.kernels import check_growing
 from planter.macs import Cost, cost
 from planter.recipe import Recipe
 from planter.space import Space, load_space
-from planter.study import Network, Plant, Study, StudyError, Teacher, Widths
+from planter.study import Network, Study, StudyError, Teacher, Widths
 
 log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
@@ -106,7 +105,8 @@ def prepare(study: Study, *, elsewhere: bool = False, begun: bool = False) -> Pr
         if start is not None:
             networks["start"] = Planned(start, study.recipe)
             layers = _layers(study, start, found)
-            _plant_kernels(study.plant, start, found)
+            form = study.plant.kernels or "plain"
+            found.attempt("plant.kernels", form, partial(check_growing, start, form))
             limits = limits_of(study, study.plant)
             if begun:
                 limits.pop(LATENCY, None)
@@ -351,19 +351,6 @@ def _layers(study: Study, start: Architecture, found: Findings) -> list[str]:
     for layer, reason in refused.items():
         found.tell(place, layer, reason.told + ("" if reason.has_remedy else f"; {advice}"))
     return list(layers)
-
-
-def _plant_kernels(settings: Plant, start: Architecture, found: Findings) -> None:
-    def checked() -> None:
-        form = form_of(settings.kernels or "plain")
-        if form is not None and not isinstance(form, KernelFilter | DOConv):
-            raise ValueError(
-                f"{settings.kernels} starts as another function than a grown network has learned; "
-                "kflo and do-conv do not"
-            )
-        check_kernels(start, form)
-
-    found.attempt("plant.kernels", settings.kernels, checked)
 
 
 def _importable(

@@ -1,0 +1,58 @@
+"""ONNX models: written by torch's exporter, run by onnxruntime.
+
+`load` also runs where planter cannot be imported: what not every process has is imported inside.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+# The first that has every operation planter's networks need, and so the one most runtimes read.
+OPSET = 18
+
+
+def write(network: nn.Module, example: Tensor, file: Path, metadata: Mapping[str, str]) -> None:
+    """An ONNX model from `images` `[batch, ...]` like the example to `logits` `[batch, classes]`.
+
+    The exporter folds batch norms behind convolutions in any case.
+    """
+    import torch
+
+    with torch.no_grad(), warnings.catch_warnings(action="ignore"):
+        program = torch.onnx.export(
+            network,
+            (example,),
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model
+    model.metadata_props.clear()
+    model.metadata_props.update(metadata)
+    model.graph.metadata_props.clear()
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()  # stack traces: paths of the machine it was written on
+    program.save(str(file))
+
+
+def load(file: Path) -> Callable[[NDArray[Any]], NDArray[Any]]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors; it warns of what it optimises
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    (name,) = (taken.name for taken in session.get_inputs())
+    return lambda images: np.asarray(session.run(None, {name: images})[0])
