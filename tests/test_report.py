@@ -177,6 +177,12 @@ def test_what_a_study_says_cannot_put_code_into_the_page(run, tmp_path):
     front["study"] = evil
     for point in front["points"]:
         point["id"] = evil + point["id"]
+    account = front["data"]
+    account |= dict.fromkeys(("pixels", "validation_from", "test_from"), evil)
+    account |= {key: [evil] for key in ("image", "warnings", "notes")}
+    account["skipped"] = [{"ending": evil, "files": 1, "reason": evil}]
+    account["ignored"] = [{"folder": evil, "files": 1, "reason": evil}]
+    account["classes"] = {evil: {"train": 1, "validation": 1, "test": 1}}
     (folder / "pareto.json").write_text(json.dumps(front))
     (folder / "study.yaml").write_text(f"# {evil}\n")
     environment = json.loads((folder / "environment.json").read_text())

@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
+from html import unescape
 from pathlib import Path
 
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from planter.front import write_text
+from planter.pages import rendered
 
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<style>:root {{ color-scheme: light dark }} body {{ margin: 0 }}
-h1 {{ font: 600 17px/1.4 system-ui, sans-serif; margin: 12px 16px 0; overflow-wrap: anywhere }}
-main {{ height: calc(100vh - 80px); min-height: 480px }}</style>
-</head><body><h1>{title}</h1><main>{figure}</main></body></html>
-"""
 _KINDS = ("png", "svg", "pdf")
 _WIDTH_PX, _HEIGHT_PX = 1000, 620
 
 
 def write_html(figure: go.Figure, file: Path) -> None:
     """A page that needs nothing from the network."""
-    title = figure.layout.title.text
     # As text of the page it may take several lines, which a figure's title may not.
     drawn = figure_part(go.Figure(figure).update_layout(title=None, margin_t=30))
-    write_text(file, _PAGE.format(title=title, figure=drawing_code() + drawn))
+    page = rendered(
+        "planter.plots",
+        "figure.html",
+        title=unescape(figure.layout.title.text),  # escaped for plotly, which reads it as HTML
+        drawing_code=drawing_code(),
+        figure=drawn,
+    )
+    write_text(file, page)
 
 
 def drawing_code() -> str:

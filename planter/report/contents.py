@@ -1,0 +1,58 @@
+"""What a report page says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from planter.course import Step, Stopped
+
+
+@dataclass(frozen=True)
+class Importances:
+    """How much each parameter decided `target` over `trials` finished sampled trials."""
+
+    shares: Mapping[str, float]
+    target: str
+    trials: int
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A run as a report shows it: its pareto.json with the networks in words, its course, what its
+    trainings took by method, which were stopped, how many failed. Of a control, by the reference
+    point of the run it stands beside."""
+
+    front: Mapping[str, Any]
+    steps: Sequence[Step]
+    seconds: Mapping[str, float]
+    stopped: Sequence[Stopped]
+    failed: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How a second run stands to this one: whether it is its random control, has the same images,
+    and what the studies differ in, as key, value here, value there."""
+
+    control: bool
+    same_images: bool
+    differences: Sequence[tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that the page says. `comparison` is that with `control`, a second run; `standing` tells
+    why a run is not finished; `importances` is None below `enough` trials; `growth` are the rows of
+    planting.csv."""
+
+    run: Facts
+    control: Facts | None
+    growth: Sequence[Mapping[str, Any]]
+    importances: Importances | None
+    enough: int
+    standing: str | None
+    study: str
+    environment: Mapping[str, Any]
+    comparison: Comparison | None = None

@@ -1,0 +1,82 @@
+"""Fills the report page's template: its figures, its tables, its texts."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+from planter.pages import rendered
+from planter.plots import (
+    CourseLine,
+    course_figure,
+    drawing_code,
+    figure_part,
+    front_figure,
+    growth_figure,
+    importance_figure,
+)
+from planter.report.contents import Report
+from planter.report.tables import (
+    Table,
+    control_table,
+    cost_table,
+    data_tables,
+    differences_table,
+    front_table,
+    pipelines_table,
+    summary,
+    versions_table,
+)
+
+
+def page(report: Report) -> str:
+    """The whole page as HTML; every text from outside is escaped."""
+    return rendered(
+        "planter.report",
+        "report.html",
+        report=replace(report, study=without_password(report.study)),
+        front=report.run.front,
+        cards=summary(report.run.front),
+        drawing_code=drawing_code(),
+        figures=_figures(report),
+        tables=_tables(report),
+        data_tables=data_tables(account) if (account := report.run.front.get("data")) else [],
+    )
+
+
+def without_password(text: str) -> str:
+    """A study file's text with the passwords of storage URLs starred out."""
+    # To the last @ of the line, as a password may hold one, or blanks.
+    text = re.sub(r"(://[^\s:/@'\"]*):[^\n]+@", r"\1:***@", text)
+    # As a parameter, to the next one or the end of the line, but for a quote that closes there.
+    named = r"([?&;]\w*(?:password|passwd|pwd)=)[^&\n]*?(?=&|['\"]?[ \t]*(?:\n|$))"
+    return re.sub(named, r"\1***", text, flags=re.IGNORECASE)
+
+
+def _figures(report: Report) -> dict[str, str]:
+    """The figures that there are, by section, as HTML."""
+    runs = [report.run] if report.control is None else [report.run, report.control]
+    front = front_figure([one.front for one in runs]).update_layout(title=None, margin_t=20)
+    course = course_figure([CourseLine(one.front["study"], one.steps) for one in runs])
+    drawn = {"front": figure_part(front, "540px"), "course": figure_part(course, "600px")}
+    if report.growth:
+        growth = growth_figure(report.run.front["study"], report.growth)
+        drawn["planting"] = figure_part(growth.update_layout(title=None, margin_t=30), "820px")
+    if report.importances is not None:
+        drawn["parameters"] = figure_part(importance_figure(report.importances.shares))
+    return drawn
+
+
+def _tables(report: Report) -> dict[str, Table]:
+    """The tables that there are, by section."""
+    tables = {
+        "front": front_table(report.run.front),
+        "pipelines": pipelines_table(report.run.front),
+        "cost": cost_table(report.run),
+        "versions": versions_table(report.environment),
+    }
+    if report.control is not None:
+        tables["control"] = control_table(report.run, report.control)
+    if report.comparison is not None:
+        tables["differences"] = differences_table(report.comparison.differences)
+    return tables

@@ -1,0 +1,177 @@
+"""The tables of a report page, from what its run says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import Any, NamedTuple
+
+from planter.methods import METHODS, is_searched
+from planter.report.contents import Facts
+from planter.tables import duration
+
+Row = Sequence[object]
+
+
+class Table(NamedTuple):
+    """The first column and those named `words` are text; the others are numbers, set to the
+    right."""
+
+    columns: Sequence[str]
+    rows: Sequence[Row]
+    words: Sequence[str] = ()
+
+
+def percent(share: float | None) -> str:
+    """75.00 %; nothing where there is no share."""
+    return "" if share is None else f"{100 * share:.2f} %"
+
+
+def summary(front: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The cards on top of the page: what, and how much of it."""
+    cost = front["cost"]
+    kept = [row for row in front["points"] if row["on_front"]]
+    best = max(kept, key=lambda row: row["accuracy"], default=None)
+    most = "none" if best is None else f"{percent(best['accuracy'])} ({best['id']})"
+    return [
+        ("on the front", f"{len(kept)} of {len(front['points'])} points"),
+        ("most accurate", most),
+        ("hypervolume", f"{front['hypervolume']:.4f}"),
+        ("trainings", f"{cost['trials']:,}"),
+        ("training multiply-adds", f"{cost['train_macs']:.3g}"),
+        ("time of all workers", duration(cost["seconds"])),
+    ]
+
+
+def front_table(front: Mapping[str, Any]) -> Table:
+    """The points on the front, and what they are compared with."""
+    shown = [r for r in front["points"] if r["on_front"] or not is_searched(r["method"])]
+    latency = any(row.get("latency_ms") is not None for row in shown)
+    rows = [
+        [
+            ("* " if row["on_front"] else "") + row["id"],
+            row["method"],
+            percent(row["accuracy"]),
+            percent(row["test_accuracy"]),
+            f"{row['macs']:,}",
+            f"{row['params']:,}",
+            *([f"{row['latency_ms']:.3g}" if row.get("latency_ms") else ""] if latency else []),
+            "; ".join(row["network"]),
+        ]
+        for row in shown
+    ]
+    columns = ["point", "method", "validation", "test", "macs", "parameters"]
+    columns += [*(["latency (ms)"] if latency else []), "network"]
+    return Table(columns, rows, words=("point", "method", "network"))
+
+
+def control_table(run: Facts, control: Facts) -> Table:
+    """A run beside a second one."""
+    both = (run, control)
+    rows: list[Row] = [
+        ["hypervolume", *(f"{one.steps[-1].hypervolume:.4f}" for one in both)],
+        ["points on the front", *(sum(r["on_front"] for r in one.front["points"]) for one in both)],
+        ["most accurate searched point", *(percent(_best(one.front)) for one in both)],
+        ["trainings", *(f"{one.front['cost']['trials']:,}" for one in both)],
+        ["training multiply-adds", *(f"{one.front['cost']['train_macs']:.3g}" for one in both)],
+        ["time of all workers", *(duration(one.front["cost"]["seconds"]) for one in both)],
+    ]
+    return Table(["", *(one.front["study"] for one in both)], rows)
+
+
+def _best(front: Mapping[str, Any]) -> float | None:
+    searched = [r["accuracy"] for r in front["points"] if is_searched(r["method"])]
+    return max(searched, default=None)
+
+
+def differences_table(differences: Sequence[tuple[str, ...]]) -> Table:
+    """What two studies differ in."""
+    columns = ["differs in", "this run", "the second run"]
+    return Table(columns, differences, words=columns)
+
+
+def pipelines_table(front: Mapping[str, Any]) -> Table:
+    """The searched points by their pipeline, that of the whole network first."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for row in front["points"]:
+        if is_searched(row["method"]):
+            drawn = row["method"] == "sample"
+            how = "" if drawn else f" ({METHODS[row['method']].label})"
+            groups.setdefault(f"{row['pipeline']}{how}", []).append(row)
+    rows = []
+    for name in sorted(groups, key=lambda name: (not name.startswith("base"), name)):
+        points = groups[name]
+        best = max(points, key=lambda row: (row["accuracy"], -row["macs"]))
+        rows.append(
+            [
+                name,
+                len(points),
+                sum(row["on_front"] for row in points),
+                percent(best["accuracy"]),
+                f"{best['macs']:,}",
+                percent(median(row["accuracy"] for row in points)),
+                f"{min(row['macs'] for row in points):,}",
+            ]
+        )
+    columns = [
+        "pipeline", "points", "on the front", "best accuracy", "of macs", "median accuracy",
+        "fewest macs",
+    ]  # fmt: skip
+    return Table(columns, rows)
+
+
+def cost_table(run: Facts) -> Table:
+    """What the trainings of each method took."""
+    trials: dict[str, dict[str, int]] = {}
+    points: dict[str, int] = {}
+    for row in run.front["points"]:
+        trials.setdefault(row["method"], {})[row["trial"]] = row["train_macs"]
+        points[row["method"]] = points.get(row["method"], 0) + 1
+    rows: list[Row] = [
+        [
+            method,
+            f"{len(costs):,}",
+            f"{points[method]:,}",
+            f"{sum(costs.values()):.3g}",
+            duration(run.seconds.get(method, 0.0)),
+        ]
+        for method, costs in trials.items()
+    ]
+    if run.stopped:
+        took = sum(one.train_macs for one in run.stopped)
+        lasted = duration(sum(one.seconds for one in run.stopped))
+        named = "sample, stopped early or under way"
+        rows.append([named, f"{len(run.stopped):,}", "0", f"{took:.3g}", lasted])
+    cost = run.front["cost"]
+    total = [f"{cost['trials']:,}", f"{len(run.front['points']):,}", f"{cost['train_macs']:.3g}"]
+    rows.append(["all", *total, duration(cost["seconds"])])
+    columns = ["method", "trainings", "points", "training multiply-adds", "time of all workers"]
+    return Table(columns, rows)
+
+
+def data_tables(account: Mapping[str, Any]) -> list[Table]:
+    """The images of each class, and what was left out, if anything."""
+    kinds = ["train", "validation", "test"]
+    rows: list[Row] = [
+        [name, *(f"{counts[kind]:,}" for kind in kinds)]
+        for name, counts in account["classes"].items()
+    ]
+    rows.append(["all", *(f"{account[kind]:,}" for kind in kinds)])
+    skipped = [
+        [one["ending"] or "none", f"{one['files']:,}", one["reason"]] for one in account["skipped"]
+    ]
+    ignored = [[one["folder"], f"{one['files']:,}", one["reason"]] for one in account["ignored"]]
+    tables = [
+        Table(["class", "training", "validation", "test"], rows),
+        Table(["files skipped, by ending", "files", "reason"], skipped, words=["reason"]),
+        Table(["folders ignored", "files", "reason"], ignored, words=["reason"]),
+    ]
+    return [table for table in tables if table.rows]
+
+
+def versions_table(environment: Mapping[str, Any]) -> Table:
+    """What the run ran on."""
+    rows = [[name, version] for name, version in environment.get("versions", {}).items()]
+    shown_above = ("versions", "class_names")
+    rows += [[key, value] for key, value in environment.items() if key not in shown_above]
+    return Table(["name", "value"], rows, words=["value"])
