@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from nets import flat, images
-from planter.driver.read import read_points
+from planter.driver.run_folder.read import read_points
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from typer.testing import CliRunner
