@@ -45,14 +45,14 @@ from typing import Any
 import torch
 from measuring import claim, print_claims, surroundings
 
-from planter.memory import keep_memory
+from planter.machine.memory import keep_memory
 
 EMPTY, LONG, CYCLES, BUSY, SECONDS, WORKERS = 12, 2000, 20, 20, 5.0, 2
 PARTS = ("planter", "tune", "reused", "long", "efficiency")
 
 
 def study(trials: int, workers: int) -> Any:
-    from planter.study import Study
+    from planter.study.schema import Study
 
     space = f"{Path(__file__).with_name('trials.py')}:space"
     return Study.model_validate(
@@ -188,7 +188,6 @@ def fill(run: Path, count: int) -> None:
     from optuna.trial import TrialState
     from trials import outcome_of, space
 
-    from planter.driver.jobs import points_of
     from planter.driver.storage.points import (
         METRICS,
         PointBook,
@@ -196,6 +195,7 @@ def fill(run: Path, count: int) -> None:
         open_storage,
         open_study,
     )
+    from planter.driver.trials.jobs import points_of
 
     run.mkdir()
     draws = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))

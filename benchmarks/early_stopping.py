@@ -24,8 +24,8 @@ from measuring import claim, print_claims, surroundings
 
 import planter
 from planter import Architecture, Candidate, cuts
-from planter.front import read_front
-from planter.study import Study
+from planter.front.points import read_front
+from planter.study.schema import Study
 
 TRIALS, EPOCHS, SEEDS = 24, 16, (0, 1, 2)
 WIDTHS = [4, 6, 8, 12, 16]

@@ -3,7 +3,7 @@
     python benchmarks/kernels.py [--json] [--threads 2] [--only cifar_quick vgg16 wrn]
 
 One process; each form takes steps in turn with the plain network (who is first changes by round)
-on 128 images, with the loss, the decay and the optimiser of `planter.train.fit`. A ratio is the
+on 128 images, with the loss, the decay and the optimiser of `planter.fit`. A ratio is the
 median over rounds of form / plain within the round, so that a machine that slows down for a while
 slows both sides; added time is the median of the differences, with its quartiles. Memory stays with
 the process: glibc would hand large tensors back after each step, and what getting them again costs
@@ -26,9 +26,9 @@ from torch.nn.utils import parametrize
 
 from planter import Architecture, build, collapse_kernels_, expand_kernels_, form_of
 from planter.backbones import with_data_options
-from planter.filters import is_conv_or_linear, kernel_decay
-from planter.memory import keep_memory
-from planter.recipe import Recipe, make_optimizer
+from planter.kernels.filters import is_conv_or_linear, kernel_decay
+from planter.machine.memory import keep_memory
+from planter.training.recipe import Recipe, make_optimizer
 
 BATCH = 128
 RECIPE = Recipe(lr=0.01, weight_decay=1e-4)

@@ -27,13 +27,13 @@ from torch import Tensor, nn
 from planter import Architecture, build, collapse_kernels_, expand_kernels_
 from planter.backbones import with_data_options
 from planter.data import InMemorySplit, Split, load_data
-from planter.filters import is_conv_or_linear
-from planter.forms import form_of
-from planter.losses import classification_loss
-from planter.recipe import Augment, Recipe
-from planter.train import Batch, Epoch, evaluate, fit
+from planter.kernels.filters import is_conv_or_linear
+from planter.kernels.forms import form_of
+from planter.training.loop import Batch, Epoch, evaluate, fit
+from planter.training.losses import classification_loss
+from planter.training.recipe import Augment, Recipe
 
-# Names of planter.kernels.form_of. KFLO takes every layer, as in the paper.
+# Names of planter.edits.expand.form_of. KFLO takes every layer, as in the paper.
 METHODS = ("plain", "do-conv", "acnet", "kflo:2x1", "kflo:2x4")
 EMA_DECAY = 0.999
 PUBLISHED = {  # after 150 epochs, mean of an unstated number of runs: Table 1 of the paper

@@ -1,4 +1,4 @@
-"""Time of a training step with channels last (what `planter.train.fit` uses) against contiguous.
+"""Time of a training step with channels last (what `planter.fit` uses) against contiguous.
 
     python benchmarks/memory_layout.py [--json]
 
@@ -17,8 +17,8 @@ import torch
 from torch.nn import functional
 
 from planter.arch import Architecture
-from planter.assembly import build_network
 from planter.backbones import full_widths, with_data_options
+from planter.networks.assembly import build_network
 
 CASES = [
     ("convnet", 8, (1, 8, 8), 32),

@@ -3,7 +3,7 @@
     python benchmarks/pipelines.py [--json] [--threads 2] [--only vgg16 wrn] [--default-memory]
 
 VGG16 with CNSN's cut2 and cut7, and WRN-16-2 with the two branches of DKS; 128 images, the loss and
-the optimiser of `planter.train.fit`. One process; in each round the joint network and every network
+the optimiser of `planter.fit`. One process; in each round the joint network and every network
 alone take a step on the same images, in an order that changes by round. A ratio is the median over
 rounds of joint / sum of the others within the round, so that a machine that slows down for a while
 slows both sides. `apart` is the joint step as it would be done plainly: every pipeline goes through
@@ -26,12 +26,12 @@ from measuring import claim, print_claims, surroundings
 from torch import Tensor, nn
 
 from planter import Architecture, Recipe, build
-from planter.assembly import build_network
 from planter.backbones import with_data_options
-from planter.losses import multi_pipeline_loss
-from planter.memory import keep_memory
-from planter.pipelines import Pipelines
-from planter.recipe import make_optimizer
+from planter.machine.memory import keep_memory
+from planter.networks.assembly import build_network
+from planter.networks.pipelines import Pipelines
+from planter.training.losses import multi_pipeline_loss
+from planter.training.recipe import make_optimizer
 
 BATCH = 128
 RECIPE = Recipe(lr=0.01, weight_decay=1e-4)

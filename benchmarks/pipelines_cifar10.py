@@ -32,12 +32,12 @@ import torch
 from torch import Tensor, nn
 
 from planter import Architecture, Recipe, build, evaluate, fit, load_data
-from planter.assembly import build_network
 from planter.backbones import full_widths, with_data_options
 from planter.data import Data
-from planter.losses import classification_loss, multi_pipeline_loss
-from planter.recipe import Augment
-from planter.train import Batch, Epoch, recalibrate_batchnorm_
+from planter.networks.assembly import build_network
+from planter.training.loop import Batch, Epoch, recalibrate_batchnorm_
+from planter.training.losses import classification_loss, multi_pipeline_loss
+from planter.training.recipe import Augment
 
 IMAGES, HELD_BACK = 20_000, 5_000
 

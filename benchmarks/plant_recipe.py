@@ -22,15 +22,15 @@ from torch import Tensor, nn
 
 from planter import load, load_data
 from planter.arch import Architecture
-from planter.checkpoint import read_spec
 from planter.data import Split
-from planter.fast_round import train_round
-from planter.losses import distillation_loss
-from planter.memory import keep_memory
-from planter.plant_init import Filters, Outgoing
-from planter.planting import live_channels, plant
-from planter.study import Plant
-from planter.train import evaluate, predict
+from planter.machine.memory import keep_memory
+from planter.networks.checkpoint import read_spec
+from planter.planting.plants import live_channels, plant
+from planter.planting.round import train_round
+from planter.planting.starts import Filters, Outgoing
+from planter.study.schema import Plant
+from planter.training.loop import evaluate, predict
+from planter.training.losses import distillation_loss
 
 CHANNELS, MEASURED = 8, 512
 DEFAULT = Plant.model_fields["recipe"].default

@@ -11,10 +11,10 @@ the same plants to the same values:
 - cached: the same with the teacher's logits kept, computed once for a study: that pass is in
   neither of the last two, and told as `teacher_pass_s`;
 - planter: cached logits, and all candidates fed by the parent's activations, computed once
-  (`planter.fast_round.train_round`). The pass that keeps them is told apart, as `keeping`; it is
+  (`train_round`). The pass that keeps them is told apart, as `keeping`; it is
   in the time of `planter`, and out of it in the claims.
 
-`train_plant` is planter's own full way (`planter.planting`), with cached logits: it computes no
+`train_plant` is planter's own full way, with cached logits: it computes no
 gradient that is not needed and lays tensors out as the machine likes them, so that it is about
 twice as fast as `cached`.
 
@@ -25,7 +25,7 @@ fixed views of each image, of which everything frozen can be kept.
 The literal way is timed for `--literal-epochs` (by default 1) of the five epochs and scaled up; the
 other ways run as a whole. They take turns, so that what else the machine does meets all of them; a
 figure is the median over `--rounds`. `literal` and `cached` run in a process with memory handling
-as the system has it, the others in one that keeps memory (`planter.memory`), as a worker of
+as the system has it, the others in one that keeps memory (`planter.machine.memory`), as a worker of
 planter's does; `--keep-memory` lets both keep it.
 """
 
@@ -48,18 +48,18 @@ from measuring import claim, print_claims, surroundings
 from torch import Tensor, nn
 from torch.nn import functional
 
-from planter.activations import Activations
 from planter.arch import Architecture
-from planter.assembly import build_network
 from planter.backbones import full_widths
-from planter.candidates import candidate_of
 from planter.data import InMemorySplit, Split
-from planter.fast_round import train_round
-from planter.losses import distillation_loss
-from planter.memory import keep_memory
-from planter.planting import plant, train_plant
-from planter.recipe import Augment, Recipe
-from planter.train import Batch, augmented, batch_order, evaluate, predict, training_images
+from planter.machine.memory import keep_memory
+from planter.networks.assembly import build_network
+from planter.planting.activations import Activations
+from planter.planting.contribution import candidate_of
+from planter.planting.plants import plant, train_plant
+from planter.planting.round import train_round
+from planter.training.loop import Batch, augmented, batch_order, evaluate, predict, training_images
+from planter.training.losses import distillation_loss
+from planter.training.recipe import Augment, Recipe
 
 IMAGES, BATCH, EPOCHS, PLANTED = 10_000, 256, 5, 4
 LAYERS = [f"conv{n}" for n in range(1, 6)]

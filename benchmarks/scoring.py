@@ -37,14 +37,14 @@ from torch import Tensor, nn
 
 from planter import Architecture, Candidate, Recipe, evaluate, load, load_data
 from planter.data import Data, Split
-from planter.driver.checking.networks import candidate_architecture
-from planter.driver.jobs import Job
 from planter.driver.tasks.context import Context
 from planter.driver.tasks.run_job import run_job
-from planter.pipelines import Pipelines
-from planter.recipe import Augment
-from planter.study import Study
-from planter.train import Batch, Epoch, recalibrate_batchnorm_
+from planter.driver.trials.jobs import Job
+from planter.driver.trials.networks import candidate_architecture
+from planter.networks.pipelines import Pipelines
+from planter.study.schema import Study
+from planter.training.loop import Batch, Epoch, recalibrate_batchnorm_
+from planter.training.recipe import Augment
 
 IMAGES, EMA = 10_000, 0.99
 RESNET8 = {"builder": "resnet", "options": {"depth": 8, "shortcut": "conv"}}

@@ -11,10 +11,10 @@ import torch
 from torch.nn import functional
 
 from planter.arch import Architecture
-from planter.driver.jobs import Job, Outcome, number_of
 from planter.driver.tasks import run_job
 from planter.driver.tasks.context import Context
-from planter.space import Candidate, load_space
+from planter.driver.trials.jobs import Job, Outcome, number_of
+from planter.study.space import Candidate, load_space
 
 _SHIPPED = load_space("convnet_cuts", image=(1, 8, 8), classes=10)
 

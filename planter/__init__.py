@@ -7,59 +7,59 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from planter.arch import Architecture
-    from planter.assembly import build, takes_stride
     from planter.backbones import BUILDERS, StagedNet
-    from planter.checkpoint import load, save
+    from planter.costs.macs import cost
     from planter.data import load_data
     from planter.driver.run import search
-    from planter.filters import is_conv_or_linear
-    from planter.forms import AsymmetricBlock, DOConv, FeatureFilter, KernelFilter, form_of
-    from planter.kernels import collapse_kernels_, expand_kernels_
-    from planter.losses import distillation_loss, multi_pipeline_loss, synergy_loss
-    from planter.macs import cost
-    from planter.morph import inherit_weights
-    from planter.pareto import hypervolume, pareto_front
-    from planter.pipelines import Entry, Exit, Pipelines
-    from planter.places import cuts
-    from planter.recipe import Recipe
-    from planter.space import Candidate
-    from planter.train import evaluate, fit
-    from planter.transfer import expand_from_
+    from planter.edits.expand import collapse_kernels_, expand_kernels_
+    from planter.edits.inherit import inherit_weights
+    from planter.edits.transfer import expand_from_
+    from planter.front.pareto import hypervolume, pareto_front
+    from planter.kernels.filters import is_conv_or_linear
+    from planter.kernels.forms import AsymmetricBlock, DOConv, FeatureFilter, KernelFilter, form_of
+    from planter.networks.assembly import build, takes_stride
+    from planter.networks.checkpoint import load, save
+    from planter.networks.cut_points import cuts
+    from planter.networks.pipelines import Entry, Exit, Pipelines
+    from planter.study.space import Candidate
+    from planter.training.loop import evaluate, fit
+    from planter.training.losses import distillation_loss, multi_pipeline_loss, synergy_loss
+    from planter.training.recipe import Recipe
 
 _PLACES = {
     "Architecture": "arch",
-    "AsymmetricBlock": "forms",
+    "AsymmetricBlock": "kernels.forms",
     "BUILDERS": "backbones",
-    "Candidate": "space",
-    "DOConv": "forms",
-    "Entry": "pipelines",
-    "Exit": "pipelines",
-    "FeatureFilter": "forms",
-    "KernelFilter": "forms",
-    "Pipelines": "pipelines",
-    "Recipe": "recipe",
+    "Candidate": "study.space",
+    "DOConv": "kernels.forms",
+    "Entry": "networks.pipelines",
+    "Exit": "networks.pipelines",
+    "FeatureFilter": "kernels.forms",
+    "KernelFilter": "kernels.forms",
+    "Pipelines": "networks.pipelines",
+    "Recipe": "training.recipe",
     "StagedNet": "backbones",
-    "build": "assembly",
-    "collapse_kernels_": "kernels",
-    "cost": "macs",
-    "cuts": "places",
-    "distillation_loss": "losses",
-    "evaluate": "train",
-    "expand_from_": "transfer",
-    "expand_kernels_": "kernels",
-    "fit": "train",
-    "form_of": "forms",
-    "hypervolume": "pareto",
-    "inherit_weights": "morph",
-    "is_conv_or_linear": "filters",
-    "load": "checkpoint",
+    "build": "networks.assembly",
+    "collapse_kernels_": "edits.expand",
+    "cost": "costs.macs",
+    "cuts": "networks.cut_points",
+    "distillation_loss": "training.losses",
+    "evaluate": "training.loop",
+    "expand_from_": "edits.transfer",
+    "expand_kernels_": "edits.expand",
+    "fit": "training.loop",
+    "form_of": "kernels.forms",
+    "hypervolume": "front.pareto",
+    "inherit_weights": "edits.inherit",
+    "is_conv_or_linear": "kernels.filters",
+    "load": "networks.checkpoint",
     "load_data": "data",
-    "multi_pipeline_loss": "losses",
-    "pareto_front": "pareto",
-    "save": "checkpoint",
+    "multi_pipeline_loss": "training.losses",
+    "pareto_front": "front.pareto",
+    "save": "networks.checkpoint",
     "search": "driver.run",
-    "synergy_loss": "losses",
-    "takes_stride": "assembly",
+    "synergy_loss": "training.losses",
+    "takes_stride": "networks.assembly",
 }
 
 __all__ = [

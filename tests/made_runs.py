@@ -5,8 +5,8 @@ import json
 import yaml
 
 from planter.driver.storage.points import PointBook, database_url, open_storage
-from planter.front import COLUMNS, Point, document, to_csv
-from planter.study import Study
+from planter.front.points import COLUMNS, Point, document, to_csv
+from planter.study.schema import Study
 
 REFERENCE = [0.1, 9000]
 

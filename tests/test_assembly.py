@@ -12,7 +12,9 @@ from nets import fill_, images
 from torch import Tensor, nn
 
 from planter.arch import Architecture
-from planter.assembly import (
+from planter.backbones import StagedNet, full_widths
+from planter.edits.inherit import inherit_weights
+from planter.networks.assembly import (
     build,
     build_network,
     build_without_data,
@@ -21,10 +23,8 @@ from planter.assembly import (
     step_down,
     takes_stride,
 )
-from planter.backbones import StagedNet, full_widths
-from planter.morph import inherit_weights
-from planter.norms import NormMode
-from planter.pipelines import Pipelines
+from planter.networks.norms import NormMode
+from planter.networks.pipelines import Pipelines
 
 Specs = dict[str, Any]
 EVERY: Specs = {

@@ -14,9 +14,8 @@ from test_train import DATA, RECIPE, entropy, network, same_bits
 from torch import Tensor, nn
 from torch.nn import functional
 
-from planter import train
-from planter.recipe import Augment, Recipe
-from planter.train import (
+from planter.training import loop as train
+from planter.training.loop import (
     Batch,
     Epoch,
     Pool,
@@ -27,6 +26,7 @@ from planter.train import (
     training_images,
     view_pool,
 )
+from planter.training.recipe import Augment, Recipe
 
 
 @given(

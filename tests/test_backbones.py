@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from planter.arch import Architecture
 from planter.backbones import BUILDERS, StagedNet, build_backbone, full_widths, with_data_options
-from planter.macs import cost
+from planter.costs.macs import cost
 
 IMAGES = {"cifar10": (3, 32, 32), "cifar100": (3, 32, 32), "stl10": (3, 96, 96)}
 CLASSES = {"cifar10": 10, "cifar100": 100, "stl10": 10}

@@ -10,10 +10,10 @@ from nets import fill_, images, residual
 from torch import Tensor, nn
 
 from planter.arch import Architecture
-from planter.assembly import build
-from planter.blocks import expanded_layers
-from planter.forms import AsymmetricBlock, FeatureFilter
-from planter.kernels import collapse_kernels_, expand_kernels_
+from planter.edits.expand import collapse_kernels_, expand_kernels_
+from planter.kernels.blocks import expanded_layers
+from planter.kernels.forms import AsymmetricBlock, FeatureFilter
+from planter.networks.assembly import build
 
 KINDS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 MODES = ("zeros", "reflect", "replicate", "circular")

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 import planter
 from planter import Architecture
-from planter.driver.checking import bounds
-from planter.driver.checking.bounds import Latencies, excess
 from planter.driver.checking.check import prepare
 from planter.driver.outcome import SearchFailedError
 from planter.driver.tasks.run_job import TASKS
-from planter.study import Study, StudyError
-from planter.study_file import read_study
+from planter.driver.trials import bounds
+from planter.driver.trials.bounds import Latencies, excess
+from planter.study.file import read_study
+from planter.study.schema import Study, StudyError
 
 STUDY = """
 name: timed

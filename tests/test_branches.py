@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from planter.arch import Architecture
 from planter.backbones import BUILDERS, build_backbone, full_widths, with_data_options
-from planter.branches import COPIES, KINDS, SIMPLE, branch
+from planter.networks.branches import COPIES, KINDS, SIMPLE, branch
 
 
 def architecture(

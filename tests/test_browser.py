@@ -13,9 +13,9 @@ import pytest
 from test_driver import SPACE, write_study
 
 import planter
-from planter.course import Step
 from planter.driver.dashboard.serve import serve_dashboard
 from planter.driver.run_folder.read import read_points
+from planter.front.history import Step
 from planter.report import Facts, Importances, Report
 from planter.report import page as report_page
 
@@ -220,7 +220,7 @@ def _look_through(browser, run):
 
 def test_pictures_are_drawn(run, browser, tmp_path):
     pytest.importorskip("kaleido")
-    from planter.front import read_front
+    from planter.front.points import read_front
     from planter.plots import front_figure, write_image
 
     for ending, magic in ((".png", b"\x89PNG"), (".svg", b"<svg"), (".pdf", b"%PDF")):

@@ -15,10 +15,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from planter import assembly
 from planter.arch import Architecture
 from planter.backbones import StagedNet
-from planter.checkpoint import content_key, load, read_spec, read_training, save, write_training
+from planter.networks import assembly
+from planter.networks.checkpoint import (
+    content_key,
+    load,
+    read_spec,
+    read_training,
+    save,
+    write_training,
+)
 
 _CUT = {"cut2": {"before": "conv3", "stride": 2, "kernel": 2}}
 _CONVNET = Architecture(

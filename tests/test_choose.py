@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planter.choose import (
+from planter.front.choose import (
     NothingWithinError,
     best_under,
     chosen,

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from planter.arch import Architecture
-from planter.assembly import build, build_network, build_without_data, check_architecture
 from planter.backbones import BUILDERS, StagedNet, full_widths, with_data_options
-from planter.losses import multi_pipeline_loss
-from planter.pipelines import Pipelines
-from planter.places import Cut, cuts
+from planter.networks.assembly import build, build_network, build_without_data, check_architecture
+from planter.networks.cut_points import Cut, cuts
+from planter.networks.pipelines import Pipelines
+from planter.training.losses import multi_pipeline_loss
 
 CLASSES = 7
 LARGER = {"alexnet": (3, 64, 64)}

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planter.crew import crew
+from planter.planting.crew import crew
 
 
 @settings(max_examples=25, deadline=None)

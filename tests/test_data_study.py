@@ -10,7 +10,7 @@ from safetensors import safe_open
 
 import planter
 from planter.driver.checking.check import prepare
-from planter.study import Study, StudyError
+from planter.study.schema import Study, StudyError
 
 _STUDY = """
 name: small

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 import planter
-from planter import fast_round, train
 from planter.driver.backends import local
-from planter.driver.jobs import SearchStoppedError
 from planter.driver.run_folder.read import read_points
 from planter.driver.tasks import context as context_module
 from planter.driver.tasks.run_job import TASKS
-from planter.study import StudyError
+from planter.driver.trials.jobs import SearchStoppedError
+from planter.planting import round as fast_round
+from planter.study.schema import StudyError
+from planter.training import loop as train
 
 SMALL = """
 name: small

@@ -10,8 +10,8 @@ from test_driver import SPACE, write_study
 
 import planter
 from planter.driver.backends import local
-from planter.study import Study, StudyError
-from planter.study_file import read_study
+from planter.study.file import read_study
+from planter.study.schema import Study, StudyError
 
 
 @pytest.fixture

@@ -10,13 +10,13 @@ from test_driver import SPACE, rows, write_study
 
 import planter
 from planter.arch import Architecture
+from planter.cli.targets import point_of
+from planter.costs.macs import training_cost
 from planter.driver.checking.check import prepare
 from planter.driver.run_folder.read import read_points
-from planter.forms import forms_of
-from planter.macs import training_cost
-from planter.study import StudyError
-from planter.study_file import read_study
-from planter.targets import point_of
+from planter.kernels.forms import forms_of
+from planter.study.file import read_study
+from planter.study.schema import StudyError
 
 
 @pytest.fixture

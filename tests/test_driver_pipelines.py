@@ -10,8 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import planter
 from planter.driver.checking.check import prepare
 from planter.driver.run_folder.read import read_points
-from planter.study import StudyError
-from planter.study_file import read_study
+from planter.study.file import read_study
+from planter.study.schema import StudyError
 
 STUDY = """
 name: ways

@@ -10,10 +10,11 @@ import pytest
 from test_driver_planting import EVERYTHING, FINETUNE, GROW, books, log_of, points_of, same_books
 
 import planter
-from planter import fast_round, train
 from planter.driver.backends import local
 from planter.driver.run import Progress
 from planter.driver.tasks.context import Context
+from planter.planting import round as fast_round
+from planter.training import loop as train
 
 
 @pytest.fixture(scope="module")

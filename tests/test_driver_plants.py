@@ -26,12 +26,12 @@ from test_driver_planting import (
 from torch import nn
 
 import planter
-from planter import fast_round
 from planter.driver.checking.check import prepare
 from planter.driver.tasks import planting_step
-from planter.planting import channels_to_plant
-from planter.study import StudyError
-from planter.study_file import read_study
+from planter.planting import round as fast_round
+from planter.planting.plants import channels_to_plant
+from planter.study.file import read_study
+from planter.study.schema import StudyError
 
 
 @pytest.fixture(scope="module")

@@ -12,17 +12,17 @@ from nets import residual
 from test_train import DATA, RECIPE, Stopped, entropy, network, same_bits
 from torch import Tensor, nn
 
-from planter import train
-from planter.forms import KernelFilter
-from planter.kernels import collapse_kernels_, expand_kernels_
-from planter.recipe import Augment, Recipe
-from planter.train import (
+from planter.edits.expand import collapse_kernels_, expand_kernels_
+from planter.kernels.forms import KernelFilter
+from planter.training import loop as train
+from planter.training.loop import (
     Batch,
     Epoch,
     augmented,
     batch_order,
     fit,
 )
+from planter.training.recipe import Augment, Recipe
 
 AVERAGED = Recipe(
     epochs=3, batch=16, lr=0.05, momentum=0.5, weight_decay=0.0, schedule="constant", ema=0.7

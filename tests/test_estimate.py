@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from planter.arch import Architecture
-from planter.assembly import build
+from planter.costs.macs import activation_numbers, cost
 from planter.driver.checking import estimate
 from planter.driver.checking.check import prepare
 from planter.driver.checking.estimate import estimate_seconds, timed_batch
-from planter.macs import activation_numbers, cost
-from planter.study_file import read_study
+from planter.networks.assembly import build
+from planter.study.file import read_study
 
 
 def resnet(pixels: int, width: int = 16) -> Architecture:

@@ -18,12 +18,12 @@ from torch import nn
 
 from planter import export
 from planter.arch import Architecture
-from planter.assembly import build_network
 from planter.backbones import with_data_options
 from planter.export import ExportError, check, export_network, onnx_file, safetensors_file
 from planter.export.code import plain_code
 from planter.export.deployable import deployable, input_text
-from planter.places import image_of
+from planter.networks.assembly import build_network
+from planter.networks.cut_points import image_of
 
 FORMATS = ("onnx", "pt2", "safetensors")
 

@@ -16,18 +16,18 @@ from nets import fill_, split
 from torch import Tensor, nn
 from torch.nn import functional
 
-from planter import fast_round
-from planter.activations import activations
 from planter.arch import Architecture
-from planter.assembly import build_network
 from planter.backbones import full_widths
-from planter.candidates import Contribution, Suffix, candidate_of
 from planter.data import InMemorySplit, Split
-from planter.fast_round import Course, train_round
-from planter.freeze import freeze_inherited_, thaw_
-from planter.planting import accept, plant, train_plant
-from planter.recipe import Recipe, make_optimizer
-from planter.train import Batch, Epoch, batch_order, mix_seed
+from planter.edits.freeze import freeze_inherited_, thaw_
+from planter.networks.assembly import build_network
+from planter.planting import round as fast_round
+from planter.planting.activations import activations
+from planter.planting.contribution import Contribution, Suffix, candidate_of
+from planter.planting.plants import accept, plant, train_plant
+from planter.planting.round import Course, train_round
+from planter.training.loop import Batch, Epoch, batch_order, mix_seed
+from planter.training.recipe import Recipe, make_optimizer
 
 CLASSES = 4
 State = dict[str, Tensor]

@@ -20,13 +20,13 @@ from test_fast_round import (
 )
 from torch import Tensor, nn
 
-from planter.activations import Activations, steps_of
 from planter.arch import Architecture
-from planter.assembly import build_network
 from planter.backbones import full_widths
-from planter.candidates import candidate_of
-from planter.recipe import Augment
-from planter.train import Pool, view_pool
+from planter.networks.assembly import build_network
+from planter.planting.activations import Activations, steps_of
+from planter.planting.contribution import candidate_of
+from planter.training.loop import Pool, view_pool
+from planter.training.recipe import Augment
 
 
 class DoubledPool(Doubled, Pool):

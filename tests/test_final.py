@@ -18,15 +18,15 @@ from torch.nn import functional
 from typer.testing import CliRunner
 
 import planter
-from planter import checkpoint
 from planter.arch import Architecture
-from planter.assembly import build_network
 from planter.cli.app import app
 from planter.driver import final
 from planter.driver.backends import local
-from planter.driver.jobs import seed_of
 from planter.driver.run_folder.read import read_points, run_study
 from planter.driver.tasks.context import Context
+from planter.driver.trials.jobs import seed_of
+from planter.networks import checkpoint
+from planter.networks.assembly import build_network
 
 STUDY = """
 name: small

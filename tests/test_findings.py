@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from planter.driver.checking.check import prepare
-from planter.driver.checking.findings import Findings
-from planter.study import StudyError
-from planter.study_file import read_study
+from planter.study.file import read_study
+from planter.study.findings import Findings
+from planter.study.schema import StudyError
 
 
 def problems(*overrides: str) -> dict[str, str]:

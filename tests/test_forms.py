@@ -17,10 +17,12 @@ from test_kernels import as_stored, by_output, layers, move_, train_
 from torch import Tensor, nn
 
 from planter.arch import Architecture
-from planter.assembly import build
-from planter.blocks import expanded_layers
-from planter.filters import is_conv_or_linear, kernel_decay
-from planter.forms import (
+from planter.costs.macs import cost
+from planter.edits.expand import collapse_kernels_, expand_kernels_
+from planter.edits.inherit import inherit_weights
+from planter.kernels.blocks import expanded_layers
+from planter.kernels.filters import is_conv_or_linear, kernel_decay
+from planter.kernels.forms import (
     AsymmetricBlock,
     DOConv,
     FeatureFilter,
@@ -30,10 +32,8 @@ from planter.forms import (
     form_of,
     forms_of,
 )
-from planter.kernels import collapse_kernels_, expand_kernels_
-from planter.macs import cost
-from planter.morph import inherit_weights
-from planter.recipe import Recipe, make_optimizer
+from planter.networks.assembly import build
+from planter.training.recipe import Recipe, make_optimizer
 
 PARAMETRIZED = [KernelFilter(2, 2), DOConv()]
 FORMS = [*PARAMETRIZED, AsymmetricBlock(), FeatureFilter(2), FeatureFilter(2, expand_inputs=False)]

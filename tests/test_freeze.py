@@ -10,8 +10,8 @@ from torch.nn import functional
 
 from planter.arch import Architecture
 from planter.backbones import build_backbone
-from planter.freeze import freeze_inherited_, thaw_
-from planter.morph import inherit_weights
+from planter.edits.freeze import freeze_inherited_, thaw_
+from planter.edits.inherit import inherit_weights
 
 Optimiser = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 OPTIMISERS: dict[str, Optimiser] = {

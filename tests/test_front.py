@@ -9,8 +9,8 @@ import os
 
 import pytest
 
-from planter import front
-from planter.front import (
+from planter.front import points as front
+from planter.front.points import (
     COLUMNS,
     Point,
     covered,

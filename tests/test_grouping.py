@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from planter.arch import Architecture
-from planter.assembly import build_network
 from planter.backbones import with_data_options
 from planter.driver.checking.check import prepare
-from planter.grouping import is_grouped, regrouped
-from planter.planting import plant
-from planter.study import Study, StudyError
+from planter.edits.grouping import is_grouped, regrouped
+from planter.networks.assembly import build_network
+from planter.planting.plants import plant
+from planter.study.schema import Study, StudyError
 
 NETS = """
     from collections import OrderedDict

@@ -15,16 +15,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from planter.arch import Architecture
-from planter.assembly import build, build_network
 from planter.backbones import full_widths
 from planter.data import InMemorySplit
-from planter.freeze import freeze_inherited_, thaw_
-from planter.morph import inherit_weights
-from planter.norms import NormMode
-from planter.pipelines import Pipelines
-from planter.planting import plant, train_plant
-from planter.recipe import Recipe
-from planter.train import Batch
+from planter.edits.freeze import freeze_inherited_, thaw_
+from planter.edits.inherit import inherit_weights
+from planter.networks.assembly import build, build_network
+from planter.networks.norms import NormMode
+from planter.networks.pipelines import Pipelines
+from planter.planting.plants import plant, train_plant
+from planter.training.loop import Batch
+from planter.training.recipe import Recipe
 
 CLASSES = 4
 # Builder, size of the images, options, widths other than 3 throughout.

@@ -5,8 +5,8 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planter.halving import Rungs, by_rank
-from planter.pareto import pareto_rank
+from planter.front.halving import Rungs, by_rank
+from planter.front.pareto import pareto_rank
 
 # Small integer grids make ties and duplicates common.
 _point = st.tuples(st.integers(0, 4), st.integers(1, 5))

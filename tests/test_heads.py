@@ -8,7 +8,7 @@ from nets import images
 from torch import Tensor, nn
 from torch.nn import functional
 
-from planter.heads import HEADS, image_head
+from planter.networks.image_heads import HEADS, image_head
 
 # Hu's Tables 1 and 4: output channels, input channels and kernel of each convolution.
 TABLES = {

@@ -11,10 +11,10 @@ from nets import depthwise, fill_, flat, images, residual
 from torch import Tensor, nn
 from torch.nn import functional
 
-from planter.filters import kernel_decay
-from planter.forms import KernelFilter
-from planter.kernels import collapse_kernels_, expand_kernels_
-from planter.recipe import Recipe, make_optimizer
+from planter.edits.expand import collapse_kernels_, expand_kernels_
+from planter.kernels.filters import kernel_decay
+from planter.kernels.forms import KernelFilter
+from planter.training.recipe import Recipe, make_optimizer
 
 KINDS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)

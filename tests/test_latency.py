@@ -15,13 +15,15 @@ import yaml
 from filelock import FileLock
 from typer.testing import CliRunner
 
-from planter import Architecture, checkpoint, engines, timing
-from planter.assembly import build_network
+from planter import Architecture
 from planter.cli import app
-from planter.engines import calls_of, to_onnx
-from planter.front import COLUMNS, document, measured_latency
-from planter.measured import measurement, write_column, write_measurement
-from planter.timing import Timing
+from planter.front.points import COLUMNS, document, measured_latency
+from planter.latency import engines, timing
+from planter.latency.engines import calls_of, to_onnx
+from planter.latency.file import measurement, write_column, write_measurement
+from planter.latency.timing import Timing
+from planter.networks import checkpoint
+from planter.networks.assembly import build_network
 
 WIDTHS = {"conv1": 3, "conv2": 3, "conv3": 4, "conv4": 4, "conv5": 5, "fc1": 6}
 NET = Architecture("convnet", WIDTHS, {"image": [1, 8, 8], "classes": 4})

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from made_runs import POINTS, made_run
 
-from planter.describe import difference, network_lines
 from planter.driver.run_folder.read import read_points
 from planter.driver.storage.points import PointBook, open_storage
-from planter.front import Point
+from planter.front.describe import difference, network_lines
+from planter.front.points import Point
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from planter.losses import (
+from planter.training.losses import (
     classification_loss,
     distillation_loss,
     full_weights,

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from planter.arch import Architecture
-from planter.assembly import build
 from planter.backbones import full_widths
-from planter.forms import KernelFilter, TrainingForm, form_of
-from planter.kernels import collapse_kernels_, expand_kernels_
-from planter.macs import Cost, cost, training_cost
+from planter.costs.macs import Cost, cost, training_cost
+from planter.edits.expand import collapse_kernels_, expand_kernels_
+from planter.kernels.forms import KernelFilter, TrainingForm, form_of
+from planter.networks.assembly import build
 
 CNSN = Architecture(
     "vgg16",

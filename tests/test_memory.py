@@ -12,7 +12,7 @@ import pytest
 _STEPS = """
 import resource, sys
 import torch
-from planter.memory import keep_memory
+from planter.machine.memory import keep_memory
 
 kept = keep_memory() if sys.argv[1] == "keep" else None
 

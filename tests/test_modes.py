@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from planter.modes import ShapesOnly
+from planter.machine.torch_state import ShapesOnly
 
 
 def test_a_relu_without_numbers_gives_a_tensor_of_its_own_of_the_same_shape():

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from planter.arch import Architecture
 from planter.backbones import build_backbone
-from planter.macs import cost
+from planter.costs.macs import cost
 
 State = dict[str, Tensor]
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from planter.arch import Architecture
 from planter.backbones import build_backbone, full_widths
-from planter.morph import inherit_optimizer_state_, inherit_weights, optimizer_state
+from planter.edits.inherit import inherit_optimizer_state_, inherit_weights, optimizer_state
 
 SMALL_VGG = dict(zip(full_widths("vgg16"), (3, 3, 4, 4, 5, 5, 5, 6, 6, 6, 6, 6, 6), strict=True))
 NETWORKS: dict[str, tuple[Mapping[str, int], tuple[int, int, int]]] = {

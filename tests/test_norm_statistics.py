@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from planter.data import InMemorySplit
-from planter.recipe import Augment, Recipe
-from planter.train import (
+from planter.training.loop import (
     recalibrate_batchnorm_,
 )
+from planter.training.recipe import Augment, Recipe
 
 
 def normed() -> nn.Sequential:

@@ -10,7 +10,7 @@ from nets import images
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from planter.norms import batch_norms, check_norm_mode, own_norm, switched
+from planter.networks.norms import batch_norms, check_norm_mode, own_norm, switched
 
 KINDS = [
     (nn.BatchNorm1d, (4,)),

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planter.front import COLUMNS
-from planter.reranked import corners, front_by
+from planter.front.points import COLUMNS
+from planter.front.reranked import corners, front_by
 
 _MORE_IS_BETTER = {"accuracy": 1, "macs": -1, "params": -1, "latency_ms": -1}
 

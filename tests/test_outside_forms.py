@@ -13,21 +13,21 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from nets import flat, images
-from planter.driver.run_folder.read import read_points
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from typer.testing import CliRunner
 
 import planter
 from planter import Architecture, collapse_kernels_, expand_kernels_, form_of
-from planter.blocks import Block, Conv, cannot_give_way, expanded_layers, replace_
 from planter.cli import app
-from planter.filters import Factors
-from planter.forms import FORMS, FormKind, TrainingForm, form_names, forms_of
-from planter.forms.short_names import number_text, read_numbers, read_settings
-from planter.macs import training_cost
-from planter.recipe import Recipe, make_optimizer
-from planter.study import StudyError
+from planter.costs.macs import training_cost
+from planter.driver.run_folder.read import read_points
+from planter.kernels.blocks import Block, Conv, cannot_give_way, expanded_layers, replace_
+from planter.kernels.filters import Factors
+from planter.kernels.forms import FORMS, FormKind, TrainingForm, form_names, forms_of
+from planter.kernels.forms.short_names import number_text, read_numbers, read_settings
+from planter.study.schema import StudyError
+from planter.training.recipe import Recipe, make_optimizer
 
 STUDY = """
 name: outside

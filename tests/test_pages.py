@@ -7,7 +7,7 @@ import pytest
 from jinja2 import UndefinedError
 
 import planter
-from planter.pages import rendered
+from planter.plots.pages import rendered
 
 TEMPLATES = sorted(Path(planter.__file__).parent.rglob("templates/*"))
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planter.pareto import hypervolume, pareto_front
+from planter.front.pareto import hypervolume, pareto_front
 
 # Small integer grids make ties and duplicates common.
 _grid = st.lists(st.tuples(st.integers(0, 4), st.integers(1, 5)), max_size=12)

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 
 import planter
 from planter import Architecture
-from planter.assembly import build_network
 from planter.backbones import full_widths, with_data_options
-from planter.commands import command, word_of
-from planter.paths import user_path
-from planter.study import StudyError
-from planter.study_file import read_study
+from planter.machine.commands import command, word_of
+from planter.machine.paths import user_path
+from planter.networks.assembly import build_network
+from planter.study.file import read_study
+from planter.study.schema import StudyError
 
 _WRITTEN = [
     "~/a",

@@ -13,10 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from twins import NAMES, awkward
 
 from planter.arch import Architecture
-from planter.assembly import build, build_without_data
-from planter.macs import cost, joint_macs, training_cost
-from planter.norms import NormMode
-from planter.pipelines import Pipelines
+from planter.costs.macs import cost, joint_macs, training_cost
+from planter.networks.assembly import build, build_without_data
+from planter.networks.norms import NormMode
+from planter.networks.pipelines import Pipelines
 
 EVERY = Architecture(
     "nets:residual",

@@ -26,11 +26,11 @@ from twins import (
 )
 
 from planter.backbones import StagedNet
-from planter.forms import KernelFilter
-from planter.kernels import collapse_kernels_, expand_kernels_
-from planter.losses import multi_pipeline_loss
-from planter.norms import NormMode
-from planter.pipelines import Entry, Exit, Pipelines
+from planter.edits.expand import collapse_kernels_, expand_kernels_
+from planter.kernels.forms import KernelFilter
+from planter.networks.norms import NormMode
+from planter.networks.pipelines import Entry, Exit, Pipelines
+from planter.training.losses import multi_pipeline_loss
 
 MODES: list[NormMode] = ["shared", "switch_stats", "switch_all"]
 modes = pytest.mark.parametrize("norms", MODES)

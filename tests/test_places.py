@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from planter.arch import Architecture
-from planter.assembly import build, check_architecture
 from planter.backbones import StagedNet
-from planter.pipelines import Pipelines
-from planter.places import (
+from planter.networks.assembly import build, check_architecture
+from planter.networks.cut_points import (
     Cut,
     backbone_without_data,
     cuts,
@@ -24,6 +23,7 @@ from planter.places import (
     image_of,
     stage_names,
 )
+from planter.networks.pipelines import Pipelines
 
 Specs = dict[str, dict[str, Any]]
 

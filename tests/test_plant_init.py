@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from planter.arch import Architecture
-from planter.assembly import build, build_network
 from planter.backbones import full_widths
-from planter.pipelines import Pipelines
-from planter.plant_init import PROPOSALS, check_init, pick_filters_, scale_filters_
-from planter.planting import channels_to_plant, merge, plant
+from planter.networks.assembly import build, build_network
+from planter.networks.pipelines import Pipelines
+from planter.planting.plants import channels_to_plant, merge, plant
+from planter.planting.starts import PROPOSALS, check_init, pick_filters_, scale_filters_
 
 CLASSES = 4
 X = images(12)

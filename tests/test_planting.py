@@ -11,12 +11,12 @@ from nets import fill_, split
 from torch import nn
 
 from planter.arch import Architecture
-from planter.assembly import build_network
 from planter.backbones import full_widths, with_data_options
-from planter.losses import distillation_loss
-from planter.planting import accept, live_channels, plant, train_plant
-from planter.recipe import Augment, Recipe
-from planter.train import Batch, Epoch
+from planter.networks.assembly import build_network
+from planter.planting.plants import accept, live_channels, plant, train_plant
+from planter.training.loop import Batch, Epoch
+from planter.training.losses import distillation_loss
+from planter.training.recipe import Augment, Recipe
 
 LOSSES = st.integers(0, 4).map(float)  # few values, so that ties happen
 

@@ -14,7 +14,7 @@ from planter.plots import (
     growth_info,
     write_html,
 )
-from planter.ticks import log_ticks
+from planter.plots.ticks import log_ticks
 
 
 def _point(id_, method, accuracy, macs, *, on_front=False, test=None):

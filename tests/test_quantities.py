@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planter.quantities import plain_quantity, quantity_of
-from planter.study import StudyError
-from planter.study_file import read_study
+from planter.study.file import read_study
+from planter.study.quantities import plain_quantity, quantity_of
+from planter.study.schema import StudyError
 
 _ZEROS = {"": 0, "k": 3, "M": 6, "G": 9, "T": 12, "P": 15}
 

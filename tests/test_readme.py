@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 import planter
-from planter.study_file import read_study
+from planter.study.file import read_study
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)

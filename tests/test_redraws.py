@@ -14,8 +14,8 @@ import planter
 from planter.driver.checking import space as check_space
 from planter.driver.checking.check import prepare
 from planter.driver.proposers.redraws import IN_A_ROW
-from planter.study import StudyError
-from planter.study_file import read_study
+from planter.study.file import read_study
+from planter.study.schema import StudyError
 
 STUDY = """
 name: drawn
@@ -92,7 +92,7 @@ def test_the_same_seed_draws_what_it_drew_where_nothing_is_refused(tmp_path: Pat
     body = 'return net(trial.suggest_int("width", 2, 900) // 100 + 2)\n'
     searched(tmp_path, f"    {body}", ["sample.trials=3"])
     # As planter always has: a sampler of its own for each trial, of the trial's seed.
-    from planter.driver.jobs import seed_of
+    from planter.driver.trials.jobs import seed_of
 
     expected = []
     for number in range(3):

@@ -13,10 +13,8 @@ from typer.testing import CliRunner
 
 import planter
 from planter import Architecture
-from planter.assembly import build_network
 from planter.backbones import full_widths, with_data_options
 from planter.cli import app
-from planter.driver.jobs import Job, Outcome, points_of, seed_of
 from planter.driver.outcome import SearchFailedError
 from planter.driver.proposers.proposer import Notice, Proposer, SearchContext
 from planter.driver.proposers.registry import PROPOSERS
@@ -24,10 +22,12 @@ from planter.driver.proposers.samplers import SAMPLERS
 from planter.driver.tasks.context import Context
 from planter.driver.tasks.run_job import TASKS
 from planter.driver.tasks.whole import class_loss, of_batch, train_whole
-from planter.methods import METHODS, Method
-from planter.objectives import OBJECTIVES, Objective
-from planter.recipe import Augment
-from planter.study import StudyError
+from planter.driver.trials.jobs import Job, Outcome, points_of, seed_of
+from planter.front.methods import METHODS, Method
+from planter.front.objectives import OBJECTIVES, Objective
+from planter.networks.assembly import build_network
+from planter.study.schema import StudyError
+from planter.training.recipe import Augment
 
 STUDY = """
 name: outside

@@ -17,12 +17,12 @@ from optuna.trial import create_trial
 from test_driver import write_study
 
 import planter
-from planter.course import Stopped, course
 from planter.driver.run_folder import report as report_module
 from planter.driver.run_folder.read import read_points, run_study, standing
 from planter.driver.run_folder.report import _importances, write_report
 from planter.driver.storage.points import METRICS, PointBook, open_storage, open_study
-from planter.front import Point
+from planter.front.history import Stopped, course
+from planter.front.points import Point
 from planter.plots import CourseLine, course_figure, importance_figure
 from planter.report import without_password
 

@@ -17,15 +17,15 @@ from hypothesis import strategies as st
 from optuna.storages import InMemoryStorage
 
 from planter import Architecture, cost
-from planter.driver.checking.bounds import Latencies
-from planter.driver.checking.networks import Planned
-from planter.driver.jobs import Job
+from planter.costs.macs import Cost
 from planter.driver.proposers.planting import Rounds
 from planter.driver.proposers.proposer import SearchContext
 from planter.driver.storage.points import PointBook
-from planter.macs import Cost
-from planter.recipe import Recipe
-from planter.study import Bounds, Plant, Study
+from planter.driver.trials.bounds import Latencies
+from planter.driver.trials.jobs import Job
+from planter.driver.trials.networks import Planned
+from planter.study.schema import Bounds, Plant, Study
+from planter.training.recipe import Recipe
 
 LAYERS = ("conv1", "conv2", "conv3")
 START = Architecture(
@@ -50,7 +50,7 @@ def counted(architecture: Architecture) -> Cost:
 @pytest.fixture(autouse=True, scope="module")
 def _counted_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("planter.driver.checking.bounds.cost", counted)
+        patch.setattr("planter.driver.trials.bounds.cost", counted)
         yield
 
 

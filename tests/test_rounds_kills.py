@@ -15,13 +15,13 @@ from optuna.storages import InMemoryStorage
 from test_rounds import LOSSES, RECIPE, Books, Losses, Oracle, counted, plants, study, table
 
 from planter.driver.storage.points import PointBook
-from planter.study import Plant, Study
+from planter.study.schema import Plant, Study
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _counted_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("planter.driver.checking.bounds.cost", counted)
+        patch.setattr("planter.driver.trials.bounds.cost", counted)
         yield
 
 

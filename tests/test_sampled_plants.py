@@ -11,9 +11,9 @@ from planter.arch import Architecture
 from planter.driver.run_folder.read import read_points
 from planter.driver.tasks import context as context_module
 from planter.driver.tasks import planting_step, sampled
-from planter.pipelines import Pipelines
-from planter.space import Candidate
-from planter.study import StudyError
+from planter.networks.pipelines import Pipelines
+from planter.study.schema import StudyError
+from planter.study.space import Candidate
 
 STUDY = """
 name: plants
@@ -196,7 +196,7 @@ def space(trial):
         fit(context, trial, *args, **how)
 
     monkeypatch.setattr(context_module.Context, "fit", teacher_alone)
-    with pytest.raises(planter.driver.jobs.SearchStoppedError):
+    with pytest.raises(planter.driver.trials.jobs.SearchStoppedError):
         planter.search(write_study(tmp_path, space, 1), out=tmp_path / "run")
     log = (tmp_path / "run" / "trials" / "s0000" / "log.txt").read_text()
     assert "densenet cannot grow in growth" in log
@@ -221,7 +221,7 @@ def test_a_plant_that_does_not_exist_is_a_problem_of_the_study(tmp_path, plants,
 def test_the_shipped_space_draws_networks_that_grow():
     import optuna
 
-    from planter.space import load_space
+    from planter.study.space import load_space
 
     space = load_space("planting", image=(1, 8, 8), classes=10)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))

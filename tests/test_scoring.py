@@ -26,16 +26,16 @@ from torch.nn import functional
 
 import planter
 from planter.arch import Architecture
-from planter.assembly import build, build_network, build_without_data
 from planter.backbones import BUILDERS
 from planter.data import Data, InMemorySplit, Split
 from planter.driver.final import train_points
-from planter.driver.jobs import seed_of
+from planter.driver.trials.jobs import seed_of
 from planter.export.points import export_point, find_row, open_run
-from planter.normalisation import Renormalised
-from planter.recipe import Augment, Recipe
-from planter.study import StudyError
-from planter.train import Batch, fit, recalibrate_batchnorm_
+from planter.networks.assembly import build, build_network, build_without_data
+from planter.networks.normalisation import Renormalised
+from planter.study.schema import StudyError
+from planter.training.loop import Batch, fit, recalibrate_batchnorm_
+from planter.training.recipe import Augment, Recipe
 
 WITHOUT_NORMS = {"convnet", "toy", "alexnet"}
 NORMED = [*sorted(set(BUILDERS) - WITHOUT_NORMS), "torchvision:resnet18"]
@@ -278,7 +278,7 @@ def test_students_learn_from_the_teacher_as_it_was_trained(
     split: Split = data.train
     guide: nn.Module | Tensor = teacher
     if "views" in augment:
-        split = planter.train.view_pool(data.train, Augment(**augment), seed_of(0, "views"))
+        split = planter.training.loop.view_pool(data.train, Augment(**augment), seed_of(0, "views"))
         guide = logits_of(teacher, split)
     fit(student, loss, split, recipe, seed=spec["seed"], teacher=guide)
     for batch in seen:

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from planter.arch import Architecture
-from planter.assembly import build, check_architecture
-from planter.forms import AsymmetricBlock, KernelFilter, form_names, forms_of
-from planter.kernels import check_kernels
-from planter.space import Candidate, load_space
+from planter.edits.expand import check_kernels
+from planter.kernels.forms import AsymmetricBlock, KernelFilter, form_names, forms_of
+from planter.networks.assembly import build, check_architecture
+from planter.study.space import Candidate, load_space
 
 _IMAGE, _CLASSES = (3, 16, 16), 7
 _SHIPPED = Path(__file__).parent.parent / "search_spaces" / "convnet_cuts.py"

@@ -7,13 +7,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from planter import Architecture
-from planter.assembly import build_network
 from planter.backbones import full_widths, with_data_options
 from planter.data import InMemorySplit, Split
-from planter.fast_round import train_round
-from planter.planting import live_channels, plant
-from planter.recipe import Augment, Recipe
-from planter.train import Batch, evaluate, fit, predict
+from planter.networks.assembly import build_network
+from planter.planting.plants import live_channels, plant
+from planter.planting.round import train_round
+from planter.training.loop import Batch, evaluate, fit, predict
+from planter.training.recipe import Augment, Recipe
 
 
 def logits_loss(logits: Tensor, labels: Tensor, teacher: Tensor | None) -> Tensor:

@@ -7,10 +7,10 @@ import pytest
 from test_driver import Interruption, rows, write_study
 
 import planter
-from planter.course import course
 from planter.driver.backends import local
 from planter.driver.run_folder.read import opened, points_in, run_study, stopped_in
 from planter.driver.schedule import Schedule
+from planter.front.history import course
 
 EPOCHS, TRIALS = 8, 12
 STOPPING = "sample.early_stopping={rungs: [0.25, 0.5], keep: 0.5, wait: 4}"
@@ -202,7 +202,7 @@ def test_families_are_compared_by_what_they_cover(place, tmp_path):
     ["{rungs: []}", "{rungs: [0.5, 0.25]}", "{rungs: [1.0]}", "{keep: 1.0}", "{wait: 0}", "{k: 1}"],
 )
 def test_ladders_that_cannot_be_climbed_are_refused(place, wrong):
-    from planter.study_file import read_study
+    from planter.study.file import read_study
 
     with pytest.raises(ValueError, match=r"sample\.early_stopping"):
         read_study(place / "small.yaml", [f"sample.early_stopping={wrong}"])

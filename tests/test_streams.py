@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from planter.front import read_front
+from planter.front.points import read_front
 
 COST = ["cost", "toy"]
 WRONG = ["cost", "nosuch"]  # a mistake of the user's: exit code 2

@@ -7,8 +7,8 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from planter.study import StudyError
-from planter.study_file import read_study
+from planter.study.file import read_study
+from planter.study.schema import StudyError
 
 _VALID = """\
 name: mine

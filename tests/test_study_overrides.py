@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_study import _VALID, _problems
 
-from planter.study import Study, StudyError
-from planter.study_file import find_study, read_study
+from planter.study.file import find_study, read_study
+from planter.study.schema import Study, StudyError
 
 _STUDIES = Path(__file__).parent.parent / "studies"
 

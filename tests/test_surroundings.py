@@ -17,7 +17,7 @@ import torch
 import planter
 from planter.backbones import BUILDERS, Builder, source_key
 from planter.backbones.toy import WIDTHS, toy
-from planter.study import StudyError
+from planter.study.schema import StudyError
 
 STUDY = """
 name: tiny

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from planter.timing import forward, time_calls
+from planter.latency.timing import forward, time_calls
 
 
 class Sleeper(nn.Module):

@@ -8,9 +8,7 @@ import torch
 from nets import fill_, images
 from torch import nn
 
-from planter import checkpoint
 from planter.arch import Architecture
-from planter.assembly import build_network
 from planter.backbones import (
     StagedNet,
     build_backbone,
@@ -20,7 +18,9 @@ from planter.backbones import (
     source_key,
     with_data_options,
 )
-from planter.macs import cost
+from planter.costs.macs import cost
+from planter.networks import checkpoint
+from planter.networks.assembly import build_network
 
 IMAGENET = {"classes": 1000, "image": (3, 224, 224)}
 # Parameters and 10^9 multiply-adds as torchvision's documentation prints them.

@@ -14,15 +14,14 @@ from nets import fill_, residual, split
 from torch import Tensor, nn
 from torch.nn import functional
 
-from planter import train
-from planter.checkpoint import write_training
 from planter.data import InMemorySplit, Split
-from planter.forms import KernelFilter
-from planter.freeze import freeze_inherited_
-from planter.kernels import expand_kernels_
-from planter.morph import inherit_weights
-from planter.recipe import Augment, Recipe
-from planter.train import (
+from planter.edits.expand import expand_kernels_
+from planter.edits.freeze import freeze_inherited_
+from planter.edits.inherit import inherit_weights
+from planter.kernels.forms import KernelFilter
+from planter.networks.checkpoint import write_training
+from planter.training import loop as train
+from planter.training.loop import (
     Batch,
     Epoch,
     evaluate,
@@ -30,6 +29,7 @@ from planter.train import (
     predict,
     recalibrate_batchnorm_,
 )
+from planter.training.recipe import Augment, Recipe
 
 DATA = split(50, classes=4)
 RECIPE = Recipe(

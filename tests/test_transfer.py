@@ -7,10 +7,10 @@ import torch
 from nets import fill_, flat, images, residual
 from torch import Tensor, nn
 
-from planter.blocks import expanded_layers
-from planter.forms import AsymmetricBlock, KernelFilter
-from planter.kernels import collapse_kernels_, expand_kernels_
-from planter.transfer import expand_from_
+from planter.edits.expand import collapse_kernels_, expand_kernels_
+from planter.edits.transfer import expand_from_
+from planter.kernels.blocks import expanded_layers
+from planter.kernels.forms import AsymmetricBlock, KernelFilter
 
 
 def trained(seed: int, classes: int = 5, builder=residual) -> nn.Module:

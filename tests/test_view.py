@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 from planter.driver.dashboard import notes
 from planter.driver.dashboard.storage_view import DashboardView
 from planter.driver.storage.points import open_storage
-from planter.svg import Line, chart
+from planter.plots.svg import Line, chart
 
 
 @pytest.fixture

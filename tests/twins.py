@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from planter.backbones import StagedNet
-from planter.norms import NormMode
-from planter.pipelines import Entry, Exit, Pipelines
+from planter.networks.norms import NormMode
+from planter.networks.pipelines import Entry, Exit, Pipelines
 
 Ways = dict[str, Entry | Exit]
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)

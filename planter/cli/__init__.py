@@ -10,7 +10,6 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from planter.choose import NothingWithinError
 from planter.cli import (  # noqa: F401 - they register their commands
     counting,
     exporting,
@@ -21,6 +20,7 @@ from planter.cli import (  # noqa: F401 - they register their commands
 )
 from planter.cli.app import app, err, out
 from planter.cli.streams import keep_streams
+from planter.front.choose import NothingWithinError
 
 _LONGEST_LINE = 1000
 

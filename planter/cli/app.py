@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from planter.paths import user_path
+from planter.machine.paths import user_path
 
 app = typer.Typer(
     name="planter",
@@ -45,7 +45,7 @@ Knee = Annotated[bool, typer.Option("--knee", help="The point from which on accu
 
 
 def expanded(path: Path | None) -> Path | None:
-    """A path of the command line as `planter.paths` reads it; a callback of options."""
+    """A path of the command line as `planter.machine.paths` reads it; a callback of options."""
     return None if path is None else user_path(str(path))
 
 

@@ -9,8 +9,8 @@ import typer
 
 from planter.arch import Architecture
 from planter.cli.app import app, out
-from planter.tables import cost_json, print_cost, training_table
-from planter.targets import architecture_of_builder, pipelines_of, point_of
+from planter.cli.tables import cost_json, print_cost, training_table
+from planter.cli.targets import architecture_of_builder, pipelines_of, point_of
 
 
 @app.command(epilog="Example: planter cost vgg16 --cut cut2 --cut cut7 --image 3x32x32")
@@ -67,10 +67,10 @@ def cost(
     inputs of poolings. With --training: the multiply-adds of one step, forward and backward, with
     all pipelines and in the training form of the kernels, beside the plain ones.
     """
-    from planter.assembly import check_architecture
-    from planter.forms import form_names, form_of, forms_of
-    from planter.macs import cost as count
-    from planter.macs import training_cost
+    from planter.costs.macs import cost as count
+    from planter.costs.macs import training_cost
+    from planter.kernels.forms import form_names, form_of, forms_of
+    from planter.networks.assembly import check_architecture
 
     if kernels is not None and not training:
         raise ValueError("--kernels is the form a network trains in: give --training with it")

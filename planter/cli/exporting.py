@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 
 from planter.cli.app import Knee, MaxMacs, MinAccuracy, app, err, expanded, out
-from planter.targets import split_target
+from planter.cli.targets import split_target
 
 if TYPE_CHECKING:
     from planter.export import Exported
@@ -59,7 +59,7 @@ def export(
     The file is loaded again where planter cannot be imported. It stays only if it gives the
     network's logits (to 1e-4) and classes for each of the run's validation images.
     """
-    from planter.choose import chosen
+    from planter.front.choose import chosen
 
     if format_name is not None and file.suffix != f".{format_name}":
         raise ValueError(f"-o {file}: expected a file that ends in .{format_name}")

@@ -14,9 +14,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from planter.cli.app import app, err, out, shown_path
-from planter.commands import command
-from planter.paths import user_path
-from planter.targets import run_folder
+from planter.cli.targets import run_folder
+from planter.machine.commands import command
+from planter.machine.paths import user_path
 
 _ROUNDS = 10
 
@@ -59,8 +59,8 @@ def latency(
     import torch
 
     from planter.driver.run_folder.read import run_study
-    from planter.front import read_front
-    from planter.measured import (
+    from planter.front.points import read_front
+    from planter.latency.file import (
         read_measurements,
         reported,
         write_column,
@@ -93,8 +93,8 @@ def latency(
 
 def _is_file(target: str) -> bool:
     """Whether a target is a network, or a file that ought to be one, rather than a run."""
-    from planter.engines import FILES
     from planter.export import FORMATS
+    from planter.latency.engines import FILES
 
     path = user_path(target)
     known = FORMATS.get(path.suffix.removeprefix("."))
@@ -112,7 +112,7 @@ def _held(run: Path, *, anyway: bool) -> Iterator[bool]:
     """Keeps searches out of the run; whether that was possible. Raises ValueError where one is at
     work there, unless `anyway`."""
     from planter.driver.run_folder.settings import lock_run
-    from planter.study import StudyError
+    from planter.study.schema import StudyError
 
     try:
         lock = lock_run(run)
@@ -139,10 +139,10 @@ def _measured(
     *,
     own_code: bool = False,
 ) -> dict[str, Any]:
-    from planter.engines import INSTALL, calls_of, onnx_is_here
-    from planter.measured import measurement
-    from planter.modes import threads_of_torch
-    from planter.timing import time_calls
+    from planter.latency.engines import INSTALL, calls_of, onnx_is_here
+    from planter.latency.file import measurement
+    from planter.latency.timing import time_calls
+    from planter.machine.torch_state import threads_of_torch
 
     load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
     if load is not None and load > 0.5:

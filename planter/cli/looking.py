@@ -20,13 +20,13 @@ from planter.cli.app import (
     out,
     shown_path,
 )
-from planter.commands import command
-from planter.describe import form_text, with_networks
-from planter.tables import print_choice, print_front, print_points
-from planter.targets import run_folder
+from planter.cli.tables import print_choice, print_front, print_points
+from planter.cli.targets import run_folder
+from planter.front.describe import form_text, with_networks
+from planter.machine.commands import command
 
 if TYPE_CHECKING:
-    from planter.front import Point
+    from planter.front.points import Point
 
 Picture = Annotated[Path | None, typer.Option(help="Draw a picture.", callback=expanded)]
 
@@ -65,8 +65,8 @@ def pareto(
     """
     from planter.driver.run_folder.compare import other_images
     from planter.driver.run_folder.read import run_study
-    from planter.front import columns, read_front, to_csv, write_text
-    from planter.reranked import front_by
+    from planter.front.points import columns, read_front, to_csv, write_text
+    from planter.front.reranked import front_by
 
     folders = [run_folder(run) for run in runs]
     objectives = [up, across, *([third] if third else [])]
@@ -162,7 +162,7 @@ def show(
     at_knee: Knee = False,
 ) -> None:
     """Show a run's points, one trial, or the best point under a bound and its neighbours."""
-    from planter.front import read_front
+    from planter.front.points import read_front
 
     folder = run_folder(run)
     front = read_front(folder)
@@ -171,7 +171,7 @@ def show(
     if bounded:
         if point is not None:
             raise ValueError(f"give either the ID {point!r} or a bound (or --knee), not both")
-        from planter.choose import chosen
+        from planter.front.choose import chosen
 
         row = chosen(front, max_macs=max_macs, min_accuracy=min_accuracy, at_knee=at_knee)
         print_choice(out, front, row, points)

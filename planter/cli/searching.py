@@ -12,8 +12,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from planter.cli.app import Set, StudyArgument, app, err, expanded, out, shown_path
-from planter.commands import command
-from planter.tables import duration, print_front
+from planter.cli.tables import print_front
+from planter.machine.commands import command
+from planter.study.quantities import duration
 
 _SHOWN = 10
 
@@ -52,12 +53,12 @@ def search(
     The same command continues a run that was interrupted, to exactly the trials asked for.
     """
     with err.status("loading"):
-        from planter.driver.jobs import SearchStoppedError
+        from planter.cli.progress import ProgressDisplay
         from planter.driver.outcome import SearchFailedError
         from planter.driver.run import search as run_search
-        from planter.memory import keep_memory
-        from planter.progress import ProgressDisplay
-        from planter.study_file import StudyFile
+        from planter.driver.trials.jobs import SearchStoppedError
+        from planter.machine.memory import keep_memory
+        from planter.study.file import StudyFile
 
     given = _overrides(overrides, workers, storage)
     given += ["tensorboard=true"] if tensorboard else []
@@ -147,8 +148,8 @@ def check(
     ] = False,
 ) -> None:
     """Find every mistake in a study, and say what it would cost, without training anything."""
-    from planter.study import Study, StudyError
-    from planter.study_file import read_study
+    from planter.study.file import read_study
+    from planter.study.schema import Study, StudyError
 
     if schema:
         typer.echo(json.dumps(Study.model_json_schema(), indent=2))

@@ -12,8 +12,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from planter.cli.app import RunArgument, app, err, out, shown_path
-from planter.commands import command
-from planter.targets import run_folder
+from planter.cli.targets import run_folder
+from planter.machine.commands import command
 
 
 @app.command(epilog="Example: planter train quickstart --front --seeds 3")
@@ -63,9 +63,9 @@ def train(
     folder = run_folder(run).resolve()
     with err.status("loading"):
         from planter.driver.final import train_points
-        from planter.driver.jobs import SearchStoppedError
-        from planter.final_file import KINDS
-        from planter.memory import keep_memory
+        from planter.driver.run_folder.final_file import KINDS
+        from planter.driver.trials.jobs import SearchStoppedError
+        from planter.machine.memory import keep_memory
 
     given = list(overrides or [])
     if epochs is not None:
@@ -114,7 +114,7 @@ def train(
 
 
 def _print(points: Sequence[Mapping[str, Any]]) -> None:
-    from planter.final_file import KINDS
+    from planter.driver.run_folder.final_file import KINDS
 
     names = {"accuracy": "validation accuracy", "test_accuracy": "test accuracy"}
     for measure, title in names.items():

@@ -13,8 +13,8 @@ from torch import Tensor
 from planter.backbones import import_object
 from planter.data.account import Reading
 from planter.data.arrays import Pixels, ambiguous, check_items, image_array, one_type, pixels_of
+from planter.data.folders.layout import PARTS
 from planter.data.labels import as_array, class_names_of, numbered, refuse_masked
-from planter.data.layout import PARTS
 from planter.data.raw import Pair, Raw
 
 _Result = TypeVar("_Result")

@@ -13,26 +13,26 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from planter import checkpoint
-from planter.commands import command
 from planter.data import Data
-from planter.disk import when_there_is_space
 from planter.driver.backends.local import run_here
 from planter.driver.checking.check import worker_count
-from planter.driver.jobs import Job, Outcome, Queue
 from planter.driver.proposers.proposer import Proposer
+from planter.driver.run_folder.final_file import FINAL, KINDS, FinalFile, Kind, Row
 from planter.driver.run_folder.read import images_of, read_points, run_standing
 from planter.driver.run_folder.settings import drop_half_written, drop_locks
 from planter.driver.schedule import Schedule
 from planter.driver.tasks.context import Context
-from planter.final_file import FINAL, KINDS, FinalFile, Kind, Row
-from planter.front import Point, front_of, read_front
-from planter.modes import plain_torch, threads_of_torch
-from planter.normalisation import as_taken
-from planter.recipe import Recipe
-from planter.study import Study
-from planter.study_file import read_study
-from planter.train import evaluate
+from planter.driver.trials.jobs import Job, Outcome, Queue
+from planter.front.points import Point, front_of, read_front
+from planter.machine.commands import command
+from planter.machine.disk import when_there_is_space
+from planter.machine.torch_state import plain_torch, threads_of_torch
+from planter.networks import checkpoint
+from planter.networks.normalisation import as_taken
+from planter.study.file import read_study
+from planter.study.schema import Study
+from planter.training.loop import evaluate
+from planter.training.recipe import Recipe
 
 _SMALLER = 10
 """The recipe's rate over that of further training: at its peak a full rate would undo what the

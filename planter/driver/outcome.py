@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from planter.driver.jobs import ANOTHER_NAME, SearchStoppedError
 from planter.driver.proposers.proposer import Proposer
-from planter.front import Point, front_of
-from planter.methods import METHODS, is_searched
-from planter.study import Study
+from planter.driver.trials.jobs import ANOTHER_NAME, SearchStoppedError
+from planter.front.methods import METHODS, is_searched
+from planter.front.points import Point, front_of
+from planter.study.schema import Study
 
 _SHOWN = 3
 _CHANGED = f"A study that has changed needs --accept-changes, or {ANOTHER_NAME}."

@@ -9,11 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from planter.disk import is_full
 from planter.driver.backends.local import run_here
-from planter.driver.budget import Account
 from planter.driver.checking.check import Prepared, prepare, worker_count
-from planter.driver.jobs import Job, Outcome, Queue, SearchStoppedError
 from planter.driver.outcome import SearchFailedError, ending
 from planter.driver.proposers.proposer import SearchContext
 from planter.driver.proposers.registry import proposers_for
@@ -30,14 +27,17 @@ from planter.driver.storage.lease import Claim
 from planter.driver.storage.points import PointBook, database_url, open_storage
 from planter.driver.storage.retrying import PatientStorage
 from planter.driver.tasks.context import Context
-from planter.front import (
+from planter.driver.trials.budget import Account
+from planter.driver.trials.jobs import Job, Outcome, Queue, SearchStoppedError
+from planter.front.points import (
     Point,
     covered,
 )
-from planter.modes import plain_torch
-from planter.paths import user_path
-from planter.study import Study
-from planter.study_file import StudyFile
+from planter.machine.disk import is_full
+from planter.machine.paths import user_path
+from planter.machine.torch_state import plain_torch
+from planter.study.file import StudyFile
+from planter.study.schema import Study
 
 log = logging.getLogger(__name__)
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
-from planter.driver.jobs import Job, Outcome, SearchStoppedError
 from planter.driver.proposers.proposer import Proposer
-from planter.methods import is_searched
+from planter.driver.trials.jobs import Job, Outcome, SearchStoppedError
+from planter.front.methods import is_searched
 
 _TRIES = 2
 

@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 
-from planter import checkpoint
-from planter.choose import Front, Row
 from planter.data import Data, Split
 from planter.driver.run_folder.read import images_of, run_standing
 from planter.export import Exported, ExportError, export_network
-from planter.front import read_front
-from planter.normalisation import as_taken
-from planter.train import evaluate
+from planter.front.choose import Front, Row
+from planter.front.points import read_front
+from planter.networks import checkpoint
+from planter.networks.normalisation import as_taken
+from planter.training.loop import evaluate
 
 _TOLD = ("id", "trial", "pipeline", "method", "macs", "params", "accuracy", "test_accuracy")
 

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from planter.course import Step
-from planter.methods import METHODS
+from planter.front.history import Step
+from planter.front.methods import METHODS
 from planter.plots.style import AXIS, DASHES, LAYOUT, RUNS
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from planter.front import write_text
-from planter.pages import rendered
+from planter.front.points import write_text
+from planter.plots.pages import rendered
 
 _KINDS = ("png", "svg", "pdf")
 _WIDTH_PX, _HEIGHT_PX = 1000, 620

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from planter.methods import METHODS
-from planter.objectives import METRIC, OBJECTIVES, Objective
+from planter.front.methods import METHODS
+from planter.front.objectives import METRIC, OBJECTIVES, Objective
+from planter.front.reranked import corners
 from planter.plots.style import AXIS, DASHES, LAYOUT, RUNS, look_of, looks
-from planter.reranked import corners
-from planter.ticks import log_ticks
+from planter.plots.ticks import log_ticks
 
 # A symbol of a run's own beside the colour of the kind.
 _VARIANTS = ("", "-open", "-dot", "-open-dot")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from planter.methods import METHODS
+from planter.front.methods import METHODS
 
 
 class Look(NamedTuple):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from planter.course import Step, Stopped
+from planter.front.history import Step, Stopped
 
 
 @dataclass(frozen=True)

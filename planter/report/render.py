@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from planter.pages import rendered
 from planter.plots import (
     CourseLine,
     course_figure,
@@ -15,6 +14,7 @@ from planter.plots import (
     growth_figure,
     importance_figure,
 )
+from planter.plots.pages import rendered
 from planter.report.contents import Report
 from planter.report.tables import (
     Table,

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any, NamedTuple
 
-from planter.methods import METHODS, is_searched
+from planter.front.methods import METHODS, is_searched
 from planter.report.contents import Facts
-from planter.tables import duration
+from planter.study.quantities import duration
 
 Row = Sequence[object]
 

@@ -35,9 +35,9 @@ import planter
 from planter.driver.backends import ray_session as cluster_module
 from planter.driver.backends.ray_cluster import join, room_for
 from planter.driver.checking.check import prepare
-from planter.driver.jobs import SearchStoppedError
-from planter.study import StudyError
-from planter.study_file import read_study
+from planter.driver.trials.jobs import SearchStoppedError
+from planter.study.file import read_study
+from planter.study.schema import StudyError
 
 # A head with one core, and a machine with two and, so it says, a GPU; a line of input takes the
 # second away.

@@ -13,9 +13,11 @@ import pytest
 from small_study import assert_whole, rows, write_study
 
 import planter
-from planter import checkpoint, fast_round, train
 from planter.driver.backends import local
-from planter.driver.jobs import SearchStoppedError
+from planter.driver.trials.jobs import SearchStoppedError
+from planter.networks import checkpoint
+from planter.planting import round as fast_round
+from planter.training import loop as train
 
 KEPT = ["keep=all"]
 

@@ -21,16 +21,19 @@ from torch import nn
 from torch.nn import functional
 
 import planter
-from planter import checkpoint, cli, disk, train
+from planter import cli
 from planter.data import load_data
-from planter.driver.jobs import SearchStoppedError
 from planter.driver.run_folder import documents
 from planter.driver.schedule import Schedule
 from planter.driver.storage import retrying as patience
 from planter.driver.tasks import context as context_module
 from planter.driver.tasks.planting_step import PlantingStep
-from planter.front import read_front
-from planter.recipe import Recipe
+from planter.driver.trials.jobs import SearchStoppedError
+from planter.front.points import read_front
+from planter.machine import disk
+from planter.networks import checkpoint
+from planter.training import loop as train
+from planter.training.recipe import Recipe
 
 
 class Disk:

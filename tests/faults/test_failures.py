@@ -17,8 +17,8 @@ from PIL import Image
 
 import planter
 from planter import cli
-from planter.driver.jobs import SearchStoppedError
-from planter.study import StudyError
+from planter.driver.trials.jobs import SearchStoppedError
+from planter.study.schema import StudyError
 
 STUDY = """
 name: small

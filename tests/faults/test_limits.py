@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 import planter
-from planter.driver.budget import seconds_for
-from planter.driver.jobs import Job
-from planter.front import document
-from planter.study import Resources
-from planter.study_file import read_study
+from planter.driver.trials.budget import seconds_for
+from planter.driver.trials.jobs import Job
+from planter.front.points import document
+from planter.study.file import read_study
+from planter.study.schema import Resources
 
 SMALL = """
 name: small

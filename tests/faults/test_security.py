@@ -23,8 +23,8 @@ from test_driver import write_study
 
 import planter
 from planter import Architecture
-from planter.assembly import check_architecture
 from planter.backbones import full_widths
+from planter.networks.assembly import check_architecture
 
 JOIN = """
 import ray

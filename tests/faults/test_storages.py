@@ -25,11 +25,11 @@ import pytest
 import planter
 from planter.driver.backends import local
 from planter.driver.dashboard.serve import serve_dashboard
-from planter.driver.jobs import SearchStoppedError
 from planter.driver.run_folder.read import read_points
 from planter.driver.storage import retrying as patience
 from planter.driver.storage.points import METRICS, PatientStorage, open_storage, open_study
-from planter.study import StudyError
+from planter.driver.trials.jobs import SearchStoppedError
+from planter.study.schema import StudyError
 
 STUDY = """
 name: small

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from planter.driver.jobs import Queue
 from planter.driver.tasks.context import Context
 from planter.driver.tasks.run_job import run_job
-from planter.modes import threads_of_torch
+from planter.driver.trials.jobs import Queue
+from planter.machine.torch_state import threads_of_torch
 
 
 def run_here(context: Context, queue: Queue) -> None:

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from planter.data import Data, InMemorySplit
-from planter.driver.jobs import Job
 from planter.driver.tasks.context import Context
+from planter.driver.trials.jobs import Job
 
 
 def pack(context: Context) -> dict[str, Any]:

@@ -17,9 +17,9 @@ from typing import Any
 from planter.driver.backends.parcel import pack
 from planter.driver.backends.ray_cluster import join, room_for, watched
 from planter.driver.backends.session_folder import places, remove_left_folders, session_folder
-from planter.driver.budget import seconds_for
-from planter.driver.jobs import Queue, SearchStoppedError
 from planter.driver.tasks.context import Context
+from planter.driver.trials.budget import seconds_for
+from planter.driver.trials.jobs import Queue, SearchStoppedError
 
 # Read by Ray when it is imported or started. Ray's own books, loggers and reports are switched
 # off: the study's storage is the only truth, and the console is the user's.

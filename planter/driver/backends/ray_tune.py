@@ -21,10 +21,10 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from planter.driver.backends.parcel import job_from_text, job_to_text, unpack
-from planter.driver.budget import seconds_for
-from planter.driver.jobs import Job, Outcome, Queue, beyond
 from planter.driver.tasks.run_job import run_job
-from planter.memory import keep_memory
+from planter.driver.trials.budget import seconds_for
+from planter.driver.trials.jobs import Job, Outcome, Queue, beyond
+from planter.machine.memory import keep_memory
 
 log = logging.getLogger(__name__)
 
@@ -168,7 +168,7 @@ class JobSearcher(Searcher):
 
 
 class ParetoHalving(FIFOScheduler):
-    """Ends a job that has come to a rung and is not among those that go on (`planter.halving`, in
+    """Ends a job that has come to a rung and is not among those that go on (`front/halving.py`, in
     the driver's books: `Sampling.compare`); keeps idle actors for the next job.
 
     A job that waits for others to reach its rung ends as well: its checkpoint is on disk, so that

@@ -12,30 +12,30 @@ from typing import Any, TypeVar
 
 import torch
 
-from planter import checkpoint
 from planter.arch import Architecture
-from planter.assembly import build_network
 from planter.backbones import convolutions, find_builder, full_widths, is_known
+from planter.costs.macs import Cost, cost
 from planter.data import TORCHVISION, Data, load_data
-from planter.driver.checking.bounds import LATENCY, Latencies, limits_of
-from planter.driver.checking.findings import NO_TEACHER, Findings
 from planter.driver.checking.growable import Hindrance, hindrance
 from planter.driver.checking.importable import REMEDY, only_here
-from planter.driver.checking.networks import (
+from planter.driver.checking.space import Drawn, check_space
+from planter.driver.proposers.samplers import SAMPLERS
+from planter.driver.storage.points import check_url
+from planter.driver.trials.bounds import LATENCY, Latencies, limits_of
+from planter.driver.trials.networks import (
     Planned,
     baseline_id,
     builder_of,
     check_network,
     network_of,
 )
-from planter.driver.checking.space import Drawn, check_space
-from planter.driver.proposers.samplers import SAMPLERS
-from planter.driver.storage.points import check_url
-from planter.kernels import check_growing
-from planter.macs import Cost, cost
-from planter.recipe import Recipe
-from planter.space import Space, load_space
-from planter.study import Network, Study, StudyError, Teacher, Widths
+from planter.edits.expand import check_growing
+from planter.networks import checkpoint
+from planter.networks.assembly import build_network
+from planter.study.findings import NO_TEACHER, Findings
+from planter.study.schema import Network, Study, StudyError, Teacher, Widths
+from planter.study.space import Space, load_space
+from planter.training.recipe import Recipe
 
 log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")

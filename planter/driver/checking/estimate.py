@@ -9,17 +9,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from planter.arch import Architecture
-from planter.assembly import build, build_network
+from planter.costs.macs import activation_numbers, cost, joint_macs
 from planter.data import Split
 from planter.driver.checking.check import Prepared, worker_count
-from planter.driver.checking.networks import Planned
-from planter.fast_round import train_round
-from planter.kernels import expand_kernels_
-from planter.macs import activation_numbers, cost, joint_macs
-from planter.modes import threads_of_torch
-from planter.planting import channels_to_plant, plant
-from planter.recipe import Augment, make_optimizer
-from planter.study import Plant, Study
+from planter.driver.trials.networks import Planned
+from planter.edits.expand import expand_kernels_
+from planter.machine.torch_state import threads_of_torch
+from planter.networks.assembly import build, build_network
+from planter.planting.plants import channels_to_plant, plant
+from planter.planting.round import train_round
+from planter.study.schema import Plant, Study
+from planter.training.recipe import Augment, make_optimizer
 
 _MOST_S = 4.0
 """Seconds of timing; networks left by then are estimated by their multiply-adds."""

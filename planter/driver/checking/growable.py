@@ -8,14 +8,14 @@ from typing import NamedTuple
 from torch import nn
 
 from planter.arch import Architecture
-from planter.assembly import build, build_network, build_without_data
-from planter.freeze import check_norms
-from planter.grouping import is_grouped
-from planter.places import image_of
-from planter.plant_init import check_learns
-from planter.planting import channels_to_plant, plant
-from planter.space import Candidate
-from planter.study import Plant
+from planter.edits.freeze import check_norms
+from planter.edits.grouping import is_grouped
+from planter.networks.assembly import build, build_network, build_without_data
+from planter.networks.cut_points import image_of
+from planter.planting.plants import channels_to_plant, plant
+from planter.planting.starts import check_learns
+from planter.study.schema import Plant
+from planter.study.space import Candidate
 
 _MULTIPLES = (2, 4, 8, 16, 32)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib.util
 
 from planter.arch import Architecture
-from planter.assembly import code_called
 from planter.backbones import BUILDERS
+from planter.networks.assembly import code_called
 
 REMEDY = (
     "a function in a module file (my_nets.py beside the script: 'my_nets:build'), which workers "

@@ -13,20 +13,20 @@ import optuna
 from optuna.trial import FixedTrial
 
 from planter.backbones import with_data_options
+from planter.costs.macs import cost
 from planter.data import Data
-from planter.driver.checking.bounds import LATENCY, excess
-from planter.driver.checking.findings import Findings
 from planter.driver.checking.growable import check_plants
-from planter.driver.checking.networks import (
+from planter.driver.proposers.redraws import IN_A_ROW
+from planter.driver.trials.bounds import LATENCY, excess
+from planter.driver.trials.networks import (
     Planned,
     candidate_architecture,
     check_network,
     recipes_of,
 )
-from planter.driver.proposers.redraws import IN_A_ROW
-from planter.macs import cost
-from planter.space import Candidate, Space, load_space
-from planter.study import Study
+from planter.study.findings import Findings
+from planter.study.schema import Study
+from planter.study.space import Candidate, Space, load_space
 
 _CHECKED = 8
 """Networks that are checked in full."""

@@ -10,12 +10,12 @@ from typing import Any
 
 from optuna.storages import BaseStorage
 
-from planter.course import course
-from planter.describe import with_networks
 from planter.driver.run_folder.read import points_in, read_growth, run_study, stopped_in
-from planter.methods import METHODS, is_searched
+from planter.front.describe import with_networks
+from planter.front.history import course
+from planter.front.methods import METHODS, is_searched
 from planter.plots import CourseLine, course_figure, front_figure, growth_figure
-from planter.svg import Line, chart
+from planter.plots.svg import Line, chart
 
 # The dashboard's frames are of one height, too low for three figures below one another else.
 _SMALL = {"font_size": 11, "margin": {"t": 50, "b": 45}, "legend": {"y": 0.4, "font_size": 10}}

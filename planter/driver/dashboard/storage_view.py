@@ -19,7 +19,7 @@ from optuna.study._frozen import FrozenStudy
 from optuna.trial import FrozenTrial
 
 from planter.driver.dashboard.notes import learning_curve, study_note, study_picture, study_plots
-from planter.front import nothing_trained, read_front
+from planter.front.points import nothing_trained, read_front
 
 _FILES = ("metrics.jsonl", "log.txt")
 _KINDS = {".json": "application/json", ".svg": "image/svg+xml", ".txt": "text/plain"}

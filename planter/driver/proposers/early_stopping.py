@@ -9,10 +9,10 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from planter.driver.jobs import Outcome
 from planter.driver.storage.open_rows import write_attributes
-from planter.halving import Order, Points, Rungs
-from planter.study import EarlyStopping
+from planter.driver.trials.jobs import Outcome
+from planter.front.halving import Order, Points, Rungs
+from planter.study.schema import EarlyStopping
 
 PARTIAL, CLIMBED = "partial", "climbed"
 """Attributes of a row: what the trial scored on each rung, and how many rungs it was let past.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Self
 
-from planter.driver.checking.networks import baseline_id
-from planter.driver.jobs import ANOTHER_NAME, Job, Outcome, SearchStoppedError, points_of
 from planter.driver.proposers.proposer import Proposer, SearchContext
+from planter.driver.trials.jobs import ANOTHER_NAME, Job, Outcome, SearchStoppedError, points_of
+from planter.driver.trials.networks import baseline_id
 
 
 class Teacher(Proposer):

@@ -12,15 +12,15 @@ from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from planter.arch import Architecture
-from planter.driver.checking.bounds import LATENCY, Weighed, limits_of
-from planter.driver.jobs import Job, Outcome, SearchStoppedError, points_of
 from planter.driver.proposers.proposer import Notice, Proposer, SearchContext
 from planter.driver.storage.open_rows import write_attributes
 from planter.driver.storage.points import open_study, read_result, write_result
-from planter.front import PLANTING_COLUMNS, Point, to_csv
-from planter.planting import accept, channels_to_plant
+from planter.driver.trials.bounds import LATENCY, Weighed, limits_of
+from planter.driver.trials.jobs import Job, Outcome, SearchStoppedError, points_of
+from planter.front.points import PLANTING_COLUMNS, Point, to_csv
+from planter.planting.plants import accept, channels_to_plant
 from planter.plots import growth_figure
-from planter.study import Plant
+from planter.study.schema import Plant
 
 START = "p00-start"
 GROWN, FINAL = "grown", "final"

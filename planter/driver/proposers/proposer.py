@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from optuna.storages import BaseStorage
 
-from planter.driver.checking.bounds import Latencies
-from planter.driver.jobs import Job, Outcome
 from planter.driver.storage.points import PointBook
-from planter.front import Point
-from planter.study import Study
+from planter.driver.trials.bounds import Latencies
+from planter.driver.trials.jobs import Job, Outcome
+from planter.front.points import Point
+from planter.study.schema import Study
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -54,7 +54,7 @@ class Proposer(Protocol):
     """A proposer subclasses this and takes its defaults where it has nothing to add."""
 
     method: str
-    """Of its points: a key of `planter.methods.METHODS`."""
+    """Of its points: a key of `planter.front.methods.METHODS`."""
     kinds: Collection[str]
     """Of its jobs: keys of `planter.driver.tasks.TASKS`, each of one proposer."""
     representative: Collection[str]

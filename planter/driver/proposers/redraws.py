@@ -8,9 +8,9 @@ from typing import Any
 
 from optuna.trial import FixedTrial, FrozenTrial, TrialState
 
-from planter.driver.jobs import ANOTHER_NAME
 from planter.driver.proposers.early_stopping import PARTIAL
-from planter.space import Space
+from planter.driver.trials.jobs import ANOTHER_NAME
+from planter.study.space import Space
 
 IN_A_ROW = 100
 """Draws in a row that give nothing to train, after which a search draws no more."""

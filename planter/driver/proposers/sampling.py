@@ -9,19 +9,6 @@ from typing import Any, Self
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from planter import checkpoint
-from planter.driver.checking.bounds import LATENCY
-from planter.driver.checking.networks import candidate_architecture, recipes_of
-from planter.driver.jobs import (
-    Job,
-    Outcome,
-    SearchStoppedError,
-    beyond,
-    number_of,
-    points_of,
-    seed_of,
-    trial_id,
-)
 from planter.driver.proposers.early_stopping import Stopping, partial_cost, partial_results
 from planter.driver.proposers.proposer import Exhausted, Notice, Proposer, SearchContext
 from planter.driver.proposers.redraws import (
@@ -45,12 +32,25 @@ from planter.driver.storage.points import (
     read_result,
     write_result,
 )
-from planter.forms import form_names
-from planter.front import covered, within
-from planter.halving import Points, by_rank
-from planter.objectives import OBJECTIVES, SEARCHED, values_of
-from planter.pareto import hypervolume
-from planter.space import Candidate
+from planter.driver.trials.bounds import LATENCY
+from planter.driver.trials.jobs import (
+    Job,
+    Outcome,
+    SearchStoppedError,
+    beyond,
+    number_of,
+    points_of,
+    seed_of,
+    trial_id,
+)
+from planter.driver.trials.networks import candidate_architecture, recipes_of
+from planter.front.halving import Points, by_rank
+from planter.front.objectives import OBJECTIVES, SEARCHED, values_of
+from planter.front.pareto import hypervolume
+from planter.front.points import covered, within
+from planter.kernels.forms import form_names
+from planter.networks import checkpoint
+from planter.study.space import Candidate
 
 FAMILY_METRICS: dict[str, Direction] = {"hypervolume": "maximize"}
 

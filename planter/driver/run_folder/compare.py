@@ -10,7 +10,7 @@ from typing import Any
 
 from planter.driver.run_folder.read import run_study
 from planter.report import Comparison
-from planter.study import Study
+from planter.study.schema import Study
 
 _NO_DIFFERENCE = ("name", "resources", "budget", "keep", "tensorboard", "storage")
 """Keys of a study that decide nothing of what its networks are."""

@@ -13,15 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from planter import checkpoint
 from planter.data import Data, Split
-from planter.describe import with_networks
-from planter.disk import is_full, when_there_is_space
 from planter.driver.proposers.proposer import Proposer
 from planter.driver.run_folder.report import write_report
 from planter.driver.run_folder.settings import drop_checkpoints, drop_locks
 from planter.driver.storage.points import PointBook
-from planter.front import (
+from planter.front.describe import with_networks
+from planter.front.points import (
     Point,
     best_family,
     columns,
@@ -30,10 +28,12 @@ from planter.front import (
     trained_macs,
     write_text,
 )
-from planter.normalisation import as_taken
+from planter.machine.disk import is_full, when_there_is_space
+from planter.networks import checkpoint
+from planter.networks.normalisation import as_taken
 from planter.plots import front_figure, write_html
-from planter.study import Study
-from planter.train import evaluate
+from planter.study.schema import Study
+from planter.training.loop import evaluate
 
 log = logging.getLogger(__name__)
 _SHARE_OF_WRITING = 0.05

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from planter.disk import when_there_is_space
-from planter.train import Epoch
+from planter.machine.disk import when_there_is_space
+from planter.training.loop import Epoch
 
 
 class _TrialLog(logging.FileHandler):

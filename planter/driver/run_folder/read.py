@@ -21,13 +21,13 @@ from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 from pydantic import ValidationError
 
-from planter.course import Stopped
-from planter.driver.jobs import trial_id
 from planter.driver.proposers.early_stopping import partial_cost
 from planter.driver.run_folder.settings import names_of
 from planter.driver.storage.points import database_url, open_storage, point_of_row
-from planter.front import Point
-from planter.study import Study
+from planter.driver.trials.jobs import trial_id
+from planter.front.history import Stopped
+from planter.front.points import Point
+from planter.study.schema import Study
 
 if TYPE_CHECKING:
     from planter.data import Data

@@ -13,8 +13,6 @@ import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
-from planter.course import course
-from planter.describe import with_networks
 from planter.driver.run_folder.compare import compared
 from planter.driver.run_folder.read import (
     opened,
@@ -24,9 +22,11 @@ from planter.driver.run_folder.read import (
     standing,
     stopped_in,
 )
-from planter.front import Point, nothing_trained, read_front, write_text
+from planter.front.describe import with_networks
+from planter.front.history import course
+from planter.front.points import Point, nothing_trained, read_front, write_text
 from planter.report import Facts, Importances, Report, page
-from planter.study import Study
+from planter.study.schema import Study
 
 log = logging.getLogger(__name__)
 _ENOUGH = 10

@@ -19,10 +19,10 @@ import torch
 import yaml
 from filelock import BaseFileLock, FileLock, Timeout
 
-from planter.driver.jobs import ANOTHER_NAME, seed_of
-from planter.front import write_text
-from planter.recipe import Augment
-from planter.study import Problem, Study, StudyError
+from planter.driver.trials.jobs import ANOTHER_NAME, seed_of
+from planter.front.points import write_text
+from planter.study.schema import Problem, Study, StudyError
+from planter.training.recipe import Augment
 
 log = logging.getLogger(__name__)
 _STATISTICS = "norm_statistics"
@@ -259,7 +259,7 @@ def _environment(study: Study) -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "threads_per_worker": study.resources.cpu,
         "seed": study.seed,
-        "seeds": "a trial's seed is planter.driver.jobs.seed_of(seed, id)",
+        "seeds": "a trial's seed is planter.driver.trials.jobs.seed_of(seed, id)",
         "teacher_seed": seed_of(study.seed, "teacher"),
         "commit": _commit(),
     }

@@ -6,7 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
-from planter.driver.jobs import Outcome
+from planter.driver.trials.jobs import Outcome
 
 _FOLDER = "tensorboard"
 

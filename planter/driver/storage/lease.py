@@ -12,9 +12,9 @@ from typing import Any
 
 from optuna.storages import BaseStorage
 
-from planter.driver.jobs import ANOTHER_NAME, SearchStoppedError
 from planter.driver.storage.points import METRICS, open_study
-from planter.study import Problem, StudyError
+from planter.driver.trials.jobs import ANOTHER_NAME, SearchStoppedError
+from planter.study.schema import Problem, StudyError
 
 _FOLDER, _DRIVER = "run_folder", "driver"
 

@@ -20,11 +20,11 @@ from sqlalchemy import create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
-from planter.driver.jobs import Outcome
 from planter.driver.storage.open_rows import key_of, storage_of, write_attributes
 from planter.driver.storage.retrying import PatientStorage, tell_when_away
-from planter.front import Point, front_of
-from planter.objectives import OBJECTIVES, SEARCHED, values_of
+from planter.driver.trials.jobs import Outcome
+from planter.front.objectives import OBJECTIVES, SEARCHED, values_of
+from planter.front.points import Point, front_of
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 

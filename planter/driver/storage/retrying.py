@@ -15,8 +15,8 @@ from sqlalchemy import Engine, event
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import InterfaceError, OperationalError
 
-from planter.driver.jobs import SearchStoppedError
 from planter.driver.storage.bulk_insert import add_rows
+from planter.driver.trials.jobs import SearchStoppedError
 
 _PATIENCE_S = 600.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0

@@ -19,20 +19,29 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from planter import checkpoint
 from planter.arch import Architecture
+from planter.costs.macs import Cost, cost, training_cost
 from planter.data import Data, Split
-from planter.disk import when_there_is_space
-from planter.driver.jobs import Outcome, SearchStoppedError, seed_of
 from planter.driver.run_folder.logs import epochs_to
-from planter.forms import Kernels
-from planter.front import measured
-from planter.macs import Cost, cost, training_cost
-from planter.normalisation import taking
-from planter.norms import NormMode
-from planter.recipe import Augment, Recipe
-from planter.study import Study
-from planter.train import Batch, Epoch, PausedError, Score, evaluate, fit, predict, view_pool
+from planter.driver.trials.jobs import Outcome, SearchStoppedError, seed_of
+from planter.front.points import measured
+from planter.kernels.forms import Kernels
+from planter.machine.disk import when_there_is_space
+from planter.networks import checkpoint
+from planter.networks.normalisation import taking
+from planter.networks.norms import NormMode
+from planter.study.schema import Study
+from planter.training.loop import (
+    Batch,
+    Epoch,
+    PausedError,
+    Score,
+    evaluate,
+    fit,
+    predict,
+    view_pool,
+)
+from planter.training.recipe import Augment, Recipe
 
 log = logging.getLogger(__name__)
 _LOGITS = "logits.safetensors"

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 
-from planter import checkpoint
 from planter.arch import Architecture
-from planter.assembly import build_network
-from planter.driver.jobs import Job, Outcome, seed_of
+from planter.costs.macs import cost
 from planter.driver.tasks.context import Context
 from planter.driver.tasks.whole import class_loss, of_batch, train_whole
-from planter.macs import cost
-from planter.recipe import Recipe
+from planter.driver.trials.jobs import Job, Outcome, seed_of
+from planter.networks import checkpoint
+from planter.networks.assembly import build_network
+from planter.training.recipe import Recipe
 
 
 def train_point(context: Context, job: Job) -> Outcome:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from planter.arch import Architecture
-from planter.assembly import build_network
-from planter.driver.checking.networks import network_of
-from planter.driver.jobs import Job, Outcome, seed_of
 from planter.driver.tasks.context import Context
 from planter.driver.tasks.planting import loss_of, write_learned
 from planter.driver.tasks.whole import Trained, class_loss, of_batch, train_whole
-from planter.fast_round import Loss
-from planter.forms import Kernels, form_names, form_of
+from planter.driver.trials.jobs import Job, Outcome, seed_of
+from planter.driver.trials.networks import network_of
+from planter.kernels.forms import Kernels, form_names, form_of
+from planter.networks.assembly import build_network
+from planter.planting.round import Loss
 
 
 def train_baseline(context: Context, job: Job) -> Outcome:

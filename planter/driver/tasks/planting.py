@@ -14,20 +14,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from planter import checkpoint
 from planter.arch import Architecture
-from planter.disk import NoSpaceError, when_there_is_space
-from planter.driver.jobs import Job, Outcome, seed_of
 from planter.driver.tasks.context import Context
 from planter.driver.tasks.planting_step import PlantingStep
 from planter.driver.tasks.whole import class_loss, of_batch, train_whole
-from planter.fast_round import Loss
-from planter.forms import form_names, form_of
-from planter.morph import optimizer_state
-from planter.planting import merge
-from planter.recipe import Recipe
-from planter.study import Plant
-from planter.train import evaluate
+from planter.driver.trials.jobs import Job, Outcome, seed_of
+from planter.edits.inherit import optimizer_state
+from planter.kernels.forms import form_names, form_of
+from planter.machine.disk import NoSpaceError, when_there_is_space
+from planter.networks import checkpoint
+from planter.planting.plants import merge
+from planter.planting.round import Loss
+from planter.study.schema import Plant
+from planter.training.loop import evaluate
+from planter.training.recipe import Recipe
 
 log = logging.getLogger(__name__)
 _EQUAL = 1e-7

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from planter.arch import Architecture
+from planter.costs.macs import cost, joint_macs
 from planter.driver.tasks.context import Context
-from planter.fast_round import Course, Loss, train_round
-from planter.macs import cost, joint_macs
-from planter.pipelines import Pipelines
-from planter.plant_init import Filters, Outgoing
-from planter.planting import live_channels, plant, train_plant
-from planter.recipe import Recipe
-from planter.study import Plant
-from planter.train import Batch
+from planter.networks.pipelines import Pipelines
+from planter.planting.plants import live_channels, plant, train_plant
+from planter.planting.round import Course, Loss, train_round
+from planter.planting.starts import Filters, Outgoing
+from planter.study.schema import Plant
+from planter.training.loop import Batch
+from planter.training.recipe import Recipe
 
 _MEASURED = 256
 """Training images that a start is measured on."""

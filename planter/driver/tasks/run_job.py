@@ -8,8 +8,6 @@ import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from planter.disk import NoSpaceError
-from planter.driver.jobs import Job, Outcome, SearchStoppedError
 from planter.driver.run_folder.logs import logged_to
 from planter.driver.run_folder.settings import drop_checkpoints
 from planter.driver.run_folder.tensorboard import write_scalars
@@ -19,7 +17,9 @@ from planter.driver.tasks.plain import train_baseline, train_start
 from planter.driver.tasks.planting import grow, plant_round
 from planter.driver.tasks.sampled import sample
 from planter.driver.tasks.teacher import train_teacher
-from planter.train import PausedError
+from planter.driver.trials.jobs import Job, Outcome, SearchStoppedError
+from planter.machine.disk import NoSpaceError
+from planter.training.loop import PausedError
 
 log = logging.getLogger(__name__)
 

@@ -12,21 +12,21 @@ from optuna.trial import FixedTrial
 from torch import Tensor, nn
 
 from planter.arch import Architecture
-from planter.assembly import build
 from planter.backbones import StagedNet, with_data_options
-from planter.driver.checking.networks import recipes_of
-from planter.driver.jobs import Job, Outcome, number_of, seed_of
+from planter.costs.macs import cost
 from planter.driver.tasks.context import Context
 from planter.driver.tasks.planting_step import PlantingStep
 from planter.driver.tasks.whole import train_whole
-from planter.forms import form_names
-from planter.front import measured
-from planter.macs import cost
-from planter.pipelines import Pipelines
-from planter.planting import plant
-from planter.recipe import Recipe
-from planter.space import Candidate, load_space
-from planter.train import Batch, recalibrate_batchnorm_
+from planter.driver.trials.jobs import Job, Outcome, number_of, seed_of
+from planter.driver.trials.networks import recipes_of
+from planter.front.points import measured
+from planter.kernels.forms import form_names
+from planter.networks.assembly import build
+from planter.networks.pipelines import Pipelines
+from planter.planting.plants import plant
+from planter.study.space import Candidate, load_space
+from planter.training.loop import Batch, recalibrate_batchnorm_
+from planter.training.recipe import Recipe
 
 log = logging.getLogger(__name__)
 

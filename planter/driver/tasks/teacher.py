@@ -7,19 +7,19 @@ from collections.abc import Callable
 
 from torch import nn
 
-from planter import checkpoint
 from planter.arch import Architecture
-from planter.assembly import build_network
 from planter.backbones import source_key
-from planter.driver.checking.networks import network_of
-from planter.driver.jobs import Job, Outcome, seed_of
+from planter.costs.macs import cost
 from planter.driver.run_folder.settings import drop_half_written
 from planter.driver.tasks.context import Context, locked
 from planter.driver.tasks.whole import class_loss, of_batch, train_whole
-from planter.macs import cost
-from planter.normalisation import as_taken, taking
-from planter.recipe import Recipe
-from planter.train import PausedError
+from planter.driver.trials.jobs import Job, Outcome, seed_of
+from planter.driver.trials.networks import network_of
+from planter.networks import checkpoint
+from planter.networks.assembly import build_network
+from planter.networks.normalisation import as_taken, taking
+from planter.training.loop import PausedError
+from planter.training.recipe import Recipe
 
 log = logging.getLogger(__name__)
 

@@ -10,17 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from planter.arch import Architecture
+from planter.costs.macs import cost, joint_macs
 from planter.data import Split
-from planter.driver.jobs import seed_of
 from planter.driver.tasks.context import Context
-from planter.fast_round import Loss
-from planter.forms import Kernels
-from planter.kernels import collapse_kernels_, expand_kernels_
-from planter.losses import classification_loss
-from planter.macs import cost, joint_macs
-from planter.morph import inherit_optimizer_state_
-from planter.recipe import Recipe, make_optimizer
-from planter.train import Batch
+from planter.driver.trials.jobs import seed_of
+from planter.edits.expand import collapse_kernels_, expand_kernels_
+from planter.edits.inherit import inherit_optimizer_state_
+from planter.kernels.forms import Kernels
+from planter.planting.round import Loss
+from planter.training.loop import Batch
+from planter.training.losses import classification_loss
+from planter.training.recipe import Recipe, make_optimizer
 
 
 class Trained(NamedTuple):

@@ -1,0 +1,1 @@
+"""What a trial is: its job, its network, its bounds and its budget."""

@@ -1,0 +1,140 @@
+"""From a section of a study, or what a space returned, to the architecture it describes."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from planter.arch import Architecture, whole_number
+from planter.backbones import convolutions, full_widths, with_data_options
+from planter.data import Data
+from planter.edits.expand import check_kernels
+from planter.kernels.forms import Kernels
+from planter.networks import checkpoint
+from planter.networks.assembly import build_without_data, check_architecture
+from planter.study.findings import NEEDS_TEACHER
+from planter.study.schema import Baseline, Network, Plant, Study, Widths
+from planter.study.space import Candidate
+from planter.training.recipe import Recipe
+
+
+class Planned(NamedTuple):
+    """A network of the study and how it would be trained."""
+
+    architecture: Architecture
+    recipe: Recipe
+    kernels: Kernels | None = None
+
+
+def builder_of(study: Study, section: Network) -> str:
+    """The builder a section names, or the teacher's. Raises ValueError where neither is there."""
+    if section.builder is not None:
+        return section.builder
+    if study.teacher is not None and study.teacher.builder is not None:
+        return study.teacher.builder
+    if study.teacher is not None and study.teacher.model is not None:
+        spec = checkpoint.read_spec(study.teacher.model)
+        return str(spec["architecture"]["builder"])
+    raise ValueError("no builder: name one here or in the teacher")
+
+
+def network_of(study: Study, section: Network, data: Data, widths: Widths | None) -> Architecture:
+    """The architecture of a section, for the data's classes and images."""
+    builder = builder_of(study, section)
+    plain = Architecture(builder, full_widths(builder, widths, section.options), section.options)
+    return with_data_options(plain, data.classes, data.image)
+
+
+def baseline_id(study: Study, baseline: Baseline) -> str:
+    """`b-NAME`, or `b-widthN` where every convolution has width N, else the widths in a row, or the
+    builder where it has none."""
+    if baseline.name is not None:
+        return f"b-{baseline.name}"
+    widths = full_widths(builder_of(study, baseline), baseline.widths, baseline.options)
+    if not widths:
+        return f"b-{builder_of(study, baseline).replace(':', '-')}"
+    different = {widths[name] for name in convolutions(widths)}
+    if len(different) == 1:
+        return f"b-width{different.pop()}"
+    return "b-width" + "-".join(str(width) for width in widths.values())
+
+
+def candidate_architecture(drawn: object, study: Study, data: Data) -> Architecture:
+    """The architecture of what a space returned, plants and all, for the data's classes and images.
+    Raises ValueError unless it can be built and trained as the candidate asks."""
+    if not isinstance(drawn, Candidate):
+        raise ValueError(f"a space returns a planter.Candidate, got {type(drawn).__name__}")
+    recipes_of(drawn, study)
+    start = with_data_options(drawn.architecture, data.classes, data.image)
+    check_architecture(start)
+    check_kernels(start, drawn.kernels)
+    architecture = with_data_options(drawn.grown, data.classes, data.image)
+    if drawn.plants:
+        check_architecture(architecture)
+        check_kernels(architecture, drawn.kernels)
+    if drawn.guided and study.teacher is None:
+        raise ValueError(f"kd_weight {drawn.kd_weight} {NEEDS_TEACHER}")
+    return architecture
+
+
+def _changed(what: str, recipe: Recipe, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a recipe with those a candidate changes; 6.0 epochs are 6. Raises ValueError for
+    keys that no recipe has."""
+    known = Recipe.model_fields
+    if unknown := [key for key in changes if key not in known]:
+        near = difflib.get_close_matches(unknown[0], known, n=1)
+        meant = f", {near[0]!r}?" if near else ""
+        raise ValueError(
+            f"{what} has the key {unknown[0]!r}, expected one of a recipe{meant} "
+            f"({', '.join(known)})"
+        )
+    whole = {
+        key: whole_number(value) if key in ("epochs", "batch") else value
+        for key, value in changes.items()
+    }
+    return {**recipe.model_dump(), **whole}
+
+
+class Recipes(NamedTuple):
+    """How a candidate's network is trained, its plants, and all of it again, if it is."""
+
+    network: Recipe
+    plants: Recipe
+    again: Recipe | None
+
+
+def recipes_of(candidate: Candidate, study: Study) -> Recipes:
+    """The study's recipes with the candidate's keys. Raises ValueError for a key or value that no
+    recipe has."""
+    network = Recipe.model_validate(_changed("recipe", study.recipe, candidate.recipe))
+    plant = study.plant or Plant()
+    plants = Plant.model_validate(
+        {"recipe": _changed("plant_recipe", plant.recipe, candidate.plant_recipe)}
+    ).recipe
+    again = None
+    if candidate.finetune is not None:
+        again = Recipe.model_validate(_changed("finetune", network, candidate.finetune))
+    return Recipes(network, plants, again)
+
+
+def check_network(architecture: Architecture) -> None:
+    """Raises ValueError for a network that cannot be built or whose weights no memory holds."""
+    check_architecture(architecture)
+    weights = sum(weight.numel() for weight in build_without_data(architecture).parameters())
+    size, memory = 4 * weights, _memory()
+    if size > memory:
+        raise ValueError(
+            f"its weights are {size / 2**30:,.0f} GB, this machine has {memory / 2**30:,.0f}; "
+            "smaller widths"
+        )
+
+
+def _memory() -> float:
+    """Bytes of memory of this machine; infinite where the system does not tell."""
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, ValueError, OSError):
+        return math.inf

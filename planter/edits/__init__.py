@@ -1,0 +1,1 @@
+"""One network made from another: inherited, expanded, frozen."""

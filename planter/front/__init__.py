@@ -1,0 +1,1 @@
+"""Points and what they are compared by; fronts, and what is read off them."""

@@ -1,0 +1,86 @@
+"""Successive halving for accuracy against macs: whose training goes on past a rung."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from planter.front.pareto import pareto_rank
+
+Points = Sequence[Sequence[float]]
+"""Metric and cost of each network of a trial, as `planter.front.objectives.SEARCHED` names them."""
+Order = Callable[[Mapping[str, Points], int], list[str]]
+"""The best so many of some trials, best first."""
+
+
+def by_rank(trials: Mapping[str, Points], most: int) -> list[str]:
+    """The best `most` trials by non-dominated rank, best first; a trial has that of its best point.
+
+    Within a rank that trial comes first whose nearest network is nearest to the front: lacks least
+    accuracy to the best one of no more macs. (The hypervolume a trial adds is no help there: behind
+    the front it is nothing.) Of equal ones the earlier.
+    """
+    owners = [trial for trial, points in trials.items() for _ in points]
+    if not owners:
+        return []
+    accuracy, macs = np.array([point for points in trials.values() for point in points]).T
+    by_macs = np.argsort(macs, kind="stable")
+    best = np.maximum.accumulate(accuracy[by_macs])
+    lacks = best[np.searchsorted(macs[by_macs], macs, side="right") - 1] - accuracy
+    ranks = pareto_rank(np.column_stack([accuracy, macs]))
+    places: dict[str, tuple[int, float]] = {}
+    for trial, rank, gap in zip(owners, ranks, lacks, strict=True):
+        least, nearest = places.get(trial, (int(rank), float(gap)))
+        places[trial] = min(least, int(rank)), min(nearest, float(gap))
+    return sorted(places, key=places.__getitem__)[:most]
+
+
+class Rungs:
+    """Where trials stand on a ladder of rungs, shares of a training, and who may climb on.
+
+    A trial that has reached a rung waits there. It goes on as soon as it is among the best `keep`
+    of all that have reached the rung, whether they went on or not, and `wait` have: earlier there
+    is too little to compare with. This is ASHA's rule (Li et al. 2020, A System for Massively
+    Parallel Hyperparameter Tuning, alg. 2) with a rank in the place of a loss.
+    """
+
+    def __init__(self, count: int, keep: float, wait: int, order: Order) -> None:
+        self._reached: list[dict[str, Points]] = [{} for _ in range(count)]
+        self._waiting: dict[str, int] = {}
+        self._keep = keep
+        self._wait = wait
+        self._order = order
+
+    def record(self, trial: str, rung: int, points: Points) -> None:
+        """A trial has reached a rung and waits there."""
+        self._reached[rung][trial] = points
+        self._waiting[trial] = rung
+
+    def leave(self, trial: str) -> None:
+        """A trial waits no longer: it goes on, or its training is over."""
+        self._waiting.pop(trial, None)
+
+    @property
+    def waiting(self) -> list[str]:
+        """The trials that wait for others to be compared with, or in vain."""
+        return list(self._waiting)
+
+    def ready(self, *, last: bool = False) -> list[str]:
+        """The trials that may go on now: those on the highest rung first, the best of a rung first.
+
+        `last` says that nobody else is on the way to any rung: then even a rung that fewer than
+        `wait` have reached lets its best go on, one at least.
+        """
+        found: list[str] = []
+        for rung, reached in enumerate(self._reached):
+            if len(reached) < self._wait and not last:
+                continue
+            most = max(math.floor(self._keep * len(reached) + 1e-9), 1)
+            if any(self._waiting.get(trial) == rung for trial in reached):
+                best = self._order(reached, most)
+                found = [t for t in best if self._waiting.get(t) == rung] + found
+            # Those that go on are on their way to the rungs above.
+            last = last and not found
+        return found

@@ -1,0 +1,54 @@
+"""How a search came to its front: the hypervolume over trainings and over what they cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from planter.front.points import Point, covered
+
+
+class Stopped(NamedTuple):
+    """A training without a point, stopped early, failed or on its way: what it took up to its last
+    comparison with others, and after how many others it took it."""
+
+    trial: str
+    train_macs: int
+    seconds: float
+    after: int
+
+
+class Step(NamedTuple):
+    """Where a search stood after a training: how many there were, their multiply-adds in sum, the
+    hypervolume of the points so far."""
+
+    trial: str
+    trainings: int
+    train_macs: int
+    hypervolume: float
+
+
+def course(
+    points: Sequence[Point],
+    reference: Sequence[float],
+    limits: Mapping[str, float],
+    stopped: Sequence[Stopped] = (),
+) -> list[Step]:
+    """A step for each training, in the order of `points`, which is that of the database, and for
+    each of the `stopped` ones between them. Teacher and baselines cost but add no hypervolume, and
+    so do the stopped ones; a training that failed before a comparison left no cost behind."""
+    by_trial: dict[str, list[Point]] = {}
+    for point in points:
+        by_trial.setdefault(point.trial, []).append(point)
+    trainings = [(trial, own[0].train_macs, own) for trial, own in by_trial.items()]
+    for before, one in enumerate(sorted(stopped, key=lambda one: one.after)):
+        trainings.insert(one.after + before, (one.trial, one.train_macs, []))
+    steps: list[Step] = []
+    so_far: list[Point] = []
+    macs = 0
+    for trial, train_macs, own in trainings:
+        so_far += own
+        macs += train_macs
+        volume = covered(so_far, reference, limits)
+        steps.append(Step(trial, len(steps) + 1, macs, volume))
+    return steps

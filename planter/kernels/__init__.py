@@ -1,0 +1,1 @@
+"""Training forms of kernels: settings, parametrizations, blocks."""

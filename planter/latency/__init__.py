@@ -1,0 +1,1 @@
+"""How long networks take, and where that is kept."""

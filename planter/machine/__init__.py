@@ -1,0 +1,1 @@
+"""The machine beneath: disk, memory, paths, torch's state."""

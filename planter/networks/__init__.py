@@ -1,0 +1,1 @@
+"""From an architecture to a module, and from a module to a file."""

@@ -1,0 +1,1 @@
+"""Channels planted into a network and trained beside it; rounds of them."""

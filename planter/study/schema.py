@@ -1,0 +1,397 @@
+"""What a study says: every key with its type, unit and default; study/file.py reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
+
+from planter.data import NAMES
+from planter.planting.starts import Filters, Outgoing, check_init
+from planter.study.quantities import plain_quantity
+from planter.training.recipe import Recipe
+
+Widths = int | dict[str, int]
+Count = Annotated[
+    int, BeforeValidator(plain_quantity), WithJsonSchema({"type": ["integer", "string"]})
+]
+"""A number of multiply-adds or parameters, also as 5M."""
+Amount = Annotated[
+    float, BeforeValidator(plain_quantity), WithJsonSchema({"type": ["number", "string"]})
+]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class DataSettings(_Section):
+    """Where the images come from; the keywords of `planter.load_data`."""
+
+    name: Annotated[
+        str, Field(description=f"{', '.join(NAMES)}, or your own as my_pkg.data:make")
+    ] = "digits"
+    root: Annotated[str | None, Field(description="folder that holds the data set")] = None
+    download: Annotated[bool, Field(description="fetch a torchvision set into root")] = False
+    resize: Annotated[int | None, Field(ge=1, description="bring every image to N x N pixels")] = (
+        None
+    )
+    subset: Annotated[
+        int | float | None,
+        Field(gt=0, description="stratified part of the training data: a count, or a share < 1"),
+    ] = None
+    label_noise: Annotated[
+        float, Field(ge=0, le=1, description="share of training labels made wrong")
+    ] = 0.0
+    validation: Annotated[
+        int | float, Field(gt=0, description="part set aside to select: a count, or a share < 1")
+    ] = 0.1
+    test: Annotated[
+        int | float | None,
+        Field(
+            gt=0,
+            description="part set aside to test, where the data have none: a count, or a share < 1",
+        ),
+    ] = None
+
+
+class Network(_Section):
+    """A plain network: a builder, its widths and its options."""
+
+    builder: Annotated[
+        str | None,
+        Field(description="a key of planter.BUILDERS or my_pkg.nets:build; default: the teacher's"),
+    ] = None
+    widths: Annotated[
+        Widths | None,
+        Field(description="one number for every convolution, or width by name; default: builder's"),
+    ] = None
+    options: Annotated[dict[str, Any], Field(description="the builder's keyword options")] = {}
+
+
+class Teacher(Network):
+    """The network that guides: trained with the study, or the folder of a saved network."""
+
+    model: Annotated[
+        str | None, Field(description="folder of a saved network instead of a training")
+    ] = None
+    recipe: Annotated[Recipe | None, Field(description="default: the study's recipe")] = None
+
+
+class Distillation(_Section):
+    """`ce_weight * cross-entropy + weight * T^2 * KL(teacher || student)`."""
+
+    weight: Annotated[float, Field(ge=0, description="weight of the distillation term")] = 1.0
+    temperature: Annotated[float, Field(gt=0, description="softening of both softmaxes")] = 1.0
+    ce_weight: Annotated[float, Field(ge=0, description="weight of the cross-entropy")] = 1.0
+
+    @model_validator(mode="after")
+    def _learns(self) -> Distillation:
+        if not self.weight and not self.ce_weight:
+            raise ValueError("weight and ce_weight are both 0: nothing is learned")
+        return self
+
+
+class Baseline(Network):
+    """A plain network under the study's recipe, a point to compare with."""
+
+    name: Annotated[
+        str | None,
+        Field(pattern=r"^[A-Za-z0-9_-]+$", description="its id is b-NAME; default: b-widthN"),
+    ] = None
+    kd: Annotated[
+        Distillation | None,
+        Field(description="guided by the teacher as well; default: labels only"),
+    ] = None
+
+
+class Bounds(_Section):
+    """A network beyond a bound is refused before it is trained."""
+
+    macs: Annotated[
+        Count | None, Field(gt=0, description="most multiply-adds of a point, e.g. 5M")
+    ] = None
+    params: Annotated[
+        Count | None, Field(gt=0, description="most parameters of a point, e.g. 50k")
+    ] = None
+    latency_ms: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            description="most milliseconds of a point's forward pass of one image, timed on the "
+            "machine of the search with a worker's threads and device",
+        ),
+    ] = None
+
+    def limits(self) -> dict[str, float]:
+        """The bounds that are set, by the quantity they bound."""
+        return {name: value for name, value in self.model_dump().items() if value is not None}
+
+
+class Objectives(_Section):
+    """What the search is after: accuracy up, macs down."""
+
+    macs_reference: Annotated[
+        Amount | None,
+        Field(gt=0, description="macs of the hypervolume's reference; default: the teacher's"),
+    ] = None
+    bounds: Annotated[Bounds, Field(description="limits of a point")] = Bounds()
+    family: Annotated[
+        bool, Field(description="search for the best family of pipelines, not single networks")
+    ] = False
+
+
+class Plant(Network):
+    """Channel planting: grow a small network, one layer a round, under the teacher's guidance."""
+
+    start: Annotated[Widths, Field(description="widths of the initial network")] = 8
+    channels: Annotated[
+        int | float,
+        Field(gt=0, description="channels a plant adds: a count, or a share < 1 of the width"),
+    ] = 4
+    multiple: Annotated[
+        int, Field(ge=1, description="planted widths are rounded up to multiples of this")
+    ] = 1
+    rounds: Annotated[int, Field(ge=0, description="rounds at most; fewer if none improves")] = 4
+    layers: Annotated[
+        list[str] | None, Field(description="widths that may grow; default: every convolution")
+    ] = None
+    kd_weight: Annotated[float, Field(ge=0, description="weight of the KL loss to the teacher")] = (
+        1.0
+    )
+    temperature: Annotated[float, Field(gt=0, description="of the KL loss to the teacher")] = 1.0
+    ce_weight: Annotated[
+        float, Field(ge=0, description="cross-entropy beside the KL loss (the slides use none)")
+    ] = 0.0
+    filters: Annotated[
+        Filters,
+        Field(
+            description="start of planted filters: torch's draw, zero, scaled to the older ones' "
+            "responses, or those of 8 times as many with the largest gradient behind them"
+        ),
+    ] = "random"
+    outgoing: Annotated[
+        Outgoing,
+        Field(
+            description="start of the weights that read a planted channel: zero, torch's draw, or "
+            "that scaled to the share of its inputs in what the reader answers"
+        ),
+    ] = "zero"
+    recipe: Annotated[
+        Recipe, Field(description="training of the planted parameters; needs a rate of its own")
+    ] = Recipe(optimizer="adam", lr=0.005, weight_decay=0.0, schedule="onecycle", epochs=20)
+    accept: Annotated[
+        Literal["loss", "loss_per_mac", "loss_per_param"],
+        Field(description="best plant: least validation loss, or largest fall for what it adds"),
+    ] = "loss"
+    per_round: Annotated[int, Field(ge=1, description="plants accepted in a round at most")] = 1
+    patience: Annotated[
+        int,
+        Field(ge=0, description="rounds in a row without an improvement before planting ends"),
+    ] = 0
+    finetune: Annotated[
+        Recipe | None,
+        Field(description="training of all weights after each round; the slides freeze strictly"),
+    ] = None
+    final: Annotated[
+        Recipe | None, Field(description="training of all weights after the last round")
+    ] = None
+    kernels: Annotated[
+        str | None,
+        Field(
+            description="training form of the kernels where all weights train (e.g. kflo:2x4): "
+            "the network is collapsed, grown and expanded again; default: plain"
+        ),
+    ] = None
+    bounds: Annotated[Bounds, Field(description="where growth stops")] = Bounds()
+    memory_gb: Annotated[
+        float,
+        Field(ge=0, description="GB a worker keeps of what is frozen; the rest is recomputed"),
+    ] = 2.0
+
+    @model_validator(mode="after")
+    def _learns(self) -> Plant:
+        if self.widths is not None:
+            raise ValueError(f"widths {self.widths}: of the initial network they are start")
+        if isinstance(self.channels, float) and self.channels >= 1:
+            raise ValueError(f"channels {self.channels}: a share is below 1; a count has no point")
+        if not self.kd_weight and not self.ce_weight:
+            raise ValueError("kd_weight and ce_weight are both 0: nothing is learned")
+        check_init(self.filters, self.outgoing)
+        if self.recipe.ema is not None:
+            raise ValueError("recipe.ema: a round of planting keeps no moving average; null")
+        return self
+
+
+class EarlyStopping(_Section):
+    """Successive halving by non-dominated rank: which sampled trials train to their end."""
+
+    rungs: Annotated[
+        list[float],
+        Field(min_length=1, description="shares of a training after which trials are compared"),
+    ] = [0.0625, 0.1875, 0.3125, 0.5625]
+    keep: Annotated[
+        float, Field(gt=0, lt=1, description="share of the trials on a rung that goes on")
+    ] = 0.72
+    wait: Annotated[
+        int, Field(ge=1, description="trials that reach a rung before the first of them goes on")
+    ] = 12
+
+    @field_validator("rungs")
+    @classmethod
+    def _climbs(cls, rungs: list[float]) -> list[float]:
+        if not all(0 < rung < 1 for rung in rungs) or sorted(set(rungs)) != rungs:
+            raise ValueError(f"rungs {rungs}: expected rising shares between 0 and 1")
+        return rungs
+
+    def share(self) -> float:
+        """What of all trainings is done where each rung lets exactly `keep` of its trials on."""
+        edges = [0.0, *self.rungs, 1.0]
+        return sum(self.keep**i * (b - a) for i, (a, b) in enumerate(pairwise(edges)))
+
+
+class Sample(_Section):
+    """Trials whose architecture and settings a sampler draws from a search space."""
+
+    space: Annotated[str, Field(description="a shipped space's name, or file.py:function")]
+    trials: Annotated[int, Field(ge=0, description="how many networks to train")] = 20
+    multiple: Annotated[
+        int, Field(ge=1, description="drawn widths and plants are rounded up to multiples of this")
+    ] = 1
+    sampler: Annotated[
+        str, Field(description="Optuna's sampler of that name: tpe, nsgaii or random")
+    ] = "tpe"
+    early_stopping: Annotated[
+        EarlyStopping | None,
+        Field(description="end trainings that promise little; {} for the defaults; default: none"),
+    ] = None
+
+
+class Resources(_Section):
+    """What one search may use of the machine."""
+
+    workers: Annotated[
+        int | None,
+        Field(ge=0, description="trainings at a time; 0: in the driver's process; default: cores"),
+    ] = None
+    cpu: Annotated[int, Field(ge=1, le=1024, description="cores, and threads, of a worker")] = 1
+    gpu: Annotated[float, Field(ge=0, description="GPUs of a worker, or a fraction")] = 0.0
+    memory_gb: Annotated[
+        float | None,
+        Field(gt=0, description="GB a worker may hold; a training that needs more fails"),
+    ] = None
+    trial_minutes: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            description="minutes a training may take; then its worker is ended, and it is tried "
+            "once more from its last checkpoint",
+        ),
+    ] = None
+    max_failures: Annotated[
+        int, Field(ge=0, description="failed trials the study survives; with one more it stops")
+    ] = 10
+
+
+class Budget(_Section):
+    """Where a search ends though trials are left, in sum over all commands on its run. The front is
+    reported; the same command with more goes on."""
+
+    hours: Annotated[
+        float | None,
+        Field(
+            gt=0, description="of the run; a training that runs then ends at its next checkpoint"
+        ),
+    ] = None
+    train_macs: Annotated[
+        Amount | None,
+        Field(
+            gt=0,
+            description="no training begins when those of the run took so many; those that run "
+            "are finished",
+        ),
+    ] = None
+
+
+class Study(_Section):
+    """One search: what is given, what is planted, what is sampled."""
+
+    name: Annotated[
+        str,
+        Field(
+            pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
+            description="name of the run: letters, digits, dot, dash, underscore",
+        ),
+    ]
+    seed: Annotated[int, Field(ge=0, lt=2**32, description="every random draw follows from it")] = 0
+    data: Annotated[DataSettings, Field(description="images")] = DataSettings()
+    teacher: Annotated[Teacher | None, Field(description="guide of the distillation")] = None
+    baselines: Annotated[list[Baseline], Field(description="networks to compare with")] = []
+    recipe: Annotated[Recipe, Field(description="how networks are trained")] = Recipe()
+    objectives: Annotated[Objectives, Field(description="accuracy against macs")] = Objectives()
+    plant: Annotated[Plant | None, Field(description="channel planting")] = None
+    sample: Annotated[Sample | None, Field(description="sampled trials")] = None
+    resources: Annotated[Resources, Field(description="workers, cores, GPUs")] = Resources()
+    budget: Annotated[Budget, Field(description="hours, training multiply-adds")] = Budget()
+    keep: Annotated[
+        Literal["front", "all"],
+        Field(description="models kept: front, teacher, baselines, last planted; or all"),
+    ] = "front"
+    tensorboard: Annotated[
+        bool, Field(description="write each trial's scalars for TensorBoard as well")
+    ] = False
+    storage: Annotated[
+        str | None, Field(description="any Optuna storage URL; default: study.db in the run folder")
+    ] = None
+
+    @field_validator("name")
+    @classmethod
+    def _no_folder(cls, name: str) -> str:
+        if ".." in name:
+            raise ValueError("a name without '..'")
+        return name
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One mistake: where it stands, what stands there, what would be right."""
+
+    place: str
+    got: str
+    expected: str
+    line: int | None = None
+    told: bool = False
+    """Whether `expected` is a sentence that tells both what is wrong and what would be right."""
+
+    def __str__(self) -> str:
+        line = f" (line {self.line})" if self.line is not None else ""
+        joint = ": " if self.told else ", expected "
+        place = self.place.replace("\n", "\\n")
+        return _printable(f"{place}{line}: got {self.got}{joint}{self.expected}")
+
+
+def _printable(text: str) -> str:
+    """The text with the escapes of what a terminal would obey or cannot show."""
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
+class StudyError(ValueError):
+    """A study that cannot be run, with all its problems."""
+
+    def __init__(self, source: str, problems: Sequence[Problem]) -> None:
+        self.source = source
+        self.problems = list(problems)
+        count = len(self.problems)
+        lines = "\n".join(f"  {problem}" for problem in self.problems)
+        super().__init__(f"{source}: {count} problem{'s' * (count > 1)}\n{lines}")

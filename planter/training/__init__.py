@@ -1,0 +1,1 @@
+"""One training: its recipe, its losses, its loop and its step."""
