@@ -12,11 +12,12 @@ from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from planter.arch import Architecture
+from planter.driver.proposers.planting_rows import planting_table, point_of, row_id
 from planter.driver.proposers.proposer import Notice, Proposer, SearchContext
 from planter.driver.storage.open_rows import write_attributes
 from planter.driver.storage.points import open_study, read_result, write_result
 from planter.driver.trials.bounds import LATENCY, Weighed, limits_of
-from planter.driver.trials.jobs import Job, Outcome, SearchStoppedError, points_of
+from planter.driver.trials.jobs import Job, Outcome, SearchStoppedError
 from planter.front.points import PLANTING_COLUMNS, Point, to_csv
 from planter.planting.plants import accept, channels_to_plant
 from planter.plots import growth_figure
@@ -57,7 +58,7 @@ class Rounds(Proposer):
         self._current: list[str] = []
         self._parent: FrozenTrial | None = None
         self._verdicts: list[Notice] = []
-        self._latencies.learn_points(filter(None, map(self._point, self._rows.values())))
+        self._latencies.learn_points(filter(None, map(point_of, self._rows.values())))
         self._advance()
 
     @classmethod
@@ -70,7 +71,7 @@ class Rounds(Proposer):
             waiting = [
                 row
                 for row in self._open_rows()
-                if _id(row) not in self._handed and read_result(row) is None
+                if row_id(row) not in self._handed and read_result(row) is None
             ]
             # A worker trains its share of a round in one go, on one pass over the images.
             shares = (waiting[first :: self._workers] for first in range(self._workers))
@@ -78,19 +79,19 @@ class Rounds(Proposer):
         if not self._dealt:
             return None
         share = self._dealt.pop(0)
-        self._handed |= {_id(row) for row in share}
+        self._handed |= {row_id(row) for row in share}
         row = share[0]
         facts = {"round": row.params["round"], "parent": row.user_attrs["parent"]}
-        if _id(row) == START:
+        if row_id(row) == START:
             return Job(START, "start")
         if row.params["layer"] in (GROWN, FINAL):
             plants, lineage = row.user_attrs["plants"], self.accepted()
-            return Job(_id(row), "grow", {**facts, "plants": plants, "lineage": lineage})
+            return Job(row_id(row), "grow", {**facts, "plants": plants, "lineage": lineage})
         plants = [
-            {"id": _id(one), "layer": one.params["layer"], "channels": one.params["channels"]}
+            {"id": row_id(one), "layer": one.params["layer"], "channels": one.params["channels"]}
             for one in share
         ]
-        return Job(_id(row), "plant", {**facts, "plants": plants})
+        return Job(row_id(row), "plant", {**facts, "plants": plants})
 
     def finish(self, job: Job, outcome: Outcome) -> None:
         self._handed -= set(job.trials)
@@ -135,12 +136,12 @@ class Rounds(Proposer):
     def accepted(self) -> list[str]:
         """Ids of the accepted networks, the initial one first."""
         rows = sorted(self._rows.values(), key=lambda row: int(row.params["round"]))
-        return [_id(row) for row in rows if row.user_attrs.get("accepted")]
+        return [row_id(row) for row in rows if row.user_attrs.get("accepted")]
 
     def needed(self) -> set[str]:
         """The open round's networks, the one they grow from, and the last accepted."""
-        parent = set() if self._parent is None else {_id(self._parent)}
-        return {_id(row) for row in self._open_rows()} | parent | set(self.accepted()[-1:])
+        parent = set() if self._parent is None else {row_id(self._parent)}
+        return {row_id(row) for row in self._open_rows()} | parent | set(self.accepted()[-1:])
 
     def notices(self) -> list[Notice]:
         told, self._verdicts = self._verdicts, []
@@ -162,32 +163,11 @@ class Rounds(Proposer):
 
     def table(self) -> list[dict[str, Any]]:
         """A row for each finished candidate, as planting.csv shows it."""
-        rows = []
-        for row in sorted(self._rows.values(), key=lambda row: row.number):
-            point = self._point(row)
-            if point is None or not row.state.is_finished():
-                continue
-            rows.append(
-                {
-                    "round": row.params["round"],
-                    "layer": row.params["layer"],
-                    "channels": row.params["channels"],
-                    "accepted": row.user_attrs["accepted"],
-                    "widths": " ".join(
-                        f"{name}={width}" for name, width in point.architecture["widths"].items()
-                    ),
-                    "params": point.params,
-                    "macs": point.macs,
-                    "val_loss": point.loss,
-                    "val_accuracy": point.accuracy,
-                    "seconds": point.seconds,
-                }
-            )
-        return rows
+        return planting_table(self._rows.values())
 
     def _advance(self) -> None:
         """Opens and decides rounds as far as results allow; safe to repeat after any kill."""
-        self._current = [_id(row) for row in self._walk()]
+        self._current = [row_id(row) for row in self._walk()]
 
     def _walk(self) -> list[FrozenTrial]:
         """The rows that results are still missing of, those of the round that is open."""
@@ -227,13 +207,13 @@ class Rounds(Proposer):
             self._decide([last])
             return
         self._study.tell(last.number, state=TrialState.PRUNED)
-        self._reload(_id(last))
+        self._reload(row_id(last))
 
     def _round(self, number: int) -> list[FrozenTrial]:
         """The rows of a round's candidates, added where they are not there yet."""
         if self._parent is None:
             return [self._row(number, "start", 0)]
-        point = self._point(self._parent)
+        point = point_of(self._parent)
         assert point is not None
         widths = point.architecture["widths"]
         settings = self._settings
@@ -260,7 +240,7 @@ class Rounds(Proposer):
         if not plants or (len(plants) == 1 and self._settings.finetune is None):
             return None
         channels = sum(int(row.params["channels"]) for row in plants)
-        return self._row(number, GROWN, channels, plants=[_id(row) for row in plants])
+        return self._row(number, GROWN, channels, plants=[row_id(row) for row in plants])
 
     def _row(
         self, number: int, layer: str, channels: int, plants: list[str] | None = None
@@ -280,7 +260,7 @@ class Rounds(Proposer):
                 },
                 user_attrs={
                     "id": name,
-                    "parent": None if self._parent is None else _id(self._parent),
+                    "parent": None if self._parent is None else row_id(self._parent),
                     **({} if plants is None else {"plants": plants}),
                     **({LATENCY: timed} if timed else {}),
                 },
@@ -307,7 +287,7 @@ class Rounds(Proposer):
     def _wider(self, channels: Mapping[str, int]) -> Architecture:
         """The parent with more channels."""
         assert self._parent is not None
-        point = self._point(self._parent)
+        point = point_of(self._parent)
         assert point is not None
         wider = Architecture.from_dict(point.architecture)
         for layer, more in channels.items():
@@ -319,10 +299,10 @@ class Rounds(Proposer):
     ) -> list[FrozenTrial]:
         """The candidates that are accepted, best first, as many as the bounds leave room for: those
         with a loss below `bar`, by default the parent's."""
-        by_id = {_id(row): row for row in rows}
-        points = {name: self._point(row) for name, row in by_id.items()}
+        by_id = {row_id(row): row for row in rows}
+        points = {name: point_of(row) for name, row in by_id.items()}
         losses = {name: point.loss for name, point in points.items() if point is not None}
-        before = None if self._parent is None else self._point(self._parent)
+        before = None if self._parent is None else point_of(self._parent)
         if bar is None:
             bar = math.inf if before is None else before.loss
         added = None
@@ -349,17 +329,17 @@ class Rounds(Proposer):
             if row.state.is_finished():
                 continue
             told: dict[str, Any] = {}
-            if (point := self._point(row)) is not None:
+            if (point := point_of(row)) is not None:
                 told = {key: getattr(point, key) for key in ("accuracy", "macs", "params")}
             elif (reason := (read_result(row) or {}).get("error")) is not None:
                 told = {"error": reason}
             write_attributes(self._study, row, {**told, "accepted": row is chosen})
         for row in rows:
-            point = self._point(row)
+            point = point_of(row)
             if not row.state.is_finished():
                 state = TrialState.FAIL if point is None else TrialState.COMPLETE
                 self._study.tell(row.number, None if point is None else point.loss, state=state)
-                self._reload(_id(row))
+                self._reload(row_id(row))
             if point is not None:
                 # Names of their own beside those of a search space, which stand in the same study.
                 self._book.add(
@@ -367,7 +347,7 @@ class Rounds(Proposer):
                     {f"plant_{key}": value for key, value in row.params.items()},
                     {f"plant_{key}": kind for key, kind in row.distributions.items()},
                 )
-        return None if chosen is None else self._rows[_id(chosen)]
+        return None if chosen is None else self._rows[row_id(chosen)]
 
     def _best(self, rows: Sequence[FrozenTrial]) -> FrozenTrial | None:
         """The accepted candidate, or what was grown from the accepted ones if its loss is below
@@ -375,8 +355,8 @@ class Rounds(Proposer):
         single = [row for row in rows if row.params["layer"] not in (GROWN, FINAL)]
         chosen = next(iter(self._improving(single)), None)
         for row in rows:
-            if row not in single and (point := self._point(row)) is not None:
-                rival = self._point(chosen or self._parent or row)
+            if row not in single and (point := point_of(row)) is not None:
+                rival = point_of(chosen or self._parent or row)
                 assert rival is not None
                 chosen = row if point.loss < rival.loss else chosen
         return chosen
@@ -389,16 +369,7 @@ class Rounds(Proposer):
             str(self._rows[name].params["layer"]) for name in chosen.user_attrs.get("plants", [])
         ]
         plants = f" ({' + '.join(layers)})" if layers else ""
-        return f"planting round {number}: accepted {_id(chosen)}{plants}"
-
-    def _point(self, row: FrozenTrial) -> Point | None:
-        """The network of a row; None while it has none, or where its training failed or its loss is
-        no number."""
-        outcome = read_result(row)
-        if outcome is None or "error" in outcome:
-            return None
-        (point,) = points_of(_id(row), "plant", outcome)
-        return point if math.isfinite(point.loss) else None
+        return f"planting round {number}: accepted {row_id(chosen)}{plants}"
 
     def _open_rows(self) -> list[FrozenTrial]:
         """Those of the round at hand: rows that other settings had opened are left alone."""
@@ -417,7 +388,3 @@ def _has_grown(settings: Plant) -> bool:
 def _channels(rows: Iterable[FrozenTrial]) -> dict[str, int]:
     """What candidates plant, by layer."""
     return {row.params["layer"]: int(row.params["channels"]) for row in rows}
-
-
-def _id(row: FrozenTrial) -> str:
-    return str(row.user_attrs["id"])
