@@ -10,7 +10,7 @@ from test_driver import SPACE, rows, write_study
 
 import planter
 from planter.arch import Architecture
-from planter.cli.targets import point_of
+from planter.cli.runs import point_of
 from planter.costs.macs import training_cost
 from planter.driver.checking.check import prepare
 from planter.driver.run_folder.read import read_points

@@ -25,7 +25,7 @@ from planter.planting import round as fast_round
 from planter.planting.activations import activations
 from planter.planting.contribution import Contribution, Suffix, candidate_of
 from planter.planting.plants import accept, plant, train_plant
-from planter.planting.round import Course, train_round
+from planter.planting.round import CandidateResult, train_round
 from planter.training.loop import Batch, Epoch, batch_order, mix_seed
 from planter.training.recipe import Recipe, make_optimizer
 
@@ -238,7 +238,7 @@ def fast(
     teacher: Tensor | nn.Module | None = None,
     loss: fast_round.Loss = loss_of,
     **options: Any,
-) -> dict[str, Course]:
+) -> dict[str, CandidateResult]:
     return train_round(parent, children, images, recipe, loss, teacher=teacher, seed=3, **options)
 
 

@@ -21,9 +21,9 @@ from planter.driver.run_folder import report as report_module
 from planter.driver.run_folder.read import read_points, run_study, standing
 from planter.driver.run_folder.report import _importances, write_report
 from planter.driver.storage.points import METRICS, PointBook, open_storage, open_study
-from planter.front.history import Stopped, course
+from planter.front.history import Stopped, history
 from planter.front.points import Point
-from planter.plots import CourseLine, course_figure, importance_figure
+from planter.plots import HistoryLine, history_figure, importance_figure
 from planter.report import without_password
 
 
@@ -262,20 +262,20 @@ def test_the_course_adds_rectangles_and_costs_in_the_order_of_writing():
         _point("s2", 0.6, 1000, 1),  # dominated
         _point("s3", 0.9, 20_000, 5),  # beyond the reference
     ]
-    steps = course(points, [0.25, 10_000], {})
+    steps = history(points, [0.25, 10_000], {})
     assert [step.trial for step in steps] == ["teacher", "s0", "s1", "s2", "s3"]
     assert [step.trainings for step in steps] == [1, 2, 3, 4, 5]
     assert [step.train_macs for step in steps] == [7, 27, 57, 58, 63]
     # 0.25 above the reference over one decade; then 0.5 over two; nothing more.
     expected = [0, 0.25, 1.0, 1.0, 1.0]
     assert [step.hypervolume for step in steps] == pytest.approx(expected, rel=1e-12)
-    assert [s.hypervolume for s in course(points, [0.25, 10_000], {"macs": 99})] == [0] * 5
+    assert [s.hypervolume for s in history(points, [0.25, 10_000], {"macs": 99})] == [0] * 5
 
 
 def test_what_was_stopped_costs_where_it_took_its_time():
     points = [_point("s0", 0.5, 1000, 20), _point("s1", 0.75, 100, 30)]
     stopped = [Stopped("s2", 3, 1.0, after=1), Stopped("s3", 4, 1.0, 2), Stopped("s4", 5, 1.0, 2)]
-    steps = course(points, [0.25, 10_000], {}, stopped)
+    steps = history(points, [0.25, 10_000], {}, stopped)
     assert [step.trial for step in steps] == ["s0", "s2", "s1", "s3", "s4"]
     assert [step.train_macs for step in steps] == [20, 23, 53, 57, 62]
     assert [step.hypervolume for step in steps] == pytest.approx([0.25, 0.25, 1.0, 1.0, 1.0])
@@ -283,7 +283,7 @@ def test_what_was_stopped_costs_where_it_took_its_time():
 
 def test_a_trial_of_several_pipelines_is_one_training(run):
     points = read_points(run)
-    steps = course(points, [0.1, 1e9], {})
+    steps = history(points, [0.1, 1e9], {})
     assert len(steps) == len({point.trial for point in points}) < len(points)
     once = {point.trial: point.train_macs for point in points}
     assert steps[-1].train_macs == sum(once.values())
@@ -291,8 +291,8 @@ def test_a_trial_of_several_pipelines_is_one_training(run):
 
 def test_the_course_is_drawn_from_the_first_volume_on():
     points = [_point("teacher", 1.0, 10_000, 7, "teacher"), _point("s0", 0.5, 1000, 20)]
-    line = CourseLine("<x>", course(points, [0.25, 10_000], {}))
-    above, below = course_figure([line]).data
+    line = HistoryLine("<x>", history(points, [0.25, 10_000], {}))
+    above, below = history_figure([line]).data
     assert (list(above.x), list(above.y)) == ([2], [0.25])
     assert (list(below.x), list(below.y)) == ([27], [0.25])
     assert above.name == "&lt;x&gt;"

@@ -9,7 +9,7 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
-from planter.driver.storage import retrying as patience
+from planter.driver.storage import retrying
 from planter.driver.storage.points import METRICS, open_storage, open_study
 
 FIELDS = (
@@ -61,18 +61,18 @@ def test_rows_added_together_are_what_optuna_adds_one_by_one(url):
 
 @pytest.mark.parametrize("written", [True, False])
 def test_rows_whose_answer_was_lost_are_there_once(tmp_path, monkeypatch, written):
-    monkeypatch.setattr(patience, "_FIRST_PAUSE_S", 0.0)
-    add, calls = patience.add_rows, []
+    monkeypatch.setattr(retrying, "_FIRST_PAUSE_S", 0.0)
+    add, calls = retrying.add_rows, []
 
     def lossy(*given):
         calls.append(given)
         if len(calls) == 1 and not written:
-            raise patience.StorageAwayError("connection lost")
+            raise retrying.StorageAwayError("connection lost")
         add(*given)
         if len(calls) == 1:
-            raise patience.StorageAwayError("connection lost")
+            raise retrying.StorageAwayError("connection lost")
 
-    monkeypatch.setattr(patience, "add_rows", lossy)
+    monkeypatch.setattr(retrying, "add_rows", lossy)
     with closing(open_storage(f"sqlite:///{tmp_path / 'study.db'}", alone=True)) as storage:
         study = open_study(storage, "small", METRICS)
         storage.add_finished(study._study_id, list(some_rows()))

@@ -10,7 +10,7 @@ import planter
 from planter.driver.backends import local
 from planter.driver.run_folder.read import opened, points_in, run_study, stopped_in
 from planter.driver.schedule import Schedule
-from planter.front.history import course
+from planter.front.history import history
 
 EPOCHS, TRIALS = 8, 12
 STOPPING = "sample.early_stopping={rungs: [0.25, 0.5], keep: 0.5, wait: 4}"
@@ -52,7 +52,7 @@ def test_the_report_counts_what_was_stopped(place, stopped):
     study = run_study(run)
     with opened(run, study) as storage:
         left = stopped_in(storage, study.name)
-        steps = course(points_in(storage, study.name), [0.1, 1e9], {}, left)
+        steps = history(points_in(storage, study.name), [0.1, 1e9], {}, left)
     assert len(left) == number > 0
     assert len(steps) == stopped["cost"]["trials"]
     assert steps[-1].train_macs == stopped["cost"]["train_macs"]

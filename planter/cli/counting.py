@@ -9,8 +9,8 @@ import typer
 
 from planter.arch import Architecture
 from planter.cli.app import app, out
+from planter.cli.runs import architecture_of_builder, pipelines_of, point_of
 from planter.cli.tables import cost_json, print_cost, training_table
-from planter.cli.targets import architecture_of_builder, pipelines_of, point_of
 
 
 @app.command(epilog="Example: planter cost vgg16 --cut cut2 --cut cut7 --image 3x32x32")

@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 
 from planter.cli.app import Knee, MaxMacs, MinAccuracy, app, err, expanded, out
-from planter.cli.targets import split_target
+from planter.cli.runs import split_target
 
 if TYPE_CHECKING:
     from planter.export import Exported

@@ -23,9 +23,9 @@ from planter.driver.run_folder.settings import (
     write_settings,
 )
 from planter.driver.schedule import Schedule
-from planter.driver.storage.lease import Claim
+from planter.driver.storage.lease import Lease
 from planter.driver.storage.points import PointBook, database_url, open_storage
-from planter.driver.storage.retrying import PatientStorage
+from planter.driver.storage.retrying import RetryingStorage
 from planter.driver.tasks.context import Context
 from planter.driver.trials.budget import Account
 from planter.driver.trials.jobs import Job, Outcome, Queue, SearchStoppedError
@@ -111,14 +111,14 @@ def search(
         )
         storage = open_storage(database_url(run, study.storage), alone=True)
         try:
-            claim = Claim(storage, study.name, run, run_id(run))
+            lease = Lease(storage, study.name, run, run_id(run))
             try:
-                going = _Search(study, run, prepared, storage, claim, observe)
+                going = _Search(study, run, prepared, storage, lease, observe)
                 going.train(ray_address)
                 return going.report()
             finally:
                 storage.wait_no_longer()  # it may be on the full disk that ends the search
-                claim.release()
+                lease.release()
         finally:
             storage.close()
 
@@ -141,13 +141,13 @@ class _Search(Queue):
         study: Study,
         run: Path,
         prepared: Prepared,
-        storage: PatientStorage,
-        claim: Claim,
+        storage: RetryingStorage,
+        lease: Lease,
         observe: Observer,
     ) -> None:
         self._wait_no_longer = storage.wait_no_longer
         self._study = study
-        self._claim = claim
+        self._lease = lease
         self._run = run
         self._observe = observe
         self._data = prepared.data
@@ -210,7 +210,7 @@ class _Search(Queue):
             raise
         finally:
             with suppress(SearchStoppedError):  # another driver may have the folder by now
-                self._claim.check()
+                self._lease.check()
                 self._account.write()
                 if self._documents.late:
                     self._documents.refresh()
@@ -228,11 +228,11 @@ class _Search(Queue):
         """Writes the time into the books where it is due, also in the middle of a training: a
         driver that is killed then has used it all the same."""
         if self._account.due:
-            self._claim.check()
+            self._lease.check()
             self._account.write()
 
     def next(self) -> Job | None:
-        self._claim.check()
+        self._lease.check()
         self._count_time()
         job = self._schedule.next()
         self._tell_notices()
@@ -243,7 +243,7 @@ class _Search(Queue):
 
     def compare(self, job: Job, outcome: Outcome) -> Job | None:
         """Books the partial outcome of a sampled trial; what its worker goes on with at once."""
-        self._claim.check()
+        self._lease.check()
         onward = self._schedule.compare(job, outcome)
         then = "waits to be compared" if onward is None else "goes on"
         shown = _points_in_words(outcome["partial"]["points"])
@@ -252,7 +252,7 @@ class _Search(Queue):
         return onward
 
     def finish(self, job: Job, outcome: Outcome) -> None:
-        self._claim.check()
+        self._lease.check()
         self._count_time()
         again = self._schedule.finish(job, outcome)
         if "paused" in outcome:
@@ -286,7 +286,7 @@ class _Search(Queue):
 
     def report(self) -> dict[str, Any]:
         """Reads the test data for what is reported and writes the run's documents."""
-        self._claim.check()
+        self._lease.check()
         failed = self._schedule.failures()
         notes = {p.method: gone.why for p in self._proposers if (gone := p.exhausted())}
         if self._schedule.left() and (spent := self._schedule.spent()):
@@ -302,7 +302,7 @@ class _Search(Queue):
 
     def _write_if_due(self) -> None:
         if self._documents.due:
-            self._claim.check()
+            self._lease.check()
             self._documents.refresh()
 
     def _tell(self, event: str, kind: Event = "told") -> None:

@@ -28,7 +28,7 @@ class Step(NamedTuple):
     hypervolume: float
 
 
-def course(
+def history(
     points: Sequence[Point],
     reference: Sequence[float],
     limits: Mapping[str, float],

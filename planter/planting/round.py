@@ -49,7 +49,7 @@ _CHECKPOINT_EVERY_S = 10.0
 
 
 @dataclass
-class Course:
+class CandidateResult:
     """What a round was for one candidate: its epochs, seconds and multiply-adds of its own steps
     (convolutions and matrix products, forward and backward), and why it was given up, if it was."""
 
@@ -71,7 +71,7 @@ def train_round(
     memory: int = MEMORY_BYTES,
     checkpoint: Path | None = None,
     pause: Callable[[], bool] = lambda: False,
-) -> dict[str, Course]:
+) -> dict[str, CandidateResult]:
     """Trains what is new in every child, in place, as `train_plant` would with this seed: on the
     same batches, with the same loss and optimiser, to the same values but for the order of sums.
 
@@ -80,7 +80,7 @@ def train_round(
     `memory` bytes allow it, otherwise computed batch by batch, once for all candidates, as are the
     teacher's logits if `teacher` is a network. A training taken up from `checkpoint` goes on as if
     it had not stopped; `pause` may end it at one, as it does `fit`. A candidate whose loss is no
-    longer a number is given up: see its `Course`.
+    longer a number is given up: see its `CandidateResult`.
     """
     if recipe.ema is not None:
         raise ValueError(f"a round of planting keeps no moving average: ema {recipe.ema}, not null")
@@ -131,7 +131,7 @@ def train_round(
     for name, student in students.items():
         student.candidate.write(children[name])
         children[name].to(memory_format=torch.contiguous_format)
-    return {name: student.course for name, student in students.items()}
+    return {name: student.result for name, student in students.items()}
 
 
 @dataclass(frozen=True)
@@ -153,14 +153,14 @@ class _Student:
         self, child: nn.Module, parent: nn.Module, recipe: Recipe, layout: torch.memory_format
     ) -> None:
         self.candidate = candidate_of(child, parent).to(memory_format=layout)
-        self.course = Course()
+        self.result = CandidateResult()
         self.draws = draws(self.candidate)
         self._optimizer = make_optimizer(self.candidate, recipe)
         self._total: Tensor | float = 0.0
         self.macs = 0.0
 
     def step(self, kept: Activations, loss: Loss, turn: _Turn) -> None:
-        if self.course.error is not None:
+        if self.result.error is not None:
             return
         began = time.perf_counter()
         # A candidate with dropout draws from the step's seed, not from what others left of theirs.
@@ -170,8 +170,8 @@ class _Student:
                 found = kept.of(turn.index, self.candidate.wanted, turn.computed)
                 self._step(found, turn.batch, loss, turn.lr)
         except RuntimeError as error:  # torch's, of memory or of shapes: the others go on
-            self.course.error = f"{type(error).__name__}: {error}"
-        self.course.seconds += time.perf_counter() - began
+            self.result.error = f"{type(error).__name__}: {error}"
+        self.result.seconds += time.perf_counter() - began
 
     def _step(self, found: Mapping[int, Tensor], batch: Batch, loss: Loss, lr: float) -> None:
         def value() -> Tensor:
@@ -182,36 +182,36 @@ class _Student:
             mean = take_step(self.candidate, self._optimizer, value, lr=lr, expanded=False)
         if counter is not None:
             self.macs = counter.get_total_flops() / (2 * len(batch.labels))
-        self.course.macs += round(self.macs * len(batch.labels))
+        self.result.macs += round(self.macs * len(batch.labels))
         self._total = self._total + mean * len(batch.labels)
 
     def end_epoch(self, epoch: int, recipe: Recipe, images: int, seconds: float) -> None:
         mean = float(self._total) / images
         self._total = 0.0
-        if self.course.error is None and not math.isfinite(mean):
-            self.course.error = (
+        if self.result.error is None and not math.isfinite(mean):
+            self.result.error = (
                 f"FloatingPointError: training loss became {mean} in epoch {epoch + 1} of "
                 f"{recipe.epochs}; a lower lr than {recipe.lr} may help"
             )
-        if self.course.error is None:
-            self.course.epochs.append(Epoch(epoch + 1, mean, recipe.lr_at(epoch), seconds))
+        if self.result.error is None:
+            self.result.epochs.append(Epoch(epoch + 1, mean, recipe.lr_at(epoch), seconds))
 
     def state(self) -> dict[str, Any]:
         return {
             "candidate": self.candidate.state_dict(),
             "optimizer": self._optimizer.state_dict(),
-            "epochs": [list(epoch) for epoch in self.course.epochs],
-            "error": self.course.error,
-            "macs": self.course.macs,
+            "epochs": [list(epoch) for epoch in self.result.epochs],
+            "error": self.result.error,
+            "macs": self.result.macs,
         }
 
     def take_up(self, state: Mapping[str, Any]) -> None:
         self.candidate.load_state_dict(state["candidate"])
         self._optimizer.load_state_dict(state["optimizer"])
         lay_out_moments_(self._optimizer)
-        self.course.epochs = [Epoch(*epoch) for epoch in state["epochs"]]
-        self.course.error = state["error"]
-        self.course.macs = state["macs"]
+        self.result.epochs = [Epoch(*epoch) for epoch in state["epochs"]]
+        self.result.error = state["error"]
+        self.result.macs = state["macs"]
 
 
 @contextmanager

@@ -1,22 +1,22 @@
 """Figures of a run, and the pages and pictures they become. Only here Plotly is imported."""
 
-from planter.plots.course import CourseLine, course_figure, importance_figure
 from planter.plots.files import drawing_code, figure_part, write_html, write_image
 from planter.plots.front import FrontInfo, Series, front_figure, front_info
 from planter.plots.growth import GrowthInfo, growth_figure, growth_info
+from planter.plots.history import HistoryLine, history_figure, importance_figure
 
 __all__ = [
-    "CourseLine",
     "FrontInfo",
     "GrowthInfo",
+    "HistoryLine",
     "Series",
-    "course_figure",
     "drawing_code",
     "figure_part",
     "front_figure",
     "front_info",
     "growth_figure",
     "growth_info",
+    "history_figure",
     "importance_figure",
     "write_html",
     "write_image",

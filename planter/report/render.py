@@ -6,12 +6,12 @@ import re
 from dataclasses import replace
 
 from planter.plots import (
-    CourseLine,
-    course_figure,
+    HistoryLine,
     drawing_code,
     figure_part,
     front_figure,
     growth_figure,
+    history_figure,
     importance_figure,
 )
 from planter.plots.pages import rendered
@@ -57,7 +57,7 @@ def _figures(report: Report) -> dict[str, str]:
     """The figures that there are, by section, as HTML."""
     runs = [report.run] if report.control is None else [report.run, report.control]
     front = front_figure([one.front for one in runs]).update_layout(title=None, margin_t=20)
-    course = course_figure([CourseLine(one.front["study"], one.steps) for one in runs])
+    course = history_figure([HistoryLine(one.front["study"], one.steps) for one in runs])
     drawn = {"front": figure_part(front, "540px"), "course": figure_part(course, "600px")}
     if report.growth:
         growth = growth_figure(report.run.front["study"], report.growth)

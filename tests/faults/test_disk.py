@@ -25,7 +25,7 @@ from planter import cli
 from planter.data import load_data
 from planter.driver.run_folder import documents
 from planter.driver.schedule import Schedule
-from planter.driver.storage import retrying as patience
+from planter.driver.storage import retrying
 from planter.driver.tasks import context as context_module
 from planter.driver.tasks.planting_step import PlantingStep
 from planter.driver.trials.jobs import SearchStoppedError
@@ -89,7 +89,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
     clock.sleep = sleep
     monkeypatch.setattr(disk, "time", clock)
-    monkeypatch.setattr(patience, "time", clock)
+    monkeypatch.setattr(retrying, "time", clock)
     return clock
 
 

@@ -26,8 +26,8 @@ import planter
 from planter.driver.backends import local
 from planter.driver.dashboard.serve import serve_dashboard
 from planter.driver.run_folder.read import read_points
-from planter.driver.storage import retrying as patience
-from planter.driver.storage.points import METRICS, PatientStorage, open_storage, open_study
+from planter.driver.storage import retrying
+from planter.driver.storage.points import METRICS, RetryingStorage, open_storage, open_study
 from planter.driver.trials.jobs import SearchStoppedError
 from planter.study.schema import StudyError
 
@@ -222,7 +222,7 @@ def test_a_server_that_is_started_again_is_waited_for(
             postgres.start()
 
     # Its own clock, not the process's: file locks sleep, too.
-    monkeypatch.setattr(patience, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
+    monkeypatch.setattr(retrying, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
     at_job(monkeypatch, 4, postgres.stop)
     front = planter.search(write_study(tmp_path), out=tmp_path / "run", overrides=on(url))
     assert_whole(front, url, whole)
@@ -234,7 +234,7 @@ def test_a_server_that_stays_away_stops_the_search_and_the_same_command_goes_on(
     postgres, whole, tmp_path, monkeypatch
 ):
     url, file = postgres.database(), write_study(tmp_path)
-    monkeypatch.setattr(patience, "_PATIENCE_S", 1.0)
+    monkeypatch.setattr(retrying, "_PATIENCE_S", 1.0)
     at_job(monkeypatch, 4, postgres.stop)
     with pytest.raises(SearchStoppedError, match=r"(?s)storage was away .*\(1 s\).*go on"):
         planter.search(file, out=tmp_path / "run", overrides=on(url))
@@ -258,18 +258,18 @@ class Lossy:
             answer = method(*args, **kwargs)
             if name in self._lost:
                 self._lost.remove(name)
-                raise patience.StorageAwayError("connection lost")
+                raise retrying.StorageAwayError("connection lost")
             return answer
 
         return call
 
 
 def test_a_write_whose_answer_was_lost_is_not_done_twice(url, monkeypatch):
-    monkeypatch.setattr(patience, "_FIRST_PAUSE_S", 0.0)
+    monkeypatch.setattr(retrying, "_FIRST_PAUSE_S", 0.0)
     writes = ("create_new_study", "create_new_trial", "set_trial_param", "set_trial_user_attr")
     with closing(open_storage(url)) as inner:
         lossy: Any = Lossy(inner._storage, *writes, "set_trial_state_values")
-        study = open_study(PatientStorage(lossy, lambda: None), "small", METRICS)
+        study = open_study(RetryingStorage(lossy, lambda: None), "small", METRICS)
         trial = study.ask()
         trial.suggest_int("width", 1, 9)
         trial.set_user_attr("id", "one")
@@ -281,7 +281,7 @@ def test_a_write_whose_answer_was_lost_is_not_done_twice(url, monkeypatch):
 
 def test_a_commit_whose_answer_was_lost_adds_no_second_trial(tmp_path, monkeypatch):
     """Optuna's own repetition, inside the storage, would add one."""
-    monkeypatch.setattr(patience, "_FIRST_PAUSE_S", 0.0)
+    monkeypatch.setattr(retrying, "_FIRST_PAUSE_S", 0.0)
     with closing(open_storage(f"sqlite:///{tmp_path / 'study.db'}")) as storage:
         study = open_study(storage, "small", METRICS)
         engine: Any = storage._storage._backend.engine  # type: ignore[attr-defined]

@@ -12,9 +12,9 @@ from optuna.storages import BaseStorage
 
 from planter.driver.run_folder.read import points_in, read_growth, run_study, stopped_in
 from planter.front.describe import with_networks
-from planter.front.history import course
+from planter.front.history import history
 from planter.front.methods import METHODS, is_searched
-from planter.plots import CourseLine, course_figure, front_figure, growth_figure
+from planter.plots import HistoryLine, front_figure, growth_figure, history_figure
 from planter.plots.svg import Line, chart
 
 # The dashboard's frames are of one height, too low for three figures below one another else.
@@ -68,10 +68,10 @@ def study_plots(run: Path, front: Mapping[str, Any], storage: BaseStorage) -> di
     study = run_study(run)
     points = points_in(storage, study.name)
     reference, limits = front["reference_point"], study.objectives.bounds.limits()
-    steps = course(points, reference, limits, stopped_in(storage, study.name))
-    line = CourseLine(study.name, steps)
+    steps = history(points, reference, limits, stopped_in(storage, study.name))
+    line = HistoryLine(study.name, steps)
     figures = {"front": front_figure([with_networks(front, points)])}
-    figures["hypervolume"] = course_figure([line])
+    figures["hypervolume"] = history_figure([line])
     if rows := read_growth(run):
         figures["planting"] = growth_figure(study.name, rows).update_layout(_SMALL)
     # The dashboard's own paper is white in one theme and dark in the other, ours is neither.

@@ -23,7 +23,7 @@ from planter.driver.run_folder.read import (
     stopped_in,
 )
 from planter.front.describe import with_networks
-from planter.front.history import course
+from planter.front.history import history
 from planter.front.points import Point, nothing_trained, read_front, write_text
 from planter.report import Facts, Importances, Report, page
 from planter.study.schema import Study
@@ -101,7 +101,7 @@ def _facts(
     for point in {point.trial: point for point in points}.values():
         seconds[point.method] = seconds.get(point.method, 0.0) + point.seconds
     stopped = stopped_in(storage, study.name)
-    steps = course(points, reference, study.objectives.bounds.limits(), stopped)
+    steps = history(points, reference, study.objectives.bounds.limits(), stopped)
     failed = _failed(storage, study)
     return Facts(with_networks(front, points), steps, seconds, stopped, failed)
 

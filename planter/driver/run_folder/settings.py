@@ -44,7 +44,7 @@ def lock_run(run: Path, *, take_over: bool = False) -> BaseFileLock:
     except Timeout:
         if take_over:
             # The other keeps the lock of a file that is gone: its machine may have died without
-            # letting go. If it lives, it stops at its next job: see Claim.
+            # letting go. If it lives, it stops at its next job: see Lease.
             (run / ".lock").unlink(missing_ok=True)
             return lock_run(run)
         raise StudyError(

@@ -19,7 +19,7 @@ from planter.study.schema import Problem, StudyError
 _FOLDER, _DRIVER = "run_folder", "driver"
 
 
-class Claim:
+class Lease:
     """One driver's hold on a study, an attribute of the study of points, until `release`.
 
     The folder's lock turns a second driver away. Where it cannot (the folder was copied to another

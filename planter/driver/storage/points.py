@@ -21,7 +21,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from planter.driver.storage.open_rows import key_of, storage_of, write_attributes
-from planter.driver.storage.retrying import PatientStorage, tell_when_away
+from planter.driver.storage.retrying import RetryingStorage, tell_when_away
 from planter.driver.trials.jobs import Outcome
 from planter.front.objectives import OBJECTIVES, SEARCHED, values_of
 from planter.front.points import Point, front_of
@@ -49,10 +49,10 @@ def database_url(run: Path, storage: str | None) -> str:
     return storage or f"sqlite:///{run / 'study.db'}"
 
 
-def open_storage(url: str, *, alone: bool = False) -> PatientStorage:
+def open_storage(url: str, *, alone: bool = False) -> RetryingStorage:
     """The storage at an Optuna URL, or the journal file at `journal:///relative.log` or
     `journal:////absolute.log` (slashes as SQLite has them). Raises ValueError where it cannot be
-    opened; once open, it is waited for. `alone` is for the one who writes: see PatientStorage.
+    opened; once open, it is waited for. `alone` is for the one who writes: see RetryingStorage.
 
     SQLite writes ahead, so that readers (the dashboard) and the driver never lock each other out;
     both wait rather than fail.
@@ -60,7 +60,7 @@ def open_storage(url: str, *, alone: bool = False) -> PatientStorage:
     with _readable_errors(url):
         if url.startswith("journal:"):
             journal = JournalStorage(_Journal(_journal_file(url)))
-            return PatientStorage(journal, lambda: None, alone=alone)
+            return RetryingStorage(journal, lambda: None, alone=alone)
         return _open_database(url, alone=alone)
 
 
@@ -94,7 +94,7 @@ def _readable_errors(url: str) -> Iterator[None]:
         ) from error
 
 
-def _open_database(url: str, *, alone: bool) -> PatientStorage:
+def _open_database(url: str, *, alone: bool) -> RetryingStorage:
     sqlite = url.startswith("sqlite")
     storage = RDBStorage(
         url,
@@ -106,7 +106,7 @@ def _open_database(url: str, *, alone: bool) -> PatientStorage:
         with storage.engine.connect() as connection:
             connection.exec_driver_sql("PRAGMA journal_mode=WAL")
     tell_when_away(storage.engine)
-    return PatientStorage(get_storage(storage), storage.engine.dispose, alone=alone)
+    return RetryingStorage(get_storage(storage), storage.engine.dispose, alone=alone)
 
 
 def _sync_when_folded(connection: Any, record: Any) -> None:
@@ -234,7 +234,7 @@ class PointBook:
             for point in fresh.values()
         ]
         storage = storage_of(self._study)
-        if isinstance(storage, PatientStorage):
+        if isinstance(storage, RetryingStorage):
             storage.add_finished(key_of(self._study), rows)
         else:
             self._study.add_trials(rows)

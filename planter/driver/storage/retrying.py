@@ -46,7 +46,7 @@ def tell_when_away(engine: Engine) -> None:
 def _patient(method: Callable[..., Any]) -> Any:
     """The method of a patient storage that may be repeated as it is."""
 
-    def repeated(self: PatientStorage, *args: Any, **kwargs: Any) -> Any:
+    def repeated(self: RetryingStorage, *args: Any, **kwargs: Any) -> Any:
         call = getattr(self._storage, method.__name__)
         return self._patiently(lambda: call(*args, **kwargs))
 
@@ -57,14 +57,14 @@ def _writing(method: Callable[..., Any]) -> Any:
     """The same of a method that writes to a trial: what was read of its study is forgotten."""
     patient = _patient(method)
 
-    def forgetting(self: PatientStorage, trial_id: int, *args: Any, **kwargs: Any) -> Any:
+    def forgetting(self: RetryingStorage, trial_id: int, *args: Any, **kwargs: Any) -> Any:
         self._forget(trial_id)
         return patient(self, trial_id, *args, **kwargs)
 
     return forgetting
 
 
-class PatientStorage(BaseStorage):
+class RetryingStorage(BaseStorage):
     """A storage whose calls wait while it is away, ever longer, for ten minutes at most.
 
     Then, and at every call after that, SearchStoppedError is raised: a driver whose write may or

@@ -95,7 +95,7 @@ class _Round:
             return
         # By their seeds as well: a dead plant's checkpoint is none of the one that replaces it.
         keys = {name: f"{name} {seeds[name]}" for name in alive}
-        courses = self._step.train(
+        results = self._step.train(
             {keys[name]: self._networks[name] for name in alive},
             seed=seed_of(context.study.seed, f"p{self._number:02d}"),
             checkpoint=context.checkpoint_of(alive[0]),
@@ -103,12 +103,12 @@ class _Round:
         # What is planted once more must not take up what it replaces.
         context.checkpoint_of(alive[0]).unlink(missing_ok=True)
         for name in alive:
-            course = courses[keys[name]]
-            self.seconds[name] = self.seconds.get(name, 0.0) + course.seconds
-            self._own_macs[name] = self._own_macs.get(name, 0) + course.macs
-            if course.error is not None:
-                self._errors[name] = course.error
-            lines = "".join(json.dumps(epoch._asdict()) + "\n" for epoch in course.epochs)
+            result = results[keys[name]]
+            self.seconds[name] = self.seconds.get(name, 0.0) + result.seconds
+            self._own_macs[name] = self._own_macs.get(name, 0) + result.macs
+            if result.error is not None:
+                self._errors[name] = result.error
+            lines = "".join(json.dumps(epoch._asdict()) + "\n" for epoch in result.epochs)
             file = context.run / "trials" / name / "metrics.jsonl"
             write = partial(file.write_text, lines, encoding="utf-8")
             when_there_is_space(write, file.parent)

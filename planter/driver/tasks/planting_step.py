@@ -15,7 +15,7 @@ from planter.costs.macs import cost, joint_macs
 from planter.driver.tasks.context import Context
 from planter.networks.pipelines import Pipelines
 from planter.planting.plants import live_channels, plant, train_plant
-from planter.planting.round import Course, Loss, train_round
+from planter.planting.round import CandidateResult, Loss, train_round
 from planter.planting.starts import Filters, Outgoing
 from planter.study.schema import Plant
 from planter.training.loop import Batch
@@ -61,7 +61,7 @@ class PlantingStep:
 
     def train(
         self, children: Mapping[str, tuple[Architecture, nn.Module]], *, seed: int, checkpoint: Path
-    ) -> dict[str, Course]:
+    ) -> dict[str, CandidateResult]:
         """Trains what is new in the children, on the same batches; what that was for each, with the
         multiply-adds of its own steps."""
         context, recipe = self.context, self.recipe
@@ -95,7 +95,9 @@ class PlantingStep:
                 pause=context.pause,
             )
             total = joint_macs(cost(architecture), self.trained)
-            found[name] = Course(macs=context.train_macs(total, recipe, guided=self.guided))
+            found[name] = CandidateResult(
+                macs=context.train_macs(total, recipe, guided=self.guided)
+            )
         return found
 
     def live(self, child: nn.Module, layer: str) -> int | None:

@@ -209,14 +209,14 @@ def _planted(
     )
 
     def train(attempt: str) -> int:
-        course = step.train(
+        result = step.train(
             {"plant": (architecture, child)},
             seed=seed_of(context.study.seed, attempt),
             checkpoint=context.checkpoint_of(attempt),
         )["plant"]
-        if course.error is not None:
-            raise FloatingPointError(course.error)
-        return course.macs + step.shared_macs()
+        if result.error is not None:
+            raise FloatingPointError(result.error)
+        return result.macs + step.shared_macs()
 
     macs = 0
     for attempt in (name, f"{name}/again"):

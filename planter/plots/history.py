@@ -14,14 +14,14 @@ from planter.front.methods import METHODS
 from planter.plots.style import AXIS, DASHES, LAYOUT, RUNS
 
 
-class CourseLine(NamedTuple):
+class HistoryLine(NamedTuple):
     """The steps of a run, to be drawn as one line."""
 
     run: str
     steps: Sequence[Step]
 
 
-def course_figure(lines: Sequence[CourseLine]) -> go.Figure:
+def history_figure(lines: Sequence[HistoryLine]) -> go.Figure:
     """Hypervolume over finished trainings (above) and over training multiply-adds (below), from the
     first training that covers any."""
     figure = make_subplots(rows=2, cols=1, vertical_spacing=0.2, shared_yaxes="all")
