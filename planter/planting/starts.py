@@ -104,13 +104,15 @@ def pick_filters_(
     loss: Callable[[nn.Module], Tensor],
     channels: int,
 ) -> None:
-    """Gives the child, in which `channels` are planted, those filters of `proposals`, the same
-    network with PROPOSALS times as many and outgoing slices of zero, whose outgoing slices have the
-    largest gradients of `loss(network)`.
+    """Sets the `channels` planted filters of the child to the best of many random ones.
 
-    What GradMax (Evci et al., ICLR 2022) maximises, the gradient's norm of what is planted at an
-    unchanged function, with the other side at zero: theirs are the incoming filters, where a ReLU
-    of torch's has no gradient at 0.
+    `proposals` is the same network with PROPOSALS times as many planted filters, whose outgoing
+    slices are zero. Chosen are the filters whose outgoing slices have the largest gradient of
+    `loss(network)`.
+
+    That maximises what GradMax does (Evci et al., ICLR 2022): the norm of the gradient of new
+    weights while the function is unchanged. GradMax sets the incoming filters to zero and picks
+    outgoing weights; we do the reverse, as torch's ReLU has no gradient at 0.
     """
     proposals.zero_grad()
     with evaluating(proposals):

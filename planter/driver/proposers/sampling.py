@@ -272,8 +272,9 @@ class Sampling(Proposer):
         return trial
 
     def _prepared(self, trial: Trial) -> Job | None:
-        """The job of an asked trial; None where there is nothing to train, and another is drawn, or
-        where it failed."""
+        """The job that trains what the search space makes of a trial. None where nothing is
+        trained: the draw is refused (beyond the bounds, pruned by the space, trained before), or
+        the space failed; the trial is closed then."""
         try:
             candidate: Candidate = self._space(trial)
             recipes = self._recipes(candidate)

@@ -73,8 +73,9 @@ class Documents:
 
     @property
     def due(self) -> bool:
-        """Whether what is late is to be written now: unless that would take more of the time than
-        its share, as the documents of a long study take longer to write than a trial of it to book.
+        """Whether documents that are out of date are to be written now. In a long study they take
+        longer to write than a trial takes to book: they wait until writing them has its share
+        (_SHARE_OF_WRITING) of the time, and no more.
         """
         return self._late and time.monotonic() >= self._due
 

@@ -112,9 +112,9 @@ def points_in(storage: BaseStorage, name: str) -> list[Point]:
 
 
 def stopped_in(storage: BaseStorage, name: str) -> list[Stopped]:
-    """The sampled trainings of a study that took something and have no point, whether they were
-    stopped, failed or are at work, in the order of time. A training is taken to have stood still
-    only at its end: its cost came to be when it began and lasted so long."""
+    """Sampled trainings that have a cost but no point (stopped early, failed, or still at work), in
+    the order of time. Only when a training began and how long it trained is known, so its cost is
+    placed at the sum of the two, as if it had never waited."""
     try:
         number = storage.get_study_id_from_name(f"{name}/sampling")
     except KeyError:

@@ -162,7 +162,8 @@ def _shown(url: str) -> str:
 
 
 def open_study(storage: BaseStorage, name: str, metrics: Mapping[str, Direction]) -> optuna.Study:
-    """An Optuna study of that name, made if need be; `metrics` maps names to directions."""
+    """The Optuna study of that name, created where it does not exist, with `metrics` (name ->
+    direction) as its objectives."""
     study = optuna.create_study(
         study_name=name,
         storage=storage,

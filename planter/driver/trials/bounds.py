@@ -108,8 +108,9 @@ def limits_of(study: Study, plant: Plant) -> dict[str, float]:
 
 
 def excess(limits: Mapping[str, float], ways: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """By how much, relatively, a trial's networks miss each limit; <= 0 keeps it. Told of the one
-    network that comes nearest to keeping all. Optuna's constraints, by name."""
+    """The relative violation of each limit, by name, as Optuna's constraints: value / limit - 1,
+    feasible at 0 or less. A trial of several networks (`ways`, values by name) is as feasible as
+    the one whose largest violation is smallest."""
     each = [{name: way[name] / limit - 1 for name, limit in limits.items()} for way in ways]
     return min(each, key=lambda misses: max(misses.values(), default=0.0))
 
