@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+import planter
 from planter.machine.paths import user_path
 from planter.study.schema import Problem, Study, StudyError
 
@@ -109,8 +110,8 @@ def find_study(source: str | Path) -> Path:
 
 def shipped_folder(name: str) -> Path:
     """`search_spaces` or `studies`: inside the installed package, or at the top of a checkout."""
-    inside = Path(__file__).parent / name
-    return inside if inside.is_dir() else Path(__file__).parent.parent / name
+    package = Path(planter.__file__).parent
+    return package / name if (package / name).is_dir() else package.parent / name
 
 
 def _parsed(text: str) -> tuple[Any, dict[str, int]]:

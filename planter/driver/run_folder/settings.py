@@ -19,6 +19,7 @@ import torch
 import yaml
 from filelock import BaseFileLock, FileLock, Timeout
 
+import planter
 from planter.driver.trials.jobs import ANOTHER_NAME, seed_of
 from planter.front.points import write_text
 from planter.study.schema import Problem, Study, StudyError
@@ -267,7 +268,7 @@ def _environment(study: Study) -> dict[str, Any]:
 
 def _commit() -> str | None:
     """The commit of the checkout planter runs from, if it runs from one."""
-    top = Path(__file__).resolve().parents[2]
+    top = Path(planter.__file__).resolve().parents[1]
     if not (top / ".git").exists():
         return None
     command = ["git", "-C", str(top), "rev-parse", "HEAD"]
