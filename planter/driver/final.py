@@ -294,8 +294,9 @@ class _Told(Queue):
         if self._schedule.finish(job, outcome):
             self._observe(f"{job.id} failed: {outcome['error']}; it is tried again")
             return
-        told = f"failed: {outcome['error']}; see {FINAL}/trials/{job.id}/log.txt"
-        if "error" not in outcome:
+        if "error" in outcome:
+            told = f"failed: {outcome['error']}; see {FINAL}/trials/{job.id}/log.txt"
+        else:
             told = f"{100 * outcome['points'][0]['accuracy']:.2f} %"
         self._observe(f"[{self._schedule.done}/{self._all}] {job.id} {told}")
 

@@ -1,11 +1,14 @@
 """Figures of a run, and the pages and pictures they become. Only here Plotly is imported."""
 
+from plotly.graph_objects import Figure
+
 from planter.plots.files import drawing_code, figure_part, write_html, write_image
 from planter.plots.front import FrontInfo, Series, front_figure, front_info
 from planter.plots.growth import GrowthInfo, growth_figure, growth_info
 from planter.plots.history import HistoryLine, history_figure, importance_figure
 
 __all__ = [
+    "Figure",
     "FrontInfo",
     "GrowthInfo",
     "HistoryLine",

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
 import optuna
-import plotly.graph_objects as go
 from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
@@ -20,7 +19,7 @@ from planter.driver.trials.bounds import LATENCY, Weighed, limits_of
 from planter.driver.trials.jobs import Job, Outcome, SearchStoppedError
 from planter.front.points import PLANTING_COLUMNS, Point, to_csv
 from planter.planting.plants import accept, channels_to_plant
-from planter.plots import growth_figure
+from planter.plots import Figure, growth_figure
 from planter.study.schema import Plant
 
 START = "p00-start"
@@ -157,7 +156,7 @@ class Rounds(Proposer):
     def documents(self) -> dict[str, str]:
         return {"planting.csv": to_csv(self.table(), PLANTING_COLUMNS)}
 
-    def figures(self) -> dict[str, go.Figure]:
+    def figures(self) -> dict[str, Figure]:
         rows = self.table()
         return {"planting.html": growth_figure(self._name, rows)} if rows else {}
 

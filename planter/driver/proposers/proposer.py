@@ -15,9 +15,8 @@ from planter.front.points import Point
 from planter.study.schema import Study
 
 if TYPE_CHECKING:
-    import plotly.graph_objects as go
-
     from planter.driver.checking.check import Prepared
+    from planter.plots import Figure
 
 
 @dataclass(frozen=True)
@@ -123,6 +122,6 @@ class Proposer(Protocol):
         """Text files of the run folder that show its book, by name."""
         return {}
 
-    def figures(self) -> Mapping[str, go.Figure]:
+    def figures(self) -> Mapping[str, Figure]:
         """HTML pages of the run folder that show its book, by name."""
         return {}
