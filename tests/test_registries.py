@@ -18,7 +18,6 @@ from planter.cli import app
 from planter.driver.outcome import SearchFailedError
 from planter.driver.proposers.proposer import Notice, Proposer, SearchContext
 from planter.driver.proposers.registry import PROPOSERS
-from planter.driver.proposers.samplers import SAMPLERS
 from planter.driver.tasks.context import Context
 from planter.driver.tasks.run_job import TASKS
 from planter.driver.tasks.whole import class_loss, of_batch, train_whole
@@ -26,6 +25,7 @@ from planter.driver.trials.jobs import Job, Outcome, points_of, seed_of
 from planter.front.methods import METHODS, Method
 from planter.front.objectives import OBJECTIVES, Objective
 from planter.networks.assembly import build_network
+from planter.study.samplers import SAMPLERS
 from planter.study.schema import StudyError
 from planter.training.recipe import Augment
 
@@ -202,7 +202,7 @@ def test_a_sampler_from_outside_draws(study: Path, monkeypatch: pytest.MonkeyPat
     found = planter.search(study, out=study.parent / "run", overrides=[text])
     assert drawn
     assert sum(point["method"] == "sample" for point in found["points"]) == 2
-    with pytest.raises(StudyError, match=r"'gp'.*tpe, nsgaii, random, watched"):
+    with pytest.raises(StudyError, match=r"'gp'.*'tpe', 'nsgaii', 'random', 'watched'"):
         planter.search(study, out=study.parent / "gp", overrides=[text.replace("watched", "gp")])
 
 

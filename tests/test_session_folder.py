@@ -156,7 +156,8 @@ import ray
 import planter
 
 def use_ray():
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    quiet = {"include_dashboard": False, "log_to_driver": False, "configure_logging": False}
+    ray.init(address="local", num_cpus=1, **quiet)  # not one that another process has left
     assert ray.get(ray.remote(lambda: 1).remote()) == 1
     ray.shutdown()
 

@@ -123,6 +123,7 @@ def test_an_unknown_key_is_placed_and_the_near_one_suggested(write, text, place,
         ("teacher.widths", "[3]", "[3]", "dictionary"),
         ("recipe.optimizer", "sdg", "'sdg'", "'sgd'"),
         ("recipe.schedule", "cosin", "'cosin'", "'cosine'"),
+        ("sample.sampler", "gp", "'gp'", "'tpe'"),
         ("keep", "some", "'some'", "'front'"),
     ],
 )

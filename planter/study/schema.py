@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -20,6 +21,7 @@ from pydantic import (
 from planter.data import NAMES
 from planter.planting.starts import Filters, Outgoing, check_init
 from planter.study.quantities import plain_quantity
+from planter.study.samplers import known_sampler
 from planter.training.recipe import Recipe
 
 Widths = int | dict[str, int]
@@ -270,7 +272,7 @@ class Sample(_Section):
         int, Field(ge=1, description="drawn widths and plants are rounded up to multiples of this")
     ] = 1
     sampler: Annotated[
-        str, Field(description="Optuna's sampler of that name: tpe, nsgaii or random")
+        str, AfterValidator(known_sampler), Field(description="Optuna's: tpe, nsgaii or random")
     ] = "tpe"
     early_stopping: Annotated[
         EarlyStopping | None,

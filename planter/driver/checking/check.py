@@ -19,7 +19,6 @@ from planter.data import TORCHVISION, Data, load_data
 from planter.driver.checking.growable import Hindrance, hindrance
 from planter.driver.checking.importable import REMEDY, only_here
 from planter.driver.checking.space import Drawn, check_space
-from planter.driver.proposers.samplers import SAMPLERS
 from planter.driver.storage.points import check_url
 from planter.driver.trials.bounds import LATENCY, Latencies, limits_of
 from planter.driver.trials.networks import (
@@ -205,8 +204,6 @@ def _whole(study: Study, found: Findings) -> None:
     """What concerns several sections at once."""
     if study.plant is None and study.sample is None and not study.baselines:
         found.add("study", "nothing to train", "at least one of plant, sample and baselines")
-    if study.sample is not None and study.sample.sampler not in SAMPLERS:
-        found.add("sample.sampler", repr(study.sample.sampler), f"one of {', '.join(SAMPLERS)}")
     if study.teacher is None:
         if study.plant is not None and study.plant.kd_weight:
             expected = "a teacher: plants learn from its logits; or kd_weight: 0 with ce_weight: 1"
