@@ -33,7 +33,7 @@ from planter.training.loop import Batch, Epoch, evaluate, fit
 from planter.training.losses import classification_loss
 from planter.training.recipe import Augment, Recipe
 
-# Names of planter.edits.expand.form_of. KFLO takes every layer, as in the paper.
+# Names of planter.kernels.forms.form_of. KFLO takes every layer, as in the paper.
 METHODS = ("plain", "do-conv", "acnet", "kflo:2x1", "kflo:2x4")
 EMA_DECAY = 0.999
 PUBLISHED = {  # after 150 epochs, mean of an unstated number of runs: Table 1 of the paper

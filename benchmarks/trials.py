@@ -72,5 +72,7 @@ def empty(context: Context, job: Job) -> Outcome:
     return outcome_of(number_of(job.id), dict(job.params["trial"]))
 
 
-# In Ray's workers as well, which import this module for the class of their context.
-run_job.TASKS["sample"] = empty
+# In Ray's workers as well, which import this module for the class of their context; not where it is
+# read a second time, under another name, for its search space.
+if __name__ == "trials":
+    run_job.TASKS["sample"] = empty

@@ -541,3 +541,14 @@ def test_a_frozen_bias_stays_as_it_is_or_keeps_its_layer_plain(form: TrainingFor
 def test_collapse_keeps_the_order_of_weight_and_bias(form: TrainingForm) -> None:
     names = list(small().state_dict())
     assert list(collapse_kernels_(expand_kernels_(small(), form)).state_dict()) == names
+
+
+def test_a_users_own_entries_are_no_pipelines():
+    """An asymmetric block is refused for pipelines, not for any module with such a name."""
+
+    class Own(nn.Sequential):
+        entries = 4
+
+    network = Own(nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4))
+    expand_kernels_(network, AsymmetricBlock())
+    assert expanded_layers(network)

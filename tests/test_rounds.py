@@ -401,7 +401,7 @@ def test_of_equal_candidates_the_first_layer_is_accepted_and_equal_to_the_parent
     books.finish(rounds, losses.get)
     accepted = [(row.round, row.layer) for row in table(rounds) if row.accepted]
     assert accepted == [(0, "start"), (1, "conv1")]
-    assert any("no candidate improves, planting ends" in text for text, _ in rounds.notices())
+    assert any("no candidate improves, planting ends" in notice.text for notice in rounds.notices())
 
 
 def test_a_failed_candidate_leaves_the_round_to_the_others_and_is_counted() -> None:

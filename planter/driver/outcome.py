@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from planter.driver.proposers.planting import START
 from planter.driver.proposers.proposer import Proposer
 from planter.driver.trials.jobs import ANOTHER_NAME, SearchStoppedError
 from planter.front.methods import METHODS, is_searched
@@ -59,7 +60,8 @@ def ending(
     asked_of = searching or [p for p in proposers if p.method == "baseline"]
     exhausted = next(filter(None, (p.exhausted() for p in asked_of)), None)
     failures = list(filter(None, (_failure(p, points) for p in asked_of)))
-    if failures and not any(proposer.results(points) for proposer in searching):
+    # The start of planting is trained before anything is searched for.
+    if failures and not any(point.searched and point.trial != START for point in points):
         why = "; ".join(failures)
         told = f"every searched trial failed: {why}" if searching else why
         return Ending("failed", 4, f"{told}\n{_CHANGED}")

@@ -282,7 +282,7 @@ class _Search(Queue):
             for trial in notice.closed:
                 self._schedule.done += 1
                 drop_checkpoints(self._run / "trials" / trial)
-            self._tell(notice.text)
+            self._tell(notice.text, "failed" if notice.failed else "told")
 
     def report(self) -> dict[str, Any]:
         """Reads the test data for what is reported and writes the run's documents."""

@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from itertools import chain
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +51,9 @@ class Pipelines(nn.Module):
     their batch norms are each entry's own, as several input distributions through one running
     mean fit none of them. Exits read the base's own maps and share nothing behind them.
     """
+
+    entries_have_statistics: ClassVar[bool] = True
+    """The mark by which training forms know this class, which they cannot import."""
 
     def __init__(
         self,

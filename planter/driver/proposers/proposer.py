@@ -34,11 +34,12 @@ class SearchContext:
 
 
 class Notice(NamedTuple):
-    """What a proposer has decided, in words, and the trials it closed by that: they are done, and
-    their checkpoints of no more use."""
+    """What a proposer has decided, in words, whether a trial `failed` by that, and the trials it
+    closed: they are done, and their checkpoints of no more use."""
 
     text: str
     closed: Sequence[str] = ()
+    failed: bool = False
 
 
 class Exhausted(NamedTuple):
@@ -55,7 +56,7 @@ class Proposer(Protocol):
     method: str
     """Of its points: a key of `planter.front.methods.METHODS`."""
     kinds: Collection[str]
-    """Of its jobs: keys of `planter.driver.tasks.TASKS`, each of one proposer."""
+    """Of its jobs: keys of `planter.driver.tasks.run_job.TASKS`, each of one proposer."""
     representative: Collection[str]
     """Those kinds whose duration tells how long what is left will take."""
     after_teacher: bool = True

@@ -301,7 +301,7 @@ class Sampling(Proposer):
         except Exception as error:  # a space is the user's code: what it raises fails its trial
             place = traceback.extract_tb(error.__traceback__)[-1]
             reason = f"{type(error).__name__}: {error} ({place.filename}, line {place.lineno})"
-            self._notices.append(Notice(f"{trial_id(trial.number)} failed: {reason}"))
+            self._notices.append(Notice(f"{trial_id(trial.number)} failed: {reason}", failed=True))
             self._space_failures += 1
             self._fail(trial, reason)
             return None

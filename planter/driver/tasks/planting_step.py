@@ -46,7 +46,7 @@ class PlantingStep:
 
     def plant(self, layer: str, channels: int, seed: int) -> tuple[Architecture, nn.Module]:
         """The parent with new channels, before any training. Raises ValueError where it cannot
-        start as its parent's function. See `planter.plant`."""
+        start as its parent's function. See `plants.plant`."""
         return plant(
             self.architecture,
             self.parent,
