@@ -106,7 +106,11 @@ def test_planting_from_labels_alone_needs_no_teacher(study_file: Path, run: Path
         (["plant.bounds.macs=0"], "plant.bounds.macs", "greater than 0"),
         (["plant.memory_gb=-1.0"], "plant.memory_gb", "greater than or equal to 0"),
         (["plant.finetune={epochs: 0}"], "plant.finetune.epochs", "greater than or equal to 1"),
-        (["plant.recipe.augment={views: 3}"], "plant.recipe.augment", "none of crop, flip is set"),
+        (
+            ["plant.recipe.augment={views: 3}"],
+            "plant.recipe.augment",
+            "neither crop nor flip is set",
+        ),
         (["plant.recipe.augment={crop: 1, views: 1}"], "plant.recipe.augment.views", "equal to 2"),
     ],
 )

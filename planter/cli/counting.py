@@ -53,8 +53,8 @@ def cost(
         str | None,
         typer.Option(
             metavar="FORM",
-            help="With --training: plain, kflo:2x4 (B x rho) or another form; an unknown one is "
-            "refused with the list. Default: kflo:2x4, for a point of a run its own.",
+            help="With --training: plain, kflo:2x4 (B x rho), do-conv, acnet, expandnet:4, "
+            "features:4. Default: kflo:2x4, for a point of a run its own.",
         ),
     ] = None,
     batch: Annotated[int, typer.Option(min=2, help="With --training: images a step.")] = 128,

@@ -33,9 +33,7 @@ def export(
     knee: Knee = False,
     format_name: Annotated[
         str | None,
-        typer.Option(
-            "--format", help="The ending FILE has to have, e.g. onnx. Default: that of any format."
-        ),
+        typer.Option("--format", help="onnx, pt2 or safetensors. Default: by the file's ending."),
     ] = None,
     fold_norms: Annotated[
         bool,

@@ -147,7 +147,7 @@ def _accepted(
     model: nn.Module, form: TrainingForm, where: Where | None, otherwise: str | None = None
 ) -> dict[str, nn.Module]:
     """The layers to expand by name, each checked; `otherwise` says why there is none."""
-    if type(form) not in (calls := form_types()):
+    if not isinstance(form, tuple(calls := form_types())):
         *most, last = calls.values()
         example = next(iter(FORMS.values())).example
         raise ValueError(

@@ -162,7 +162,8 @@ def _draw_series(
 
 def _shown(name: str, value: float) -> float:
     """A value in the units of its axis."""
-    return OBJECTIVES[name].factor * value
+    factor = OBJECTIVES[name].factor
+    return value if factor == 1 else factor * value
 
 
 def _told(point: Mapping[str, Any]) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
 
 SAMPLERS: dict[str, str | Callable[..., Any]] = {
     "tpe": "planter.driver.proposers.samplers:tpe",
@@ -14,8 +16,21 @@ SAMPLERS: dict[str, str | Callable[..., Any]] = {
 read without Optuna."""
 
 
-def known_sampler(name: str) -> str:
-    """The name itself. Raises ValueError for an unknown one."""
-    if name not in SAMPLERS:
-        raise ValueError(f"expected one of {', '.join(map(repr, SAMPLERS))}")
+def _known(name: Any) -> Any:
+    """The name itself. Raises ValueError for anything that is none, saying what is expected."""
+    if not isinstance(name, str) or name not in SAMPLERS:
+        *most, last = map(repr, SAMPLERS)
+        raise ValueError(f"{', '.join(most)} or {last}")
     return name
+
+
+def _listed(schema: dict[str, Any]) -> None:
+    schema["enum"] = list(SAMPLERS)
+
+
+SamplerName = Annotated[
+    str,
+    BeforeValidator(_known),
+    Field(description="Optuna's sampler of that name", json_schema_extra=_listed),
+]
+"""One of the names, those added since among them."""

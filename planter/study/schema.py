@@ -8,7 +8,6 @@ from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -21,7 +20,7 @@ from pydantic import (
 from planter.data import NAMES
 from planter.planting.starts import Filters, Outgoing, check_init
 from planter.study.quantities import plain_quantity
-from planter.study.samplers import known_sampler
+from planter.study.samplers import SamplerName
 from planter.training.recipe import Recipe
 
 Widths = int | dict[str, int]
@@ -271,9 +270,7 @@ class Sample(_Section):
     multiple: Annotated[
         int, Field(ge=1, description="drawn widths and plants are rounded up to multiples of this")
     ] = 1
-    sampler: Annotated[
-        str, AfterValidator(known_sampler), Field(description="Optuna's: tpe, nsgaii or random")
-    ] = "tpe"
+    sampler: SamplerName = "tpe"
     early_stopping: Annotated[
         EarlyStopping | None,
         Field(description="end trainings that promise little; {} for the defaults; default: none"),

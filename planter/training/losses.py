@@ -1,4 +1,4 @@
-"""Training losses as pure functions of logits (KFLO's kernel decay stands in edits/expand.py)."""
+"""Training losses, pure functions of logits (KFLO's kernel decay stands in kernels/filters.py)."""
 
 from __future__ import annotations
 

@@ -32,8 +32,10 @@ class Augment(BaseModel):
     @model_validator(mode="after")
     def _has_views(self) -> Augment:
         if self.views is not None and not self._set():
-            others = ", ".join(name for name in type(self).model_fields if name != "views")
-            raise ValueError(f"views {self.views} of each image, but none of {others} is set")
+            *most, last = (name for name in type(self).model_fields if name != "views")
+            raise ValueError(
+                f"views {self.views} of each image, but neither {', '.join(most)} nor {last} is set"
+            )
         return self
 
     def changes(self) -> bool:

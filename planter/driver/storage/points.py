@@ -1,4 +1,4 @@
-"""Optuna's storage of a run and the book of points in it (the others: sampling.py, rounds.py)."""
+"""Optuna's storage of a run and the book of points in it (the others: proposers)."""
 
 from __future__ import annotations
 
