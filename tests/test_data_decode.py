@@ -405,3 +405,25 @@ def test_what_holds_no_image_is_refused(tmp_path, content):
     file.write_bytes(content)
     with pytest.raises(ValueError, match=r"."):
         decode(file)
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "I;16"])
+def test_an_oblong_tiff_is_turned_as_its_tag_says(tmp_path, mode, compression):
+    """Orientation 6: what is stored has to be turned by 90 degrees clockwise. Other than square, as
+    Pillow reads an uncompressed file of a path by the size it has once turned."""
+    draw = np.random.default_rng(0)
+    stored = draw.integers(0, 256, (6, 10), dtype=np.uint8)
+    image = Image.fromarray(stored)
+    if mode == "I;16":
+        image = Image.fromarray(stored.astype(np.uint16) * 256)
+    elif mode == "P":
+        image.putpalette([value for grey in range(256) for value in (grey, grey, grey)])
+    elif mode != "L":
+        image = image.convert(mode)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = tmp_path / "turned.tiff"
+    image.save(file, exif=exif, **({"compression": compression} if compression else {}))
+    found = np.asarray(decode(file).pixels)
+    assert np.array_equal(found.reshape(10, 6, -1)[..., 0], np.rot90(stored, -1))

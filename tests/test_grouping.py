@@ -54,7 +54,15 @@ NETS = """
     def plain(widths, *, classes=10):
         return _net(widths, classes, nn.BatchNorm2d)
 
-    for build in (four_groups, groups_of_four, one_group, each_alone, grouped, plain):
+    def of_eights(width):
+        if width % 8:
+            raise ValueError(f"this block needs multiples of 8, got {width}")
+        return nn.BatchNorm2d(width)
+
+    def eights(widths, *, classes=10):
+        return _net(widths, classes, of_eights)
+
+    for build in (eights, four_groups, groups_of_four, one_group, each_alone, grouped, plain):
         build.widths = {"one": 8, "two": 8, "three": 8}
 """
 
@@ -171,6 +179,15 @@ def _problems(study):
 def test_a_study_plants_by_its_own_step_in_groups_of_four(plant):
     prepared = prepare(_study(builder="grouped_nets:groups_of_four", **plant))
     assert prepared.layers == ["one", "two", "three"]
+
+
+def test_a_block_that_needs_a_multiple_by_its_own_rule_is_told_with_it():
+    """Nothing in it stands in groups."""
+    study = {"builder": "grouped_nets:eights", "channels": 1}
+    for told in _problems(_study(**study)).values():
+        assert "this block needs multiples of 8, got 9" in told
+        assert "with plant.multiple: 8 it can be planted" in told
+    assert prepare(_study(**study, multiple=8)).layers == ["one", "two", "three"]
 
 
 def test_a_step_that_cannot_be_is_told_with_one_that_can_and_that_one_can():

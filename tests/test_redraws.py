@@ -293,6 +293,10 @@ def test_whole_floats_are_widths_and_fractions_name_their_parameter(tmp_path: Pa
             'trial.suggest_int("w", 1, 2); trial.set_user_attr("result", 3); return net(4)',
             "the attribute 'result' is planter's own",
         ),
+        (
+            'trial.suggest_int("w", 1, 2); trial.set_user_attr("k", np.arange(3)); return net(4)',
+            "attribute 'k': Object of type ndarray is not JSON serializable; expected what JSON",
+        ),
     ],
 )
 def test_what_a_space_cannot_be_is_refused_at_the_check(

@@ -57,7 +57,8 @@ def decode(file: Path) -> Decoded:
     signed = [name for name in Image.OPEN if name not in _NO_PIXELS and Image.OPEN[name][1]]
     formats = [own, *signed] if own else signed
     try:
-        with Image.open(file, formats=formats) as image:
+        # Of a path, Pillow maps uncompressed TIFFs into memory by the size they have once turned.
+        with file.open("rb") as content, Image.open(content, formats=formats) as image:
             return decoded(image)
     except Exception as error:  # a damaged file makes Pillow's plugins raise nearly anything
         raise ValueError(str(error) or type(error).__name__) from error

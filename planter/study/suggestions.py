@@ -3,6 +3,7 @@ told by the parameter's name."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -62,7 +63,15 @@ class Suggestions:
             raise ValueError(
                 f"the attribute {key!r} is planter's own: another name than {', '.join(_RESERVED)}"
             )
-        self._trial.set_user_attr(key, plain_numbers(value))
+        plain = plain_numbers(value)
+        try:
+            json.dumps(plain)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"attribute {key!r}: {error}; expected what JSON holds: numbers, texts, lists, "
+                "mappings with texts as keys (of an array: .tolist())"
+            ) from None
+        self._trial.set_user_attr(key, plain)
 
     def hint(self, error: Exception) -> str:
         """What to add to an error that names a fraction as it was drawn: whose it is."""

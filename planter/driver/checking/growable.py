@@ -42,7 +42,9 @@ def hindrance(
     found = _refused(settings, settings.multiple, start, parent, layer, check)
     if found is None or found.has_remedy:
         return found
-    for multiple in (m for m in _MULTIPLES if m > settings.multiple and is_grouped(parent)):
+    # A block of the user's own may ask for multiples without a norm or convolution in groups.
+    may_help = is_grouped(parent) or not found.built
+    for multiple in (m for m in _MULTIPLES if m > settings.multiple and may_help):
         other = _refused(settings, multiple, start, parent, layer, check)
         if other is None:
             told = f"{found.told}; with plant.multiple: {multiple} it can be planted"
