@@ -52,18 +52,22 @@ START = {**dict.fromkeys(("conv1", "conv2", "conv3", "conv4", "conv5"), 4), "fc1
 Row = dict[str, Any]
 
 
-@pytest.fixture(scope="module")
-def study_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def make_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The study of this file; runs beside it share its trained teacher."""
     file = tmp_path_factory.mktemp("planting") / "grow.yaml"
     file.write_text(GROW)
     return file
 
 
-@pytest.fixture
-def run(study_file: Path, request: pytest.FixtureRequest) -> Path:
+study_file = pytest.fixture(scope="module")(make_study)
+
+
+def new_run(study_file: Path, request: pytest.FixtureRequest) -> Path:
     """A new run folder beside the study's others."""
     return study_file.parent / f"run{len(list(study_file.parent.iterdir())):03d}"
+
+
+run = pytest.fixture(new_run)
 
 
 def log_of(run: Path) -> list[Row]:
@@ -371,29 +375,6 @@ def test_growth_stops_at_a_bound_and_what_is_merged_keeps_it(
     for row in refused:
         (miss,) = [v for k, v in row.system_attrs.items() if k.startswith("constraints")]
         assert max(miss if isinstance(miss, list) else [miss]) > 0
-
-
-# Kills, and going on
-
-
-EVERYTHING = [
-    "plant.layers=[conv1, conv2, conv3]",
-    "plant.per_round=2",
-    "plant.kernels=kflo:2x2",
-    f"plant.finetune={FINETUNE[:-1]}, augment: {{crop: 1, views: 2}}}}",
-    "plant.final={epochs: 3, batch: 20, optimizer: sgd, lr: 0.003}",
-]
-
-
-@pytest.fixture(scope="module")
-def whole(study_file: Path) -> Path:
-    """What the study with every stage finds when nothing interrupts it."""
-    run = study_file.parent / "whole"
-    planter.search(study_file, out=run, overrides=EVERYTHING)
-    rows = {row["id"] for row in log_of(run)}
-    assert {name for name in rows if "grown" in name} == {"p01-grown", "p02-grown"}
-    assert "p03-final" in rows
-    return run
 
 
 def points_of(run: Path) -> list[dict[str, Any]]:

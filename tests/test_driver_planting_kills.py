@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_driver_planting import EVERYTHING, FINETUNE, GROW, books, log_of, points_of, same_books
+from test_driver_planting import (
+    FINETUNE,
+    books,
+    log_of,
+    make_study,
+    new_run,
+    points_of,
+    same_books,
+)
 
 import planter
 from planter.driver.backends import local
@@ -16,19 +24,17 @@ from planter.driver.tasks.context import Context
 from planter.planting import round as fast_round
 from planter.training import loop as train
 
-
-@pytest.fixture(scope="module")
-def study_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The study of this file; runs beside it share its trained teacher."""
-    file = tmp_path_factory.mktemp("planting") / "grow.yaml"
-    file.write_text(GROW)
-    return file
+study_file = pytest.fixture(scope="module")(make_study)
+run = pytest.fixture(new_run)
 
 
-@pytest.fixture
-def run(study_file: Path, request: pytest.FixtureRequest) -> Path:
-    """A new run folder beside the study's others."""
-    return study_file.parent / f"run{len(list(study_file.parent.iterdir())):03d}"
+EVERYTHING = [
+    "plant.layers=[conv1, conv2, conv3]",
+    "plant.per_round=2",
+    "plant.kernels=kflo:2x2",
+    f"plant.finetune={FINETUNE[:-1]}, augment: {{crop: 1, views: 2}}}}",
+    "plant.final={epochs: 3, batch: 20, optimizer: sgd, lr: 0.003}",
+]
 
 
 STAGES = ["teacher", "p00-start", "p01-conv1", "p01-grown", "p02-conv1", "p02-grown", "p03-final"]

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 from test_driver_planting import (
-    EVERYTHING,
     FINETUNE,
-    GROW,
     NO_TEACHER,
     assert_rule,
     books,
     log_of,
+    make_study,
+    new_run,
     result,
     same_books,
     state_of,
@@ -33,19 +33,8 @@ from planter.planting.plants import channels_to_plant
 from planter.study.file import read_study
 from planter.study.schema import StudyError
 
-
-@pytest.fixture(scope="module")
-def study_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The study of this file; runs beside it share its trained teacher."""
-    file = tmp_path_factory.mktemp("planting") / "grow.yaml"
-    file.write_text(GROW)
-    return file
-
-
-@pytest.fixture
-def run(study_file: Path, request: pytest.FixtureRequest) -> Path:
-    """A new run folder beside the study's others."""
-    return study_file.parent / f"run{len(list(study_file.parent.iterdir())):03d}"
+study_file = pytest.fixture(scope="module")(make_study)
+run = pytest.fixture(new_run)
 
 
 # What a plant is
@@ -298,14 +287,3 @@ def test_a_candidate_that_fails_fails_alone(
     planter.search(study_file, out=whole, overrides=overrides)
     others = [row for row in log_of(whole) if row["layer"] != "conv2"]
     assert [row["val_loss"] for row in rows] == [row["val_loss"] for row in others]
-
-
-@pytest.fixture(scope="module")
-def whole(study_file: Path) -> Path:
-    """What the study with every stage finds when nothing interrupts it."""
-    run = study_file.parent / "whole"
-    planter.search(study_file, out=run, overrides=EVERYTHING)
-    rows = {row["id"] for row in log_of(run)}
-    assert {name for name in rows if "grown" in name} == {"p01-grown", "p02-grown"}
-    assert "p03-final" in rows
-    return run

@@ -372,14 +372,6 @@ def several(draw: st.DrawFn) -> tuple[str, dict[str, int]]:
     return builder, {layer: draw(st.integers(1, 3)) for layer in layers}
 
 
-def origin(shape: torch.Size, old: torch.Size) -> Tensor:
-    """By entry: 0 where it is the parent's, along each axis that is new there 1, 2, 4, ..."""
-    where = torch.zeros(shape, dtype=torch.int64)
-    for axis, have in enumerate(old):
-        where.narrow(axis, have, shape[axis] - have).add_(2**axis)
-    return where
-
-
 @settings(max_examples=25)
 @given(several(), st.booleans())
 def test_merged_plants_stand_side_by_side_as_they_were_trained(

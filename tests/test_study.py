@@ -31,14 +31,16 @@ sample:
 """
 
 
-@pytest.fixture
-def write(tmp_path):
+def make_write(tmp_path):
     def _write(text, name="study.yaml"):
         file = tmp_path / name
         file.write_text(textwrap.dedent(text))
         return file
 
     return _write
+
+
+write = pytest.fixture(make_write)
 
 
 def _problems(file, overrides=()):

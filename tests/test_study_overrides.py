@@ -1,13 +1,12 @@
 """Overrides of a study, its paths, and studies written and read again."""
 
-import textwrap
 from pathlib import Path
 
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_study import _VALID, _problems
+from test_study import _VALID, _problems, make_write
 
 from planter.study.file import find_study, read_study
 from planter.study.schema import Study, StudyError
@@ -15,14 +14,7 @@ from planter.study.schema import Study, StudyError
 _STUDIES = Path(__file__).parent.parent / "studies"
 
 
-@pytest.fixture
-def write(tmp_path):
-    def _write(text, name="study.yaml"):
-        file = tmp_path / name
-        file.write_text(textwrap.dedent(text))
-        return file
-
-    return _write
+write = pytest.fixture(make_write)
 
 
 # ---- overrides

@@ -423,8 +423,7 @@ def enormous(trial):
 """
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def make_place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working folder with the files that the studies name."""
     folder = tmp_path_factory.mktemp("place")
     (folder / "space.py").write_text(SPACE)
@@ -447,11 +446,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+place = pytest.fixture(scope="module")(make_place)
+
+
 Refused = Callable[..., str]
 
 
-@pytest.fixture
-def refused(
+def make_refused(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Refused:
     """Runs `planter check` and `planter search` on a study file; what they say is that there is one
@@ -482,6 +483,9 @@ def refused(
         return second
 
     return run
+
+
+refused = pytest.fixture(make_refused)
 
 
 def write(place: Path, content: bytes) -> str:

@@ -3,74 +3,18 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from test_driver import SPACE
-from test_malformed import _SPACES, COMMAND, Refused, study_text, write
+from test_malformed import Refused, make_place, make_refused, study_text, write
 
 from planter import cli
 
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working folder with the files that the studies name."""
-    folder = tmp_path_factory.mktemp("place")
-    (folder / "space.py").write_text(SPACE)
-    (folder / "spaces.py").write_text(_SPACES)
-    (folder / "no_python.py").write_text("def space(:\n")
-    (folder / "leaves.py").write_text("raise SystemExit\n")
-    for name in ("one_class/a", "no_images/a", "no_images/b", "broken_images/a", "broken_images/b"):
-        (folder / name).mkdir(parents=True)
-    (folder / "broken_images" / "a" / "1.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    models = {
-        "cut_short": '{"format": 1',
-        "a_list": "[]",
-        "no_architecture": '{"format": 1, "pipeline": "base"}',
-        "other_format": '{"format": 99}',
-    }
-    for name, text in models.items():
-        (folder / name).mkdir()
-        (folder / name / "arch.json").write_text(text)
-        (folder / name / "weights.safetensors").touch()
-    return folder
-
-
-@pytest.fixture
-def refused(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Refused:
-    """Runs `planter check` and `planter search` on a study file; what they say is that there is one
-    problem at this place, and they leave nothing behind."""
-    monkeypatch.chdir(place)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(cli, "app", COMMAND)
-
-    def run(study: str, told: str) -> str:
-        before = sorted(place.iterdir())
-        said = []
-        for command in (["check", study], ["search", study, "--out", "run"]):
-            monkeypatch.setattr(sys, "argv", ["planter", *command])
-            with pytest.raises(SystemExit) as end:
-                cli.main()
-            captured = capsys.readouterr()
-            assert end.value.code == 2, captured.err
-            assert captured.out == ""
-            said.append(captured.err)
-        assert said[0] == said[1]
-        first, second, *more, last = said[0].splitlines()
-        assert re.fullmatch(r"planter: .*: 1 problem", first)
-        assert second.startswith(f"  {told}: got "), said[0]
-        assert not any(re.match(r"  \S+: got ", line) for line in more)
-        assert last == "--debug shows where this was raised"
-        assert "Traceback" not in said[0]
-        assert sorted(place.iterdir()) == before
-        return second
-
-    return run
+place = pytest.fixture(scope="module")(make_place)
+refused = pytest.fixture(make_refused)
 
 
 def test_a_folder_in_place_of_a_file_is_told(refused: Refused) -> None:
