@@ -38,6 +38,7 @@ __all__ = [
     "build_backbone",
     "convolutions",
     "find_builder",
+    "free_widths",
     "full_widths",
     "import_object",
     "is_known",
@@ -195,6 +196,11 @@ def full_widths(
     if full and (unknown := sorted(set(given) - set(full))):
         raise ValueError(f"{key} has no width {', '.join(unknown)}; widths are {', '.join(full)}")
     return {**full, **given}
+
+
+def free_widths(architecture: Architecture) -> dict[str, int]:
+    """Every free width of an architecture by its finest name."""
+    return full_widths(architecture.builder, architecture.widths, architecture.options)
 
 
 def with_data_options(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -166,6 +167,8 @@ class _Search(Queue):
                 self._reference,
                 latencies,
                 self._workers,
+                run,
+                self._macs_left,
             )
         )
         self._account = Account(study.budget, self._book.study)
@@ -186,6 +189,14 @@ class _Search(Queue):
         self._documents = Documents(
             study, run, prepared.data, self._book, self._reference, self._proposers
         )
+
+    def _macs_left(self) -> float:
+        """See `SearchContext.macs_left`."""
+        most = self._study.budget.train_macs
+        if most is None:
+            return math.inf
+        running = sum(job.macs for job in self._schedule.running.values())
+        return most - self._documents.trained_macs() - running
 
     def train(self, ray_address: str | None) -> None:
         """Runs every job that is left."""

@@ -18,8 +18,9 @@ _TRIES = 2
 class Schedule:
     """Hands out jobs and takes outcomes back; knows nothing of how they are run.
 
-    The proposers are asked in their order: what one has nothing for, as while a round of planting
-    waits for its last candidate, the next one fills, so nobody idles.
+    The proposers are asked in their order, those that take turns after the others: what one has
+    nothing for, as while a round of planting waits for its last candidate, the next one fills, so
+    nobody idles.
     """
 
     proposers: Sequence[Proposer]
@@ -31,6 +32,8 @@ class Schedule:
     _again: list[Job] = field(default_factory=list)
     _began: dict[str, float] = field(default_factory=dict)
     _durations: dict[str, list[float]] = field(default_factory=dict)
+    _proposed: dict[str, int] = field(default_factory=dict)
+    _at_an_end: bool = False
 
     def __post_init__(self) -> None:
         # A study continued after too many failures gets a fresh allowance.
@@ -46,6 +49,8 @@ class Schedule:
         if self.spent():
             return None
         job = self._again.pop() if self._again else self._propose()
+        # Where nothing runs and nobody proposes, nothing will ever change.
+        self._at_an_end = job is None and not self.running
         if job is not None:
             self.running[job.id] = job
             self._tries[job.id] = self._tries.get(job.id, 0) + 1
@@ -87,7 +92,9 @@ class Schedule:
         """Whether nothing is left to train, or to train it with."""
         if self.running:
             return False
-        return self.spent() is not None or (not self._again and not self.left())
+        if self._at_an_end or self.spent() is not None:
+            return True
+        return not self._again and not self.left()
 
     def left(self) -> int:
         """Jobs still to be finished, at most; the running ones are among them."""
@@ -123,12 +130,19 @@ class Schedule:
 
     def _propose(self) -> Job | None:
         teacher_open = any(p.left() for p in self.proposers if p.method == "teacher")
-        for proposer in self.proposers:
+        for proposer in self._in_order():
             if teacher_open and proposer.after_teacher:
                 continue
             if (job := proposer.next()) is not None:
+                self._proposed[proposer.method] = self._proposed.get(proposer.method, 0) + 1
                 return job
         return None
+
+    def _in_order(self) -> list[Proposer]:
+        """The proposers as they are asked: of those that take turns, who has proposed least."""
+        turns = [p for p in self.proposers if p.takes_turns]
+        turns.sort(key=lambda p: self._proposed.get(p.method, 0))
+        return [*(p for p in self.proposers if not p.takes_turns), *turns]
 
     def _proposer(self, job: Job) -> Proposer:
         (owner,) = (proposer for proposer in self.proposers if job.kind in proposer.kinds)

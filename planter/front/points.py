@@ -44,7 +44,8 @@ class Point:
     trial, which its points share; `kernels` names the form it trained in, by part where several,
     `norms` whose the batch norms of shared stages were; `latency_ms` is that of a forward pass of
     one image, timed before the training, where it is bounded; `more` the values of objectives that
-    have no field here.
+    have no field here; `parent` the point whose weights it began with, and `edits` what made it of
+    that one's network.
     """
 
     trial: str
@@ -61,6 +62,8 @@ class Point:
     norms: NormMode = "switch_stats"
     latency_ms: float | None = None
     more: Mapping[str, float] = field(default_factory=dict)
+    parent: str | None = None
+    edits: Sequence[Mapping[str, Any]] = ()
 
     @property
     def values(self) -> dict[str, Any]:
@@ -172,6 +175,7 @@ def document(
                 "train_macs": point.train_macs,
                 "latency_ms": measured.get(point.id) if measured else point.latency_ms,
                 "within_bounds": within(point, limits),
+                **({"parent": point.parent, "edits": list(point.edits)} if point.parent else {}),
                 **point.more,
             }
         )

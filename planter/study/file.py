@@ -222,11 +222,32 @@ def _absolute(raw: dict[str, Any], base: Path, known: dict[str, str]) -> list[Pr
         except (RuntimeError, ValueError) as error:  # no such home; a null byte
             problems.append(Problem(place, repr(part[key]), f"a path: {error}"))
         known[place] = part[key]
+    problems += _absolute_starts(raw, base, known)
     if isinstance(url := raw.get("storage"), str) and (found := _FILE_URL.match(url)):
         try:
             raw["storage"] = f"{found[1]}{user_path(found[2])}{found[3]}"
         except ValueError as error:
             problems.append(Problem("storage", repr(url), f"a path: {error}"))
+    return problems
+
+
+def _absolute_starts(raw: dict[str, Any], base: Path, known: dict[str, str]) -> list[Problem]:
+    """The same of `evolve.start`, one path or several."""
+    part, problems = raw.get("evolve"), []
+    if not isinstance(part, dict) or not part.get("start"):
+        return []
+    given = part["start"] if isinstance(part["start"], list) else [part["start"]]
+    made = []
+    for number, path in enumerate(given):
+        place = f"evolve.start.{number}"
+        if isinstance(path, str) and known.get(place) != path:
+            try:
+                path = str(user_path(path, base).resolve())
+            except (RuntimeError, ValueError) as error:
+                problems.append(Problem("evolve.start", repr(path), f"a path: {error}"))
+        made.append(path)
+        known[place] = path
+    part["start"] = made if isinstance(part["start"], list) else made[0]
     return problems
 
 

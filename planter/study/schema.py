@@ -5,39 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    WithJsonSchema,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, field_validator, model_validator
 
 from planter.data import NAMES
 from planter.planting.starts import Filters, Outgoing, check_init
-from planter.study.quantities import plain_quantity
+from planter.study.evolve import Evolve
 from planter.study.samplers import SamplerName
+from planter.study.section import Amount, Count, Distillation, Network, Section, Widths
 from planter.training.recipe import Recipe
 
-Widths = int | dict[str, int]
-Count = Annotated[
-    int, BeforeValidator(plain_quantity), WithJsonSchema({"type": ["integer", "string"]})
-]
-"""A number of multiply-adds or parameters, also as 5M."""
-Amount = Annotated[
-    float, BeforeValidator(plain_quantity), WithJsonSchema({"type": ["number", "string"]})
-]
 
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-
-class DataSettings(_Section):
+class DataSettings(Section):
     """Where the images come from; the keywords of `planter.load_data`."""
 
     name: Annotated[
@@ -67,20 +47,6 @@ class DataSettings(_Section):
     ] = None
 
 
-class Network(_Section):
-    """A plain network: a builder, its widths and its options."""
-
-    builder: Annotated[
-        str | None,
-        Field(description="a key of planter.BUILDERS or my_pkg.nets:build; default: the teacher's"),
-    ] = None
-    widths: Annotated[
-        Widths | None,
-        Field(description="one number for every convolution, or width by name; default: builder's"),
-    ] = None
-    options: Annotated[dict[str, Any], Field(description="the builder's keyword options")] = {}
-
-
 class Teacher(Network):
     """The network that guides: trained with the study, or the folder of a saved network."""
 
@@ -88,20 +54,6 @@ class Teacher(Network):
         str | None, Field(description="folder of a saved network instead of a training")
     ] = None
     recipe: Annotated[Recipe | None, Field(description="default: the study's recipe")] = None
-
-
-class Distillation(_Section):
-    """`ce_weight * cross-entropy + weight * T^2 * KL(teacher || student)`."""
-
-    weight: Annotated[float, Field(ge=0, description="weight of the distillation term")] = 1.0
-    temperature: Annotated[float, Field(gt=0, description="softening of both softmaxes")] = 1.0
-    ce_weight: Annotated[float, Field(ge=0, description="weight of the cross-entropy")] = 1.0
-
-    @model_validator(mode="after")
-    def _learns(self) -> Distillation:
-        if not self.weight and not self.ce_weight:
-            raise ValueError("weight and ce_weight are both 0: nothing is learned")
-        return self
 
 
 class Baseline(Network):
@@ -117,7 +69,7 @@ class Baseline(Network):
     ] = None
 
 
-class Bounds(_Section):
+class Bounds(Section):
     """A network beyond a bound is refused before it is trained."""
 
     macs: Annotated[
@@ -140,7 +92,7 @@ class Bounds(_Section):
         return {name: value for name, value in self.model_dump().items() if value is not None}
 
 
-class Objectives(_Section):
+class Objectives(Section):
     """What the search is after: accuracy up, macs down."""
 
     macs_reference: Annotated[
@@ -235,7 +187,7 @@ class Plant(Network):
         return self
 
 
-class EarlyStopping(_Section):
+class EarlyStopping(Section):
     """Successive halving by non-dominated rank: which sampled trials train to their end."""
 
     rungs: Annotated[
@@ -262,7 +214,7 @@ class EarlyStopping(_Section):
         return sum(self.keep**i * (b - a) for i, (a, b) in enumerate(pairwise(edges)))
 
 
-class Sample(_Section):
+class Sample(Section):
     """Trials whose architecture and settings a sampler draws from a search space."""
 
     space: Annotated[str, Field(description="a shipped space's name, or file.py:function")]
@@ -277,7 +229,7 @@ class Sample(_Section):
     ] = None
 
 
-class Resources(_Section):
+class Resources(Section):
     """What one search may use of the machine."""
 
     workers: Annotated[
@@ -303,7 +255,7 @@ class Resources(_Section):
     ] = 10
 
 
-class Budget(_Section):
+class Budget(Section):
     """Where a search ends though trials are left, in sum over all commands on its run. The front is
     reported; the same command with more goes on."""
 
@@ -323,8 +275,8 @@ class Budget(_Section):
     ] = None
 
 
-class Study(_Section):
-    """One search: what is given, what is planted, what is sampled."""
+class Study(Section):
+    """One search: what is given, what is planted, sampled and evolved."""
 
     name: Annotated[
         str,
@@ -341,6 +293,9 @@ class Study(_Section):
     objectives: Annotated[Objectives, Field(description="accuracy against macs")] = Objectives()
     plant: Annotated[Plant | None, Field(description="channel planting")] = None
     sample: Annotated[Sample | None, Field(description="sampled trials")] = None
+    evolve: Annotated[
+        Evolve | None, Field(description="children of trained networks, which keep their weights")
+    ] = None
     resources: Annotated[Resources, Field(description="workers, cores, GPUs")] = Resources()
     budget: Annotated[Budget, Field(description="hours, training multiply-adds")] = Budget()
     keep: Annotated[

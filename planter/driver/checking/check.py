@@ -6,18 +6,19 @@ import logging
 import math
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
 from planter.arch import Architecture
-from planter.backbones import convolutions, find_builder, full_widths, is_known
+from planter.backbones import convolutions, find_builder, full_widths
 from planter.costs.macs import Cost, cost
 from planter.data import TORCHVISION, Data, load_data
 from planter.driver.checking.growable import Hindrance, hindrance
 from planter.driver.checking.importable import REMEDY, only_here
+from planter.driver.checking.saved import given_teacher, saved_network, starts_of
 from planter.driver.checking.space import Drawn, check_space
 from planter.driver.storage.points import check_url
 from planter.driver.trials.bounds import LATENCY, Latencies, limits_of
@@ -29,10 +30,11 @@ from planter.driver.trials.networks import (
     network_of,
 )
 from planter.edits.expand import check_growing
-from planter.networks import checkpoint
+from planter.kernels.forms import form_of
 from planter.networks.assembly import build_network
 from planter.study.findings import NO_TEACHER, Findings
-from planter.study.schema import Network, Study, StudyError, Teacher, Widths
+from planter.study.schema import Study, StudyError
+from planter.study.section import Network, Widths
 from planter.study.space import Space, load_space
 from planter.training.recipe import Recipe
 
@@ -52,6 +54,14 @@ class Prepared:
     networks: dict[str, Planned]
     warnings: list[str]
     latencies: Latencies
+    starts: list[str] = field(default_factory=list)
+    """Folders of saved networks from elsewhere that may have children."""
+
+    @property
+    def teacher_macs(self) -> int:
+        """Of a forward pass of the teacher; 0 without one."""
+        teacher = self.networks.get("teacher")
+        return 0 if teacher is None else cost(teacher.architecture).macs
 
     @property
     def space(self) -> Space | None:
@@ -115,12 +125,13 @@ def prepare(study: Study, *, elsewhere: bool = False, begun: bool = False) -> Pr
     drawn = check_space(study, data, found)
     if drawn is not None:
         networks |= {f"sample{i}": planned for i, planned in enumerate(drawn.networks)}
+    starts = starts_of(study, data, fingerprint, found)
     _importable(study, networks, found, elsewhere=elsewhere)
     reference = _reference(study, data, networks, found)
     if found.problems:
         raise StudyError(study.name, found.mistakes())
     return Prepared(
-        data, fingerprint, layers, reference, drawn, networks, found.warnings, latencies
+        data, fingerprint, layers, reference, drawn, networks, found.warnings, latencies, starts
     )
 
 
@@ -166,6 +177,8 @@ def _crops(study: Study, data: Data, found: Findings) -> None:
     if (plan := study.plant) is not None:
         recipes |= {"plant.recipe": plan.recipe, "plant.finetune": plan.finetune}
         recipes["plant.final"] = plan.final
+    if study.evolve is not None:
+        recipes["evolve.recipe"] = study.evolve.recipe
     _, *sides = data.image
     for place, recipe in recipes.items():
         if recipe is not None and recipe.augment.crop >= min(sides):
@@ -202,8 +215,24 @@ def _names(study: Study, found: Findings) -> None:
 
 def _whole(study: Study, found: Findings) -> None:
     """What concerns several sections at once."""
-    if study.plant is None and study.sample is None and not study.baselines:
-        found.add("study", "nothing to train", "at least one of plant, sample and baselines")
+    if (
+        study.plant is None
+        and study.sample is None
+        and study.evolve is None
+        and not study.baselines
+    ):
+        expected = "at least one of plant, sample, evolve and baselines"
+        found.add("study", "nothing to train", expected)
+    if (evolve := study.evolve) is not None:
+        sections = {
+            "teacher": study.teacher, "baseline": study.baselines or None, "plant": study.plant,
+            "sample": study.sample,
+        }  # fmt: skip
+        if not evolve.starts() and all(sections[name] is None for name in evolve.parents):
+            expected = f"{', '.join(evolve.parents)} in the study, or evolve.start"
+            found.add("evolve", "no network that could have children", expected)
+        for form in evolve.forms:
+            found.attempt("evolve.forms", form, partial(form_of, form))
     if study.teacher is None:
         if study.plant is not None and study.plant.kd_weight:
             expected = "a teacher: plants learn from its logits; or kd_weight: 0 with ce_weight: 1"
@@ -238,87 +267,20 @@ def _network(
 
 def _builder(study: Study, section: Network) -> str:
     if section.builder is None and study.teacher is not None and study.teacher.model is not None:
-        _saved(study.teacher.model)
+        saved_network(study.teacher.model)
     return builder_of(study, section)
-
-
-def _saved(folder: str) -> tuple[Architecture, dict[str, Any]]:
-    """The architecture and the whole spec of a saved network. Raises ValueError where it has
-    none."""
-    try:
-        spec = checkpoint.read_spec(folder)
-        return Architecture.from_dict(spec["architecture"]), {"pipeline": spec["pipeline"], **spec}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{checkpoint.ARCHITECTURE} is no architecture of planter's "
-            f"({type(error).__name__}: {error}); a folder such as runs/NAME/models/TRIAL/PIPELINE"
-        ) from error
 
 
 def _teacher(study: Study, data: Data, fingerprint: str, found: Findings) -> Architecture | None:
     settings = study.teacher
     if settings is None:
         return None
-    if settings.model is None:
-        if settings.builder is None:
-            found.add("teacher", "neither builder nor model", "one of them")
-            return None
-        return _network(study, settings, settings.widths, data, "teacher", found)
-    if settings != Teacher(model=settings.model):
-        found.add("teacher", "model beside other keys", "model alone, or no model")
+    if settings.model is not None:
+        return given_teacher(study, data, fingerprint, found)
+    if settings.builder is None:
+        found.add("teacher", "neither builder nor model", "one of them")
         return None
-    model = settings.model
-    saved = found.attempt("teacher.model", model, lambda: _saved(model))
-    if saved is None:
-        return None
-    architecture, spec = saved
-    if spec["pipeline"] != "base":
-        found.add("teacher.model", f"pipeline {spec['pipeline']!r}", "a pipeline 'base'")
-        return None
-    named = {section.builder for section in (*study.baselines, *filter(None, [study.plant]))}
-    if not is_known(architecture.builder) and architecture.builder not in named:
-        found.add(
-            "teacher.model",
-            f"a network built by calling {architecture.builder!r}",
-            "one of planter's builders, or that builder named in plant or baselines: "
-            "a folder alone does not get code run",
-        )
-        return None
-    facts = {"classes": data.classes, "image": list(data.image)}
-    for name, fact in facts.items():
-        if architecture.options.get(name) != fact:
-            found.add(
-                "teacher.model",
-                f"a network with {name} {architecture.options.get(name)}",
-                f"one with {name} {fact}, as the data has",
-            )
-    pixels = str(data.train.dtype).removeprefix("torch.")
-    if spec.get("pixels", pixels) != pixels:  # older files do not say
-        found.add(
-            "teacher.model",
-            f"a network of {spec['pixels']} pixels",
-            f"one of {pixels} pixels, as the data has: uint8 pixels are divided by 255, others not",
-        )
-    names = spec.get("class_names")
-    if names is not None and names != list(data.class_names):
-        if sorted(names) == sorted(data.class_names):
-            found.add(
-                "teacher.model",
-                f"a network whose classes are {', '.join(names)}",
-                f"the order of the data, {', '.join(data.class_names)}: its logits would guide to "
-                "other classes",
-            )
-        elif len(names) == data.classes:
-            found.warnings.append(
-                f"the teacher names its classes {', '.join(names[:4])}{', ...' * (len(names) > 4)},"
-                f" the data {', '.join(data.class_names[:4])}{', ...' * (len(names) > 4)}"
-            )
-    if spec.get("data") != fingerprint:
-        found.warnings.append(
-            "the teacher was trained on another split or data set: images that select here may "
-            "have trained it, and accuracies may be too high"
-        )
-    return architecture
+    return _network(study, settings, settings.widths, data, "teacher", found)
 
 
 def _layers(study: Study, start: Architecture, found: Findings) -> list[str]:

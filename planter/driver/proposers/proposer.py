@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from optuna.storages import BaseStorage
@@ -31,6 +32,10 @@ class SearchContext:
     reference: Sequence[float]
     latencies: Latencies
     workers: int
+    run: Path
+    macs_left: Callable[[], float]
+    """Multiply-adds of trainings that the budget has left, beside what runs; infinite where the
+    study sets no such budget."""
 
 
 class Notice(NamedTuple):
@@ -61,6 +66,9 @@ class Proposer(Protocol):
     """Those kinds whose duration tells how long what is left will take."""
     after_teacher: bool = True
     """Whether it proposes nothing while the study's teacher is still to be trained."""
+    takes_turns: bool = False
+    """Whether it and others that do so are asked in turn, the one first that has proposed least;
+    the others come before, in their order."""
 
     def next(self) -> Job | None:
         """A job to train now; None while there is none, for good or until another has finished."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from planter.driver.proposers.evolving import Evolving
 from planter.driver.proposers.fixed import Baselines, Teacher
 from planter.driver.proposers.planting import Rounds
 from planter.driver.proposers.proposer import Proposer, SearchContext
@@ -12,7 +13,7 @@ from planter.driver.proposers.sampling import Sampling
 Maker = Callable[[SearchContext], Proposer | None]
 """Makes a proposer; None for a study that does not ask for it."""
 
-PROPOSERS: list[Maker] = [Teacher.of, Baselines, Rounds.of, Sampling.of]
+PROPOSERS: list[Maker] = [Teacher.of, Baselines, Rounds.of, Sampling.of, Evolving.of]
 
 
 def proposers_for(context: SearchContext) -> list[Proposer]:

@@ -65,6 +65,7 @@ class Sampling(Proposer):
 
     method = "sample"
     kinds = representative = ("sample",)
+    takes_turns = True
 
     def __init__(self, context: SearchContext) -> None:
         study, space = context.study, context.prepared.space

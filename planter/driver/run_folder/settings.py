@@ -30,7 +30,7 @@ _STATISTICS = "norm_statistics"
 _PACKAGES = (
     "planter", "torch", "torchvision", "optuna", "ray", "numpy", "scikit-learn", "pillow",
 )  # fmt: skip
-_MAY_GROW = (("sample", "trials"), ("plant", "rounds"))
+_MAY_GROW = (("sample", "trials"), ("plant", "rounds"), ("evolve", "trials"))
 _MAY_CHANGE = ("resources", "budget", "keep", "tensorboard")
 _FIXED = ("seed", "data", "teacher")
 

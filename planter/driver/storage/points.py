@@ -29,6 +29,7 @@ from planter.front.points import Point, front_of
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 _BUSY_S = 60
+_SELDOM = ("more", "parent", "edits")
 Direction = Literal["maximize", "minimize"]
 METRICS: dict[str, Direction] = {
     name: "maximize" if OBJECTIVES[name].maximise else "minimize" for name in SEARCHED
@@ -257,9 +258,9 @@ def write_result(study: optuna.Study, row: optuna.trial.FrozenTrial, outcome: Ou
 
 
 def _attributes(point: Point) -> dict[str, Any]:
-    """A point as attributes of its row; without `more` where there is nothing in it."""
+    """A point as attributes of its row, without those that most points have nothing in."""
     found = dataclasses.asdict(point)
-    return {key: value for key, value in found.items() if key != "more" or value}
+    return {key: value for key, value in found.items() if value or key not in _SELDOM}
 
 
 def point_of_row(row: optuna.trial.FrozenTrial) -> Point:

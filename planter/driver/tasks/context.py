@@ -6,7 +6,7 @@ import importlib.metadata
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +23,7 @@ from planter.arch import Architecture
 from planter.costs.macs import Cost, cost, training_cost
 from planter.data import Data, Split
 from planter.driver.run_folder.logs import epochs_to
+from planter.driver.trials.cost import training_macs
 from planter.driver.trials.jobs import Outcome, SearchStoppedError, seed_of
 from planter.front.points import measured
 from planter.kernels.forms import Kernels
@@ -144,25 +145,31 @@ class Context:
         kernels: str | dict[str, str] = "plain",
         norms: NormMode = "switch_stats",
         validation: Split | None = None,
+        facts: Mapping[str, Any] | None = None,
+        fields: Mapping[str, Any] | None = None,
     ) -> Outcome:
         """Scores and saves each pipeline; the file holds exactly what was scored. `validation` are
-        the images as the networks take them, by default those of the data."""
+        the images as the networks take them, by default those of the data; further `facts` stand in
+        the file, further `fields` in the points."""
         costs = cost(architecture).pipelines
         validation = validation or self.data.validation
         points = []
         for name, network in ways.items():
             score = self.score(name, network, validation)
-            fields = {
-                "pipeline": name,
-                **measured(score, costs[name]),
-                "architecture": architecture.to_dict(),
-                "kernels": kernels,
-                "norms": norms,
-            }
             info = self.facts(trial, score, costs[name], validation, kernels, norms)
+            info |= facts or {}
             folder = self.run / "models" / trial / name
             self.save(folder, network, architecture, name, info)
-            points.append(fields)
+            points.append(
+                {
+                    "pipeline": name,
+                    **measured(score, costs[name]),
+                    "architecture": architecture.to_dict(),
+                    "kernels": kernels,
+                    "norms": norms,
+                    **(fields or {}),
+                }
+            )
         return {"points": points, "train_macs": train_macs}
 
     def score(self, name: str, network: nn.Module, validation: Split | None = None) -> Score:
@@ -206,12 +213,9 @@ class Context:
         }
 
     def train_macs(self, macs: int, recipe: Recipe, *, guided: bool) -> int:
-        """Multiply-adds of a training: a forward and a backward pass of twice its cost for each
-        image seen, and a forward pass of the teacher where its logits could not be kept."""
-        per_image = 3 * macs
-        if guided and recipe.augment.changes():
-            per_image += self.teacher_macs
-        return per_image * len(self.data.train) * recipe.epochs
+        """Multiply-adds of a training on the study's images. See `training_macs`."""
+        teacher = self.teacher_macs if guided and recipe.augment.changes() else 0
+        return training_macs(macs, recipe, len(self.data.train), teacher)
 
     def kernel_macs(
         self,

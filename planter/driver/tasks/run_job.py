@@ -12,6 +12,7 @@ from planter.driver.run_folder.logs import logged_to
 from planter.driver.run_folder.settings import drop_checkpoints
 from planter.driver.run_folder.tensorboard import write_scalars
 from planter.driver.tasks.context import Context, locked
+from planter.driver.tasks.evolved import adopt, evolve
 from planter.driver.tasks.final import train_point
 from planter.driver.tasks.plain import train_baseline, train_start
 from planter.driver.tasks.planting import grow, plant_round
@@ -33,6 +34,8 @@ TASKS: dict[str, Task] = {
     "plant": plant_round,
     "grow": grow,
     "sample": sample,
+    "evolve": evolve,
+    "adopt": adopt,
     "final": train_point,
 }
 """By the kind of job."""

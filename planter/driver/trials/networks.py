@@ -16,7 +16,8 @@ from planter.kernels.forms import Kernels
 from planter.networks import checkpoint
 from planter.networks.assembly import build_without_data, check_architecture
 from planter.study.findings import NEEDS_TEACHER
-from planter.study.schema import Baseline, Network, Plant, Study, Widths
+from planter.study.schema import Baseline, Plant, Study
+from planter.study.section import Network, Widths
 from planter.study.space import Candidate
 from planter.training.recipe import Recipe
 

@@ -1,0 +1,1 @@
+"""Which axes of which tensors a width couples, asked of a network itself."""

@@ -1,0 +1,320 @@
+"""What child is trained next: which parent, which edit, aimed at which place of the front."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+from optuna.trial import Trial
+
+from planter.arch import Architecture
+from planter.driver.proposers.proposer import SearchContext
+from planter.driver.trials.cost import training_macs
+from planter.evolution.cut import Cut
+from planter.evolution.edit import Edit, EditError, macs_of
+from planter.evolution.grow import Grow
+from planter.evolution.shrink import Shrink
+from planter.evolution.table import to_data
+from planter.evolution.whole import GoOn, Reform
+from planter.front.aim import Forecast, Place, Surprises, gain, worth
+from planter.front.objectives import COST, METRIC
+from planter.front.pareto import pareto_front
+from planter.front.points import Point
+from planter.networks import checkpoint
+from planter.networks.cut_points import cuts, find_entry
+
+_BETTER_TRAINED = 0.005
+"""Accuracy that further training is taken to bring, before there are children to learn it from."""
+_PLAIN = "plain"
+
+
+@dataclass(frozen=True)
+class Birth:
+    """A child as it was decided on: of which point, by which edits (`to_data`), trained how; `macs`
+    and `accuracy` are what it is aimed at, `train_macs` what its training is expected to take."""
+
+    parent: str
+    edits: Sequence[Mapping[str, Any]]
+    recipe: Mapping[str, Any]
+    macs: float
+    accuracy: float
+    train_macs: int
+
+    @property
+    def edit(self) -> str:
+        """The name of its first edit."""
+        return str(self.edits[0]["edit"])
+
+    @property
+    def place(self) -> Place:
+        return Place(self.accuracy, self.macs)
+
+    def to_data(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Left(NamedTuple):
+    """What a search may still spend: multiply-adds and children."""
+
+    macs: float
+    trainings: int
+
+
+@dataclass(frozen=True)
+class _Option:
+    """A child that a parent could have."""
+
+    parent: Point
+    edit: Edit
+    place: Place
+    train_macs: int
+    worth: float
+
+
+class Births:
+    """Decides on children: of one search."""
+
+    def __init__(self, context: SearchContext) -> None:
+        settings = context.study.evolve
+        assert settings is not None
+        self._settings = settings
+        self._context = context
+        self._recipe = settings.recipe_of(context.study.recipe)
+        self._limit = context.study.objectives.bounds.limits().get(COST)
+        self._refused: dict[tuple[str, str], str] = {}
+        self._surprises = Surprises()
+        self._told: list[str] = []
+        self._gone: set[str] = set()
+
+    def possible(self) -> bool:
+        """Whether anything is trained that could have children."""
+        return bool(self._parents())
+
+    def learn(self, birth: Birth, point: Point) -> None:
+        """Takes in how well a child has done."""
+        self._surprises.add(birth.edit, point.values[METRIC] - birth.accuracy)
+
+    def refuse(self, birth: Birth, reason: str) -> None:
+        """Leaves out, from now on, an edit that has failed on a parent."""
+        self._refused[birth.parent, json.dumps(list(birth.edits))] = reason
+
+    def gained(self, point: Point) -> float:
+        """The hypervolume that a child adds to the front of all others, for what its training took:
+        one part in `trials` of the search, and its share of a training of the dearest network that
+        counts."""
+        others = [p for p in self._context.book.front if p.id != point.id]
+        gained = gain(_place(point), [*map(_place, others)], self._context.reference)
+        dearest = self._train_macs(self._context.reference[1])
+        return worth(gained, point.train_macs, dearest, self._settings.trials)
+
+    def told(self) -> list[str]:
+        """What was left out since the last call, in words."""
+        told, self._told = self._told, []
+        return told
+
+    def gone(self, point: str) -> str | None:
+        """Why a parent's network cannot be read; None where it can."""
+        try:
+            checkpoint.read_spec(self._context.run / "models" / point)
+        except ValueError as error:
+            return str(error)
+        return None
+
+    def known_good(self) -> dict[str, Any]:
+        """Parameters that need no search: a child of half the multiply-adds, or of twice as many,
+        under the recipe as it is."""
+        settings = self._settings
+        edit = next(e for e in ("shrink", "grow", *settings.edits) if e in settings.edits)
+        size = {"shrink": 0.5, "grow": 2.0}.get(edit)
+        found: dict[str, Any] = {"edit": edit}
+        if size is not None:
+            least, most = getattr(settings, edit)
+            found[f"{edit}_size"] = min(max(size, least), most)
+            found[f"{edit}_rule"] = getattr(settings, f"{edit}_rules")[0]
+        found["rate"] = min(max(1.0, settings.rate[0]), settings.rate[1])
+        found["form"] = settings.forms[0]
+        return found
+
+    def drawn(self, trial: Trial) -> dict[str, Any]:
+        """What a sampler chooses of a child: the edit and its settings, the rate, the form."""
+        settings = self._settings
+        edit = trial.suggest_categorical("edit", settings.edits)
+        if edit in ("shrink", "grow"):
+            trial.suggest_float(f"{edit}_size", *getattr(settings, edit), log=True)
+            trial.suggest_categorical(f"{edit}_rule", getattr(settings, f"{edit}_rules"))
+        elif edit == "cut":
+            trial.suggest_float("cut_depth", 0.0, 1.0)
+            trial.suggest_categorical("cut_stride", ["natural", "half"])
+            trial.suggest_int("cut_overlap", 0, 2)
+        trial.suggest_float("rate", *settings.rate, log=True)
+        trial.suggest_categorical("form", settings.forms)
+        return dict(trial.params)
+
+    def decided(
+        self, params: Mapping[str, Any], running: Sequence[Place], left: Left
+    ) -> Birth | str:
+        """The child of these parameters that promises most hypervolume for its cost, beside those
+        that are `running`, with what is `left`; or why there is none."""
+        parents = self._parents()
+        if not parents:
+            return "nothing is trained yet that could have a child"
+        options = self._options(params, parents, running, left)
+        if not options:
+            return "no child of these settings would add to the front"
+        affordable = [one for one in options if one.train_macs <= left.macs]
+        if not affordable:
+            cheapest = min(one.train_macs for one in options)
+            return (
+                f"the cheapest child would take {cheapest:.3g} multiply-adds, more than is left of "
+                "budget.train_macs"
+            )
+        told = "every child of these settings has failed before"
+        for option in sorted(affordable, key=lambda one: -one.worth):
+            architecture = Architecture.from_dict(option.parent.architecture)
+            edits = [option.edit]
+            if params["form"] != _PLAIN:
+                edits.append(Reform(str(params["form"])))
+            try:
+                for edit in edits:
+                    edit.check(architecture, option.parent.pipeline)
+            except EditError as error:
+                told = f"{option.parent.id} cannot {params['edit']}: {error}"
+                continue
+            if (option.parent.id, json.dumps(to_data(edits))) in self._refused:
+                continue
+            recipe = self._recipe.model_copy(update={"lr": self._recipe.lr * params["rate"]})
+            return Birth(
+                option.parent.id,
+                to_data(edits),
+                recipe.model_dump(),
+                option.place.macs,
+                option.place.accuracy,
+                option.train_macs,
+            )
+        return told
+
+    def promise(self, running: Sequence[Place], left: Left) -> float:
+        """The worth of the best child that settings nobody drew would give: what a draw is measured
+        by."""
+        parents = self._parents()
+        middle = {
+            "shrink_size": sum(self._settings.shrink) / 2,
+            "grow_size": sum(self._settings.grow) / 2,
+            "shrink_rule": self._settings.shrink_rules[0],
+            "grow_rule": self._settings.grow_rules[0],
+            "cut_depth": 0.0,
+            "cut_stride": "natural",
+            "cut_overlap": 0,
+        }
+        every = [
+            option.worth
+            for edit in self._settings.edits
+            for option in self._options({**middle, "edit": edit}, parents, running, left)
+        ]
+        return max(every, default=0.0)
+
+    def worth_of(self, birth: Birth, running: Sequence[Place], left: Left) -> float:
+        """What a child that was decided on promises for its cost."""
+        return self._worth(birth.place, birth.train_macs, running, left)
+
+    def _parents(self) -> list[Point]:
+        """The networks that may have children: those of the front of all that may, whatever made
+        them."""
+        allowed = {*self._settings.parents, "evolve"}
+        points = [p for p in self._context.book.points if p.method in allowed]
+        if not points:
+            return []
+        mask = pareto_front([(p.values[METRIC], p.values[COST]) for p in points])
+        front = [point for point, on in zip(points, mask, strict=True) if on]
+        found = []
+        for point in front:
+            if (why := self.gone(point.id)) is None:
+                found.append(point)
+            elif point.id not in self._gone:
+                self._gone.add(point.id)
+                self._told.append(f"{point.id} has no children, others have: {why}")
+        return found
+
+    def _options(
+        self,
+        params: Mapping[str, Any],
+        parents: Sequence[Point],
+        running: Sequence[Place],
+        left: Left,
+    ) -> list[_Option]:
+        forecast = Forecast([_place(p) for p in parents])
+        found = []
+        for parent in parents:
+            for edit, macs in self._edits(params, parent):
+                prior = _BETTER_TRAINED if params["edit"] == "go_on" else 0.0
+                accuracy = forecast.accuracy(macs)
+                accuracy += self._surprises.expected(str(params["edit"]), prior)
+                place = Place(min(max(accuracy, 0.0), 1.0), macs)
+                cost = self._train_macs(macs)
+                value = self._worth(place, cost, running, left)
+                if value > 0:
+                    found.append(_Option(parent, edit, place, cost, value))
+        return found
+
+    def _edits(self, params: Mapping[str, Any], parent: Point) -> Iterable[tuple[Edit, float]]:
+        """The edit that parameters describe, of one parent, and what its child would cost."""
+        edit, macs = params["edit"], float(parent.values[COST])
+        if edit == "go_on":
+            if self._limit is None or macs <= self._limit:
+                yield GoOn(), macs
+        elif edit == "shrink":
+            share = float(params["shrink_size"])
+            if self._limit is not None and share * macs > self._limit:
+                share = self._limit / macs  # the largest that keeps to the bound
+            yield Shrink(share, str(params["shrink_rule"])), share * macs
+        elif edit == "grow":
+            times = float(params["grow_size"])
+            most = min(self._context.reference[1], self._limit or float("inf"))
+            if times * macs <= most:
+                yield Grow(times, str(params["grow_rule"])), times * macs
+        elif edit == "cut":
+            yield from self._cuts(params, parent)
+
+    def _cuts(self, params: Mapping[str, Any], parent: Point) -> Iterable[tuple[Edit, float]]:
+        architecture = Architecture.from_dict(parent.architecture)
+        try:
+            known = list(cuts(architecture).values())
+        except ValueError:
+            return  # a network without stages has no cuts
+        way = architecture.pipelines.get(parent.pipeline, {})
+        if "before" in way:
+            entered = find_entry(cuts(architecture), str(way["before"]))
+            known = known[known.index(entered) + 1 :]
+        if not known:
+            return
+        place = known[min(int(params["cut_depth"] * len(known)), len(known) - 1)]
+        stride = place.stride
+        if params["cut_stride"] == "half" and stride > 1:
+            stride //= 2
+        kernel = stride + 2 * int(params["cut_overlap"])
+        kernel += stride == 1 and kernel % 2 == 0
+        edit = Cut(place.before, kernel, stride)
+        try:
+            edit.check(architecture, parent.pipeline)
+            macs = macs_of(*edit.described(architecture, parent.pipeline))
+        except EditError:
+            return
+        if self._limit is None or macs <= self._limit:
+            yield edit, float(macs)
+
+    def _train_macs(self, macs: float) -> int:
+        guided = self._settings.kd is not None and self._settings.kd.weight > 0
+        teacher = self._context.prepared.teacher_macs if guided else 0
+        images = len(self._context.prepared.data.train)
+        return training_macs(int(macs), self._recipe, images, teacher)
+
+    def _worth(self, place: Place, train_macs: int, running: Sequence[Place], left: Left) -> float:
+        front = [*map(_place, self._context.book.front), *running]
+        gained = gain(place, front, self._context.reference)
+        return worth(gained, train_macs, *left)
+
+
+def _place(point: Point) -> Place:
+    return Place(point.values[METRIC], point.values[COST])

@@ -1,0 +1,241 @@
+"""Children of trained networks: a sampler draws how they are made, the front tells of whom."""
+
+from __future__ import annotations
+
+import json
+from typing import Self
+
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from planter.driver.proposers.births import Birth, Births, Left
+from planter.driver.proposers.proposer import Exhausted, Notice, Proposer, SearchContext
+from planter.driver.proposers.samplers import make_sampler
+from planter.driver.storage.open_rows import row_of, take_up, write_attributes
+from planter.driver.storage.points import Direction, open_study, read_result, write_result
+from planter.driver.trials.jobs import Job, Outcome, points_of, seed_of
+
+GAIN: dict[str, Direction] = {"gain": "maximize"}
+BIRTH, PASSED_OVER = "birth", "passed_over"
+"""Attributes of a row: the child as it was decided on, written before its job is handed out; why
+another was drawn in its place."""
+_KNOWN_GOOD = 4
+"""First children of a search whose settings are not drawn: a sampler knows nothing before them."""
+_DRAWS = 8
+"""Draws of which one is trained: the first that promises a good part of what settings nobody drew
+would bring, or else the last."""
+_GOOD_PART = 0.5
+_IN_VAIN = 40
+"""Draws in a row of which no child can come, after which no more are drawn."""
+
+
+class Evolving(Proposer):
+    """The Optuna study `<name>/evolve`: one row a draw, told the hypervolume that its child added
+    to the front, for what its training took. Networks taken in from elsewhere (`evolve.start`) are
+    points without a row.
+
+    A row whose `birth` is written is trained as that says, however often the search is interrupted.
+    """
+
+    method = "evolve"
+    kinds = ("evolve", "adopt")
+    representative = ("evolve",)
+    takes_turns = True
+
+    def __init__(self, context: SearchContext) -> None:
+        settings = context.study.evolve
+        assert settings is not None
+        self._context = context
+        self._settings = settings
+        self._births = Births(context)
+        self._study = open_study(context.storage, f"{context.study.name}/evolve", GAIN)
+        self._running: dict[str, tuple[FrozenTrial, Birth]] = {}
+        self._waiting: list[tuple[FrozenTrial, Birth]] = []
+        self._undecided: list[FrozenTrial] = []
+        self._adopting: dict[str, str] = {
+            name: folder
+            for name, folder in adopted(context.prepared.starts).items()
+            if not context.book.has(name)
+        }
+        self._handed_out: set[str] = set()
+        self._failures: dict[str, str] = {}
+        self._notices: list[Notice] = []
+        self._exhausted: Exhausted | None = None
+        self._in_vain = 0
+        self._done = 0
+        rows = self._study.get_trials()
+        self._asked = sum(row.state != TrialState.WAITING for row in rows)
+        for row in rows:
+            self._take_over(row)
+
+    @classmethod
+    def of(cls, context: SearchContext) -> Self | None:
+        """None for a study without children."""
+        return None if context.study.evolve is None else cls(context)
+
+    def next(self) -> Job | None:
+        for name, folder in self._adopting.items():
+            if name not in self._handed_out:
+                self._handed_out.add(name)
+                return Job(name, "adopt", {"folder": folder})
+        if self._adopting:
+            return None
+        while self._waiting:
+            row, birth = self._waiting.pop(0)
+            if (gone := self._births.gone(birth.parent)) is None:
+                return self._handed(row, birth)
+            self._pass_over(row, gone)
+            self._notices.append(Notice(f"{child_id(row.number)} cannot be trained: {gone}"))
+        while self._wants_more() and self._births.possible():
+            if (found := self._decided()) is not None:
+                return self._handed(*found)
+            if self._running:
+                return None  # what they become may have children
+        return None
+
+    def finish(self, job: Job, outcome: Outcome) -> None:
+        if job.id in self._adopting:
+            del self._adopting[job.id]
+            if "error" in outcome:
+                self._failures[job.id] = outcome["error"]
+            else:
+                outcome = self._context.latencies.added(outcome)
+                self._context.book.add(points_of(job.id, self.method, outcome), {}, {})
+            return
+        row, birth = self._running.pop(job.id)
+        if "error" in outcome:
+            self._failures[job.id] = outcome["error"]
+            self._births.refuse(birth, outcome["error"])
+            write_attributes(self._study, row, {"error": outcome["error"]})
+            self._study.tell(row.number, state=TrialState.FAIL)
+            return
+        outcome = self._context.latencies.added(outcome)
+        write_result(self._study, row, outcome)
+        self._close(row, birth, outcome)
+
+    def take_back(self, job: Job) -> None:
+        if job.id in self._adopting:
+            self._handed_out.discard(job.id)
+        else:
+            self._waiting.append(self._running.pop(job.id))
+
+    def left(self) -> int:
+        more = self._settings.trials - self._booked() if self._exhausted is None else 0
+        open_ = len(self._running) + len(self._waiting) + len(self._adopting)
+        return open_ + max(more, 0)
+
+    def failed(self) -> int:
+        return len(self._failures)
+
+    def failures(self) -> dict[str, str]:
+        return dict(self._failures)
+
+    def exhausted(self) -> Exhausted | None:
+        return self._exhausted
+
+    def remedy(self) -> str:
+        return f"more are trained with --set evolve.trials={2 * max(self._settings.trials, 1)}"
+
+    def needed(self) -> set[str]:
+        """The parents of children that are still to be trained."""
+        open_ = [*self._running.values(), *self._waiting]
+        return {birth.parent.partition("/")[0] for _, birth in open_}
+
+    def notices(self) -> list[Notice]:
+        told, self._notices = [*self._notices, *map(Notice, self._births.told())], []
+        return told
+
+    def _take_over(self, row: FrozenTrial) -> None:
+        """What the books say of a row, from before the search was interrupted."""
+        written, outcome = row.user_attrs.get(BIRTH), read_result(row)
+        birth = None if written is None else Birth(**json.loads(written))
+        if row.state == TrialState.FAIL:
+            reason = str(row.user_attrs.get("error", "no reason is known"))
+            self._failures[child_id(row.number)] = reason
+            if birth is not None:
+                self._births.refuse(birth, reason)
+        elif row.state == TrialState.RUNNING and birth is None:
+            self._undecided.append(row)
+        elif birth is not None and outcome is not None:
+            self._close(row, birth, outcome)
+        elif birth is not None and row.state == TrialState.RUNNING:
+            self._waiting.append((row, birth))
+
+    def _booked(self) -> int:
+        """Children that are trained, failed, or on their way."""
+        failed = sum(name.startswith("e") for name in self._failures)
+        return self._done + failed + len(self._running) + len(self._waiting)
+
+    def _wants_more(self) -> bool:
+        return self._exhausted is None and self._booked() < self._settings.trials
+
+    def _handed(self, row: FrozenTrial, birth: Birth) -> Job:
+        name = child_id(row.number)
+        self._running[name] = (row, birth)
+        params = {"parent": birth.parent, "edits": birth.edits, "recipe": birth.recipe}
+        return Job(name, "evolve", params, macs=birth.train_macs)
+
+    def _decided(self) -> tuple[FrozenTrial, Birth] | None:
+        """A row and its child: the best of a few draws; None where no child can come of them."""
+        running = [birth.place for _, birth in self._running.values()]
+        left = Left(self._context.macs_left(), self._settings.trials - self._booked())
+        promise = self._births.promise(running, left)
+        for number in range(_DRAWS):
+            trial = self._trial()
+            birth = self._births.decided(self._births.drawn(trial), running, left)
+            if isinstance(birth, str):
+                self._pass_over(trial, birth)
+                self._in_vain += 1
+                if self._in_vain >= _IN_VAIN and not self._running:
+                    self._exhausted = Exhausted(self._why(birth), by_bounds=False)
+                    return None
+                continue
+            known = self._asked <= _KNOWN_GOOD
+            worth = self._births.worth_of(birth, running, left)
+            if known or number == _DRAWS - 1 or worth >= _GOOD_PART * promise:
+                self._in_vain = 0
+                write_attributes(self._study, trial, {BIRTH: json.dumps(birth.to_data())})
+                return row_of(self._study, trial), birth
+            self._pass_over(trial, f"promises {worth:.3g}, others up to {promise:.3g}")
+        return None
+
+    def _why(self, reason: str) -> str:
+        done = f"evolving ends with {self._booked()} of {self._settings.trials} children"
+        return f"{done}: of {_IN_VAIN} draws in a row none could be trained ({reason})"
+
+    def _trial(self) -> Trial:
+        """A trial to draw from: one that was left undecided, or a new one."""
+        row = self._undecided.pop(0) if self._undecided else None
+        number = self._asked if row is None else row.number
+        # One sampler a trial: see Sampling.
+        self._study.sampler = make_sampler(
+            self._settings.sampler, seed_of(self._context.study.seed, child_id(number))
+        )
+        if row is not None:
+            return take_up(self._study, row)
+        if number < _KNOWN_GOOD:
+            self._study.enqueue_trial(self._births.known_good())
+        self._asked += 1
+        return self._study.ask()
+
+    def _pass_over(self, trial: Trial | FrozenTrial, reason: str) -> None:
+        write_attributes(self._study, trial, {PASSED_OVER: reason})
+        self._study.tell(trial.number, state=TrialState.PRUNED)
+
+    def _close(self, row: FrozenTrial, birth: Birth, outcome: Outcome) -> None:
+        """Tells what a child has gained, and publishes its point."""
+        (point,) = points_of(child_id(row.number), self.method, outcome)
+        if row.state == TrialState.RUNNING:
+            self._study.tell(row.number, self._births.gained(point))
+        self._births.learn(birth, point)
+        self._context.book.add([point], row.params, row.distributions)
+        self._done += 1
+
+
+def child_id(number: int) -> str:
+    """The id of a child, by the number of its row."""
+    return f"e{number:04d}"
+
+
+def adopted(folders: list[str]) -> dict[str, str]:
+    """The folders of networks that are taken in, by the ids they get."""
+    return {f"a{number:02d}": folder for number, folder in enumerate(folders, 1)}

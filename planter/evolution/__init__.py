@@ -1,0 +1,1 @@
+"""Edits: a trained network made into another that starts from its weights."""

@@ -1,0 +1,85 @@
+"""Channels planted, all weights inherited: the child starts as its parent's function."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from planter.arch import Architecture
+from planter.channels.groups import Group, groups
+from planter.edits.inherit import inherit_weights
+from planter.evolution.edit import Bench, EditError, Organism, alone, macs_of
+from planter.evolution.shrink import EVEN
+from planter.evolution.sizes import even, sizes_for
+from planter.networks.assembly import build_network
+
+MEASURED = "measured"
+_LARGEST = 64.0
+
+
+@dataclass(frozen=True)
+class Grow:
+    """Plants channels until the network costs `size` times its parent's multiply-adds.
+
+    With the rule "even" in every width by one factor; with "measured" in that width whose channels
+    lower the loss most for each multiply-add, as a short planting round of all of them measures
+    it; with the name of a width in that one. What reads a new channel starts at zero.
+    """
+
+    size: float
+    rule: str = EVEN
+
+    def check(self, architecture: Architecture, pipeline: str) -> None:
+        if not self.size > 1:
+            raise EditError(f"size {self.size}: a larger network costs more than once the macs")
+        found = groups(architecture, pipeline)
+        if not found:
+            raise EditError(f"{architecture.builder} has no width that can change by itself")
+        names = [name for group in found for name in group.widths]
+        if self.rule not in (EVEN, MEASURED, *names):
+            raise EditError(
+                f"rule {self.rule!r}: expected {EVEN}, {MEASURED} or a width: {', '.join(names)}"
+            )
+
+    def apply(self, parent: Organism, bench: Bench) -> tuple[Organism, int]:
+        self.check(parent.architecture, parent.pipeline)
+        found = groups(parent.architecture, parent.pipeline)
+        if self.rule == EVEN:
+            return self._grown(parent, found, found, bench.seed), 0
+        if self.rule != MEASURED:
+            group = next(group for group in found if self.rule in group.widths)
+            return self._grown(parent, found, [group], bench.seed), 0
+        children = {}
+        for group in found:
+            try:
+                child = self._grown(parent, found, [group], bench.seed)
+            except EditError:
+                continue  # one channel of it costs more than all that may be added
+            if child.macs > parent.macs:
+                children["+".join(group.widths)] = child
+        if not children:
+            raise EditError(f"a channel of any width costs more than {self.size:g} times the macs")
+        measured = bench.falls(parent, children)
+        if not measured.values:
+            raise EditError("no width of it can be planted in by itself; rule: even")
+        best = max(
+            measured.values,
+            key=lambda name: measured.values[name] / (children[name].macs - parent.macs),
+        )
+        return children[best], measured.macs
+
+    def _grown(
+        self, parent: Organism, every: list[Group], growing: list[Group], seed: int
+    ) -> Organism:
+        before = alone(parent.architecture, parent.pipeline)
+        most = self.size * macs_of(before, parent.pipeline)
+        factors = even(every, 1.0, _LARGEST)
+
+        def sizes_at(at: float) -> list[int]:
+            sizes = zip(every, factors(at), strict=True)
+            return [size if group in growing else group.size for group, size in sizes]
+
+        after, _ = sizes_for(before, parent.pipeline, every, most, sizes_at)
+        child = build_network(after, parent.pipeline, seed)
+        child.to(next(parent.network.parameters()))
+        inherit_weights(child, parent.network, "zero")
+        return Organism(after, parent.pipeline, child.eval())

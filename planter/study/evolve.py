@@ -1,0 +1,111 @@
+"""The section `evolve` of a study: children of trained networks."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from planter.study.samplers import SamplerName
+from planter.study.section import Distillation, Section
+from planter.training.recipe import Recipe
+
+EditName = Literal["shrink", "grow", "cut", "go_on"]
+ShrinkRule = Literal["even", "magnitude", "norm", "taylor"]
+GrowRule = Literal["even", "measured"]
+_SHORTER = 0.375
+"""A child's training, beside one from fresh weights."""
+Span = Annotated[list[float], Field(min_length=2, max_length=2)]
+
+
+class Evolve(Section):
+    """Children of trained networks: each begins with its parent's weights, an edit and a short
+    training of all of them."""
+
+    trials: Annotated[int, Field(ge=0, description="how many children to train")] = 20
+    edits: Annotated[
+        list[EditName], Field(min_length=1, description="how a child may come of its parent")
+    ] = ["shrink", "grow", "cut", "go_on"]
+    parents: Annotated[
+        list[Literal["teacher", "baseline", "plant", "sample"]],
+        Field(description="whose networks, beside earlier children's and start's, have children"),
+    ] = ["teacher", "baseline", "plant", "sample"]
+    shrink: Annotated[
+        Span, Field(description="least and largest share of its parent's macs that a child keeps")
+    ] = [0.4, 0.7]
+    shrink_rules: Annotated[
+        list[ShrinkRule],
+        Field(
+            min_length=1,
+            description="which channels go: as many of each width, or over all widths those of the "
+            "least magnitude, norm scale or Taylor term of the loss",
+        ),
+    ] = ["even", "magnitude", "taylor"]
+    grow: Annotated[
+        Span, Field(description="least and largest multiple of its parent's macs that it gets")
+    ] = [1.4, 2.5]
+    grow_rules: Annotated[
+        list[GrowRule],
+        Field(
+            min_length=1,
+            description="where channels are planted: in every width, or where a short planting "
+            "round measures the largest fall of the loss per multiply-add",
+        ),
+    ] = ["even", "measured"]
+    rate: Annotated[Span, Field(description="least and largest factor of the recipe's rate")] = [
+        0.7,
+        1.4,
+    ]
+    forms: Annotated[
+        list[str],
+        Field(min_length=1, description="training forms of the kernels: plain, kflo:2x4, ..."),
+    ] = ["plain"]
+    recipe: Annotated[
+        Recipe | None,
+        Field(
+            description="training of a child; default: the study's, with half its rate and three "
+            "eighths of its epochs"
+        ),
+    ] = None
+    kd: Annotated[
+        Distillation | None,
+        Field(description="how the teacher guides, where there is one; null: labels only"),
+    ] = Distillation(temperature=2.0)
+    start: Annotated[
+        str | list[str] | None,
+        Field(description="folders of saved networks, or of runs, whose fronts are parents too"),
+    ] = None
+    sampler: SamplerName = "tpe"
+
+    @field_validator("shrink", "grow", "rate")
+    @classmethod
+    def _rises(cls, span: list[float]) -> list[float]:
+        if not 0 < span[0] <= span[1]:
+            raise ValueError(f"{span}: expected the least value and the largest")
+        return span
+
+    @model_validator(mode="after")
+    def _changes(self) -> Evolve:
+        if self.shrink[1] >= 1:
+            raise ValueError(f"shrink {self.shrink}: shares of the parent's macs are below 1")
+        if self.grow[0] <= 1:
+            raise ValueError(f"grow {self.grow}: multiples of the parent's macs are above 1")
+        return self
+
+    def recipe_of(self, recipe: Recipe) -> Recipe:
+        """The training of a child, where the study's recipe is `recipe`."""
+        if self.recipe is not None:
+            return self.recipe
+        return recipe.model_copy(
+            update={
+                "epochs": max(round(_SHORTER * recipe.epochs), 1),
+                "lr": 0.5 * recipe.lr,
+                "warmup": None if recipe.warmup is None else _SHORTER * recipe.warmup,
+                "step": None if recipe.step is None else _SHORTER * recipe.step,
+                "milestones": [_SHORTER * milestone for milestone in recipe.milestones],
+            }
+        )
+
+    def starts(self) -> list[str]:
+        """The folders of `start`."""
+        return [self.start] if isinstance(self.start, str) else list(self.start or [])

@@ -1,0 +1,50 @@
+"""What sections of a study share: their rules, numbers, plain networks, distillation."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+
+from planter.study.quantities import plain_quantity
+
+Widths = int | dict[str, int]
+Count = Annotated[
+    int, BeforeValidator(plain_quantity), WithJsonSchema({"type": ["integer", "string"]})
+]
+"""A number of multiply-adds or parameters, also as 5M."""
+Amount = Annotated[
+    float, BeforeValidator(plain_quantity), WithJsonSchema({"type": ["number", "string"]})
+]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class Network(Section):
+    """A plain network: a builder, its widths and its options."""
+
+    builder: Annotated[
+        str | None,
+        Field(description="a key of planter.BUILDERS or my_pkg.nets:build; default: the teacher's"),
+    ] = None
+    widths: Annotated[
+        Widths | None,
+        Field(description="one number for every convolution, or width by name; default: builder's"),
+    ] = None
+    options: Annotated[dict[str, Any], Field(description="the builder's keyword options")] = {}
+
+
+class Distillation(Section):
+    """`ce_weight * cross-entropy + weight * T^2 * KL(teacher || student)`."""
+
+    weight: Annotated[float, Field(ge=0, description="weight of the distillation term")] = 1.0
+    temperature: Annotated[float, Field(gt=0, description="softening of both softmaxes")] = 1.0
+    ce_weight: Annotated[float, Field(ge=0, description="weight of the cross-entropy")] = 1.0
+
+    @model_validator(mode="after")
+    def _learns(self) -> Distillation:
+        if not self.weight and not self.ce_weight:
+            raise ValueError("weight and ce_weight are both 0: nothing is learned")
+        return self
