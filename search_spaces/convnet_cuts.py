@@ -16,7 +16,7 @@ def space(trial, *, image, classes):
     widths["fc1"] = trial.suggest_categorical("fc1", [32, 64, 128])
     network = Architecture("convnet", widths, {"image": image, "classes": classes})
 
-    # Each cut's choices have names of their own, so that a sampler never mixes two of them up.
+    # Parameters of each cut have their own names, so a sampler never confuses two cuts.
     pipelines, weights = {}, {}
     chosen = trial.suggest_categorical("cuts", ["none", "cut1", "cut2", "cut3", "cut1+cut3"])
     for name in chosen.split("+") if chosen != "none" else []:

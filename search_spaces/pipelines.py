@@ -1,5 +1,5 @@
-"""Everything that can share a trunk, on a residual network: sub-models, branches, an image head;
-trained with KFLO kernels or plain ones, guided by a teacher or not.
+"""All pipelines that can share a residual trunk: sub-models, branches, an image head; trained with
+KFLO or plain kernels, with or without a teacher.
 
 Copy this file, edit it, and name it in a study as `sample: {space: my_space.py:space}`.
 """
@@ -8,7 +8,7 @@ from planter import Architecture, Candidate, KernelFilter, cuts, takes_stride
 
 DEPTHS = [8, 14]
 WIDTHS = [4, 8, 16]
-# "vdsr" as well, where 744,192 multiply-adds a pixel can be paid.
+# Add "vdsr" if 744,192 multiply-adds per pixel are affordable.
 HEADS = ["none", "fsrcnn"]
 
 
@@ -21,7 +21,7 @@ def space(trial, *, image, classes):
     network = Architecture("resnet", widths, options)
     pipelines, weights = {}, {}
 
-    # What is chosen under a condition has a name of its own, so that a sampler never mixes two up.
+    # Conditional parameters have their own names, so a sampler never confuses two of them.
     known = cuts(network)
     for i in range(1, trial.suggest_int("cuts", 0, 2) + 1):
         cut = known[trial.suggest_categorical(f"cut{i}_of_depth{depth}", list(known))]

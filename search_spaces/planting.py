@@ -1,4 +1,4 @@
-"""Planting decided by a sampler: from which trunk, what, where and how much is planted.
+"""Planting decided by a sampler: the trunk, and layer, size and number of the plants.
 
 Copy this file, edit it, and name it in a study as `sample: {space: my_space.py:space}`.
 """
@@ -9,8 +9,8 @@ LAYERS = ["conv1", "conv2", "conv3", "conv4", "conv5"]
 
 
 def space(trial, *, image, classes):
-    """One to three plants in a narrow convnet, which may carry a sub-model and train in KFLO's
-    kernels; then, perhaps, a short training of all weights."""
+    """One to three plants in a narrow convnet, optionally with a sub-model and KFLO kernels; then
+    optionally a short fine-tuning of all weights."""
     width = trial.suggest_categorical("width", [4, 6, 8])
     trunk = Architecture(
         "convnet",
@@ -20,7 +20,7 @@ def space(trial, *, image, classes):
     cut = trial.suggest_categorical("cut", ["none", "cut1", "cut2"])
     pipelines = {} if cut == "none" else {cut: {"before": cuts(trunk)[cut].before}}
 
-    # Each plant's choices have names of their own: a sampler learns the first apart from the third.
+    # Parameters of each plant have their own names, so a sampler models each plant separately.
     plants = []
     for number in range(1, trial.suggest_int("plants", 1, 3) + 1):
         layer = trial.suggest_categorical(f"plant{number}_layer", LAYERS)

@@ -20,8 +20,8 @@ _Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 
 
 def check_init(filters: Filters, outgoing: Outgoing) -> None:
-    """Raises ValueError for a start from which nothing is ever learned, or one that has no
-    meaning."""
+    """Raises ValueError for an unknown start, a combination without meaning, and one from which no
+    gradient reaches the new weights."""
     for name, start, known in (("filters", filters, Filters), ("outgoing", outgoing, Outgoing)):
         if start not in get_args(known):
             raise ValueError(f"{name} are {', '.join(get_args(known))}, got {start!r}")
@@ -37,8 +37,8 @@ def check_init(filters: Filters, outgoing: Outgoing) -> None:
 
 
 def check_learns(child: nn.Module, parent: nn.Module, image: tuple[int, int, int]) -> None:
-    """Raises ValueError where no gradient reaches anything new: behind filters of zero a ReLU of
-    torch's passes none, whatever the weights that read it."""
+    """Raises ValueError if no gradient reaches any new weight. After filters of zero, torch's ReLU
+    passes none, whatever the outgoing weights are."""
     network = copy.deepcopy(child).cpu().double().eval()
     generator = torch.Generator().manual_seed(0)
     logits = network(torch.randn(8, *image, generator=generator, dtype=torch.float64))
@@ -107,12 +107,12 @@ def pick_filters_(
     """Sets the `channels` planted filters of the child to the best of many random ones.
 
     `proposals` is the same network with PROPOSALS times as many planted filters, whose outgoing
-    slices are zero. Chosen are the filters whose outgoing slices have the largest gradient of
-    `loss(network)`.
+    slices are zero. The selected filters are those whose outgoing slices have the largest gradient
+    of `loss(network)`.
 
-    That maximises what GradMax does (Evci et al., ICLR 2022): the norm of the gradient of new
-    weights while the function is unchanged. GradMax sets the incoming filters to zero and picks
-    outgoing weights; we do the reverse, as torch's ReLU has no gradient at 0.
+    The criterion is that of GradMax (Evci et al., ICLR 2022): it maximises the norm of the gradient
+    of new weights while the function is unchanged. GradMax sets the incoming filters to zero and
+    chooses outgoing weights; we do the reverse, because torch's ReLU has no gradient at 0.
     """
     proposals.zero_grad()
     with evaluating(proposals):

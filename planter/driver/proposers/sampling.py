@@ -273,9 +273,9 @@ class Sampling(Proposer):
         return trial
 
     def _prepared(self, trial: Trial) -> Job | None:
-        """The job that trains what the search space makes of a trial. None where nothing is
-        trained: the draw is refused (beyond the bounds, pruned by the space, trained before), or
-        the space failed; the trial is closed then."""
+        """The job that trains the candidate which the search space returns for a trial. None if
+        nothing is trained: the candidate is infeasible, was trained before, or was pruned by the
+        space, or the space raised an error. The trial is closed in these cases."""
         try:
             candidate: Candidate = self._space(trial)
             recipes = self._recipes(candidate)

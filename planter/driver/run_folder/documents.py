@@ -73,9 +73,9 @@ class Documents:
 
     @property
     def due(self) -> bool:
-        """Whether documents that are out of date are to be written now. In a long study they take
-        longer to write than a trial takes to book: they wait until writing them has its share
-        (_SHARE_OF_WRITING) of the time, and no more.
+        """Whether the documents are out of date and should be written now. In a long study, writing
+        them takes longer than recording a trial, so it is delayed: it gets at most the share
+        _SHARE_OF_WRITING of the driver's time.
         """
         return self._late and time.monotonic() >= self._due
 

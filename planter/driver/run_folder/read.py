@@ -112,9 +112,9 @@ def points_in(storage: BaseStorage, name: str) -> list[Point]:
 
 
 def stopped_in(storage: BaseStorage, name: str) -> list[Stopped]:
-    """Sampled trainings that have a cost but no point (stopped early, failed, or still at work), in
-    the order of time. Only when a training began and how long it trained is known, so its cost is
-    placed at the sum of the two, as if it had never waited."""
+    """Sampled trainings that have a cost but no point (stopped early, failed, or still running), in
+    the order of time. The end of such a training is not stored. It is taken as its start plus its
+    training seconds, without the time it waited on rungs."""
     try:
         number = storage.get_study_id_from_name(f"{name}/sampling")
     except KeyError:

@@ -52,11 +52,12 @@ def database_url(run: Path, storage: str | None) -> str:
 
 def open_storage(url: str, *, alone: bool = False) -> RetryingStorage:
     """The storage at an Optuna URL, or the journal file at `journal:///relative.log` or
-    `journal:////absolute.log` (slashes as SQLite has them). Raises ValueError where it cannot be
-    opened; once open, it is waited for. `alone` is for the one who writes: see RetryingStorage.
+    `journal:////absolute.log` (slashes as in SQLite URLs). Raises ValueError if it cannot be
+    opened. Later calls are retried while it is unavailable. `alone` is for the process that writes:
+    see RetryingStorage.
 
-    SQLite writes ahead, so that readers (the dashboard) and the driver never lock each other out;
-    both wait rather than fail.
+    SQLite uses a write-ahead log (WAL), so readers (the dashboard) and the driver do not block each
+    other; if one finds the database locked, it waits instead of failing.
     """
     with _readable_errors(url):
         if url.startswith("journal:"):
@@ -66,7 +67,7 @@ def open_storage(url: str, *, alone: bool = False) -> RetryingStorage:
 
 
 def check_url(url: str) -> None:
-    """Raises ValueError where nothing can ever be opened at a storage URL; opens nothing itself."""
+    """Raises ValueError if no storage can be opened at a URL of this form; opens nothing itself."""
     with _readable_errors(url):
         if url.startswith("journal:"):
             file: str | None = _journal_file(url)
@@ -111,9 +112,9 @@ def _open_database(url: str, *, alone: bool) -> RetryingStorage:
 
 
 def _sync_when_folded(connection: Any, record: Any) -> None:
-    """Lets SQLite wait for the disk when it folds its log into the database, not at each of the
-    thirty commits of a trial. A kill loses nothing by it; a machine that loses its power may lose
-    the last commits, the newest first, and what they told of is trained again."""
+    """Lets SQLite sync to disk at WAL checkpoints, not at each of a trial's thirty commits. A
+    killed process loses nothing. After a power failure the newest commits may be lost; their
+    trainings are then repeated."""
     connection.execute("PRAGMA synchronous=NORMAL")
 
 

@@ -108,9 +108,9 @@ def limits_of(study: Study, plant: Plant) -> dict[str, float]:
 
 
 def excess(limits: Mapping[str, float], ways: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """The relative violation of each limit, by name, as Optuna's constraints: value / limit - 1,
-    feasible at 0 or less. A trial of several networks (`ways`, values by name) is as feasible as
-    the one whose largest violation is smallest."""
+    """The relative violation of each limit, by name: value / limit - 1, feasible at 0 or less, as
+    Optuna expects constraints. `ways` holds the values by name of each pipeline of a trial; the
+    result is that of the pipeline whose largest violation is smallest."""
     each = [{name: way[name] / limit - 1 for name, limit in limits.items()} for way in ways]
     return min(each, key=lambda misses: max(misses.values(), default=0.0))
 
