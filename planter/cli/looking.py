@@ -21,8 +21,9 @@ from planter.cli.app import (
     shown_path,
 )
 from planter.cli.runs import run_folder
-from planter.cli.tables import print_choice, print_front, print_points
+from planter.cli.tables import print_choice, print_front, print_lineage, print_points
 from planter.front.describe import form_text, with_networks
+from planter.front.lineage import lineage
 from planter.machine.commands import command
 
 if TYPE_CHECKING:
@@ -160,6 +161,9 @@ def show(
     max_macs: MaxMacs = None,
     min_accuracy: MinAccuracy = None,
     at_knee: Knee = False,
+    with_lineage: Annotated[
+        bool, typer.Option("--lineage", help="Show how the point ID came to be.")
+    ] = False,
 ) -> None:
     """Show a run's points, one trial, or the best point under a bound and its neighbours."""
     from planter.front.points import read_front
@@ -168,6 +172,8 @@ def show(
     front = read_front(folder)
     points = _looked_up(run, folder, needed=point is not None)
     bounded = max_macs is not None or min_accuracy is not None or at_knee
+    if with_lineage and point is None:
+        raise ValueError(f"--lineage is of one point: {command('show', run)} ID --lineage")
     if bounded:
         if point is not None:
             raise ValueError(f"give either the ID {point!r} or a bound (or --knee), not both")
@@ -190,6 +196,9 @@ def show(
     if not matching:
         trials = sorted({p["trial"] for p in front["points"]})
         raise ValueError(f"{run} has no trial or point {point!r}; trials are {', '.join(trials)}")
+    if with_lineage:
+        print_lineage(out, lineage(points, matching[0].id))
+        return
     rows = {row["id"]: row for row in front["points"]}
     first = matching[0]
     told = f"{first.trial}, {first.method}, {first.seconds:.1f} s of training"

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from planter.cli.app import Set, StudyArgument, app, err, expanded, out, shown_path
+from planter.cli.runs import run_folder
 from planter.cli.tables import print_front
 from planter.machine.commands import command
 from planter.study.quantities import duration
@@ -40,6 +41,10 @@ def search(
         str | None,
         typer.Option(help="A running Ray cluster, host:port. Default: Ray started here."),
     ] = None,
+    continue_from: Annotated[
+        str | None,
+        typer.Option(metavar="RUN", help="Begin with the front of another run: evolve.start."),
+    ] = None,
     accept_changes: Annotated[
         bool, typer.Option("--accept-changes", help="Go on with a run whose study has changed.")
     ] = False,
@@ -62,6 +67,8 @@ def search(
 
     given = _overrides(overrides, workers, storage)
     given += ["tensorboard=true"] if tensorboard else []
+    if continue_from is not None:
+        given.append(f"evolve.start={json.dumps(str(run_folder(continue_from).resolve()))}")
     file = StudyFile.of(study)
     name = file.study(given).name
     run = (out_folder if out_folder is not None else Path("runs") / name).resolve()

@@ -17,6 +17,7 @@ from planter.front.points import COLUMNS, columns, nothing_trained
 
 if TYPE_CHECKING:
     from planter.costs.macs import Cost, TrainingCost
+    from planter.front.lineage import Step
     from planter.front.points import Point
 
 
@@ -163,6 +164,22 @@ def print_choice(
         if this and other["id"] in known:
             told = difference(this, known[other["id"]])
             out.print(f"   {told}", soft_wrap=True, markup=False)
+
+
+def print_lineage(out: Console, steps: Sequence[Step]) -> None:
+    """The ancestors of a point and itself, the first on top."""
+    table = Table("id", "came to be", METRIC, COST, "training macs", box=None, pad_edge=False)
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for number, step in enumerate(steps):
+        name = f"{'  ' * number}{escape(step.id)}"
+        if step.point is None:
+            table.add_row(name, step.how, "", "", "")
+            continue
+        accuracy = OBJECTIVES[METRIC].text(step.point.values[METRIC])
+        macs, took = f"{step.point.values[COST]:,}", f"{step.point.train_macs:.3g}"
+        table.add_row(name, escape(step.how), accuracy, macs, took)
+    out.print(table)
 
 
 def _more(other: int, this: int) -> str:

@@ -146,9 +146,11 @@ def keep_training(path: Path, state: Mapping[str, Any]) -> None:
         log.warning("no space left for %s; the training goes on without", path)
 
 
-def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Writes a safetensors file that appears whole or not at all."""
-    _replace(path, to_bytes(dict(tensors)))
+def write_tensors(
+    path: Path, tensors: Mapping[str, torch.Tensor], notes: Mapping[str, str] | None = None
+) -> None:
+    """Writes a safetensors file, with `notes` in its header, that appears whole or not at all."""
+    _replace(path, to_bytes(dict(tensors), dict(notes) if notes else None))
 
 
 def read_training(path: Path) -> dict[str, Any] | None:

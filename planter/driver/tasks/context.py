@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -102,7 +102,7 @@ class Context:
             self.images(recipe) if images is None else images,
             recipe,
             seed=seed_of(self.study.seed, trial),
-            teacher=self.guide(recipe) if guided else None,
+            teacher=self.guide(recipe, trial) if guided else None,
             optimizer=optimizer,
             checkpoint=checkpoint or self.checkpoint_of(trial),
             on_epoch=self.metrics(trial),
@@ -231,15 +231,26 @@ class Context:
         step = training_cost(architecture, kernels, math.ceil(len(self.data.train) / steps), names)
         return (step.macs_step - step.macs_step_plain) * steps * recipe.epochs
 
-    def guide(self, recipe: Recipe) -> Tensor | nn.Module:
-        """The teacher's logits where no step has images of its own, else the teacher."""
+    def guide(self, recipe: Recipe, trial: str = "") -> Tensor | nn.Module:
+        """The teacher's logits where no step has images of its own, else the teacher. `trial` is
+        the training that asks: the first to do so answers for what a pool's logits cost."""
         if recipe.augment.changes():
             return self._teacher_network
         if recipe.augment.views is None:
             return self.teacher_logits
-        key = checkpoint.content_key([recipe.augment.model_dump()])
-        name = f"logits-{key}.safetensors"
-        return self._kept_logits(name, self._teacher_network, self.images(recipe))
+        network, images = self._teacher_network, self.images(recipe)
+        return self._kept_logits(_pool_logits(recipe), network, images, trial)
+
+    def pool_macs(self, trial: str, recipe: Recipe) -> int:
+        """Multiply-adds of the teacher's logits of a pool of views, where that training was the
+        first to need them; else 0."""
+        views = recipe.augment.views
+        if views is None:
+            return 0
+        with safe_open(self._logits_file(_pool_logits(recipe)), framework="pt") as file:
+            if (file.metadata() or {}).get("first") != trial:
+                return 0
+        return views * len(self.data.train) * self.teacher_macs
 
     def images(self, recipe: Recipe) -> Split:
         """The training images, or the pool of their views that a recipe asks for."""
@@ -288,9 +299,15 @@ class Context:
         """Writes the logits of a teacher that is at hand, for all that learn from it."""
         self._kept_logits(_LOGITS, teacher.to(self.device), self.data.train)
 
-    def _kept_logits(self, name: str, teacher: nn.Module, images: Split) -> Tensor:
-        """The teacher's logits of images, from a file that is written where it is missing."""
-        file = self.run / "trials" / "teacher" / name
+    def _logits_file(self, name: str) -> Path:
+        return self.run / "trials" / "teacher" / name
+
+    def _kept_logits(
+        self, name: str, teacher: nn.Module, images: Split, trial: str = "teacher"
+    ) -> Tensor:
+        """The teacher's logits of images, from a file that is written where it is missing, for a
+        `trial` whose name it keeps."""
+        file = self._logits_file(name)
         with locked(file.with_suffix(".lock")):
             try:
                 return load_file(file)["logits"].to(self.device)
@@ -300,7 +317,9 @@ class Context:
                 log.warning("%s is cut short or damaged, and written again: %s", file, error)
             logits = predict(teacher, images)
             kept = {"logits": logits.cpu()}
-            when_there_is_space(lambda: checkpoint.write_tensors(file, kept), file.parent)
+            when_there_is_space(
+                lambda: checkpoint.write_tensors(file, kept, {"first": trial}), file.parent
+            )
         return logits
 
     def save(self, folder: Path, *network: Any) -> None:
@@ -311,6 +330,12 @@ class Context:
 
     def metrics(self, trial: str) -> Callable[[Epoch], None]:
         return epochs_to(self.run / "trials" / trial / "metrics.jsonl")
+
+
+def _pool_logits(recipe: Recipe) -> str:
+    """The name of the file of a teacher's logits of the pool that a recipe asks for."""
+    key = checkpoint.content_key([recipe.augment.model_dump()])
+    return f"logits-{key}.safetensors"
 
 
 def locked(file: Path, waiting: Callable[[], None] | None = None) -> AbstractContextManager[Any]:

@@ -81,6 +81,7 @@ def train_whole(
     costs = cost(architecture)
     each = costs.macs if pipelines is None else joint_macs(costs, pipelines)
     macs = context.train_macs(each, done, guided=guided)
+    macs += context.pool_macs(trial, recipe) if guided else 0
     return Trained(macs + context.kernel_macs(architecture, kernels, done, pipelines), optimizer)
 
 
