@@ -143,6 +143,12 @@ def source_key(key: str) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
+def code_key(function: Any) -> str:
+    """16 hexadecimal digits of the source of a function of a user's."""
+    content = _source(inspect.unwrap(function)) or repr(function).encode()
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
 def _source(function: Any) -> bytes | None:
     """The file of a function or class; where there is none, as in a notebook or on a command line,
     its own text or what Python has made of it; None where nothing is known."""

@@ -303,7 +303,8 @@ def _known_keys(keys: Sequence[str]) -> list[str]:
         annotation = model.model_fields[key].annotation
         found = [annotation, *getattr(annotation, "__args__", ())]
         model = next(t for t in found if isinstance(t, type) and issubclass(t, BaseModel))
-    return list(model.model_fields)
+    # Of the schema: an augmentation may be added to a table rather than be a field.
+    return list(model.model_json_schema()["properties"])
 
 
 def _lines(node: yaml.Node | None, place: str = "") -> dict[str, int]:

@@ -20,6 +20,7 @@ from planter.data import InMemorySplit, Split
 from planter.edits.freeze import PlantedNorm
 from planter.machine.torch_state import evaluating
 from planter.networks.checkpoint import keep_training, read_training
+from planter.training.augmentation import augmentation
 from planter.training.recipe import Augment, Recipe, make_optimizer
 from planter.training.step import take_step
 
@@ -234,22 +235,19 @@ def recalibrate_batchnorm_(
 
 
 def augmented(images: Tensor, augment: Augment, generator: torch.Generator) -> Tensor:
-    """Raw images `[batch, channels, height, width]`, each cropped and mirrored at random."""
-    count, channels, height, width = images.shape
-    device = images.device
-    if augment.crop:
-        padded = functional.pad(images, [augment.crop] * 4)
-        offsets = torch.randint(0, 2 * augment.crop + 1, (2, count, 1), generator=generator)
-        rows, columns = offsets.to(device)
-        rows = rows + torch.arange(height, device=device)
-        columns = columns + torch.arange(width, device=device)
-        # One flat index an image, the same for its channels: 4 times faster than indexing by axis.
-        place = rows[:, :, None] * padded.shape[3] + columns[:, None, :]
-        place = place.view(count, 1, -1).expand(-1, channels, -1)
-        images = padded.flatten(2).gather(2, place).view(images.shape)
-    if augment.flip:
-        mirrored = torch.rand(count, generator=generator).to(device) < 0.5
-        images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
+    """Raw images `[batch, channels, height, width]`, each changed at random as `augment` says.
+
+    Raises ValueError for a setting that no augmentation of this process has, and for an
+    augmentation that gives images of another shape or type.
+    """
+    for name, setting in augment.chosen().items():
+        changed = augmentation(name).apply(images, setting, generator)
+        if (changed.shape, changed.dtype) != (images.shape, images.dtype):
+            raise ValueError(
+                f"augmentation {name!r} keeps shape and type of images: given {images.dtype} "
+                f"{list(images.shape)}, it returned {changed.dtype} {list(changed.shape)}"
+            )
+        images = changed
     return images
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from torch import nn
 
 from planter.arch import Architecture
-from planter.backbones import source_key
+from planter.backbones import code_key, source_key
 from planter.costs.macs import cost
 from planter.driver.run_folder.settings import drop_half_written
 from planter.driver.tasks.context import Context, locked
@@ -18,8 +18,9 @@ from planter.driver.trials.networks import network_of
 from planter.networks import checkpoint
 from planter.networks.assembly import build_network
 from planter.networks.normalisation import as_taken, taking
+from planter.training.augmentation import augmentation
 from planter.training.loop import PausedError
-from planter.training.recipe import Recipe
+from planter.training.recipe import Augment, Recipe
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +65,7 @@ def _cached(context: Context, job: Job, architecture: Architecture, recipe: Reci
         seed,
         # Those kept before had their statistics recomputed over images that were not augmented.
         "norm statistics as trained",
+        *_own_augmentations(recipe),
     ]
     key = checkpoint.content_key(settings)
     folder = context.teachers / key
@@ -94,6 +96,12 @@ def _cached(context: Context, job: Job, architecture: Architecture, recipe: Reci
         context.save(folder, network, architecture, "base", {"settings": settings})
         part.unlink(missing_ok=True)
     return network
+
+
+def _own_augmentations(recipe: Recipe) -> list[str]:
+    """Keys of the sources of augmentations that are not planter's: edited, they are others."""
+    chosen = (name for name in recipe.augment.chosen() if name not in Augment.model_fields)
+    return [code_key(augmentation(name).apply) for name in chosen]
 
 
 def _pause_before(context: Context, recipe: Recipe) -> Callable[[], None]:
