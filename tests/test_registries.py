@@ -1,4 +1,5 @@
-"""What users add from outside, without a line of planter changed: a proposer, an objective."""
+"""What users add from outside, without a line of planter changed: a proposer, an objective, a
+sampler, a backbone; other kinds are added in test_outside_*.py."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from typing import Any
 
 import optuna
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import planter
@@ -204,6 +206,90 @@ def test_a_sampler_from_outside_draws(study: Path, monkeypatch: pytest.MonkeyPat
     assert sum(point["method"] == "sample" for point in found["points"]) == 2
     with pytest.raises(StudyError, match=r"'gp'.*'tpe', 'nsgaii', 'random' or 'watched'"):
         planter.search(study, out=study.parent / "gp", overrides=[text.replace("watched", "gp")])
+
+
+BACKBONE = """
+from collections import OrderedDict
+from torch import nn
+from planter import StagedNet
+
+def build(widths, *, classes=10, image=(3, 32, 32)):
+    def stage(inputs, outputs):
+        conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+        return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU(), nn.MaxPool2d(2))
+
+    stages = OrderedDict(
+        stem=stage(image[0], widths["stem"]), mid=stage(widths["stem"], widths["mid"])
+    )
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths["mid"], classes))
+    return StagedNet(nn.Sequential(stages), head)
+
+build.widths = {"stem": 4, "mid": 6}
+"""
+OF_BACKBONE = """
+from planter import Architecture, Candidate
+
+def space(trial):
+    widths = {"stem": trial.suggest_int("stem", 3, 5), "mid": 6}
+    return Candidate(Architecture("outside_nets:build", widths, {}, {"short": {"before": "mid"}}))
+"""
+
+
+def test_a_backbone_from_outside_is_cut_planted_exported_and_loaded(
+    study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = study.parent
+    monkeypatch.syspath_prepend(folder)
+    (folder / "outside_nets.py").write_text(BACKBONE)
+    (folder / "space.py").write_text(OF_BACKBONE)
+    training = "recipe: {epochs: 1, batch: 30, optimizer: adam, lr: 0.01}"
+    overrides = [
+        "teacher={builder: 'outside_nets:build'}",
+        "baselines=[{}]",
+        f"plant={{start: 2, channels: 1, rounds: 1, {training}}}",
+        f"sample={{space: '{folder / 'space.py'}:space', trials: 1}}",
+        "keep=all",
+    ]
+    run = folder / "run"
+    found = planter.search(study, out=run, overrides=overrides)
+    assert not found["failed"]
+    macs = {point["id"]: point["macs"] for point in found["points"]}
+    stem = (macs["s0000/base"] - 10 * 6) // (9 * 64 + 9 * 6 * 16)
+    assert 3 <= stem <= 5
+    rest = 9 * stem * 6 * 16 + 10 * 6
+    assert macs == {
+        "teacher/base": plain_macs(4, 6),
+        "b-width4-6/base": plain_macs(4, 6),
+        "p00-start/base": plain_macs(2, 2),
+        "p01-stem/base": plain_macs(3, 2),
+        "p01-mid/base": plain_macs(2, 3),
+        "s0000/base": plain_macs(stem, 6),
+        "s0000/short": 4 * stem * 16 + rest,  # a convolution of 2 x 2 and stride 2 for the stem
+    }
+    validation = planter.load_data(run).validation
+    images = validation.normalise(validation.images)
+    for point in found["points"]:
+        place = run / point["model"]
+        with pytest.raises(ValueError, match=r"calling 'outside_nets:build'.*own_code=True"):
+            planter.load(place)
+        network = planter.load(place, own_code=True)
+        assert planter.evaluate(network, validation).accuracy == point["accuracy"]
+        if point["pipeline"] == "short":
+            file = folder / "short.safetensors"
+            done = CliRunner().invoke(app, ["export", f"{run}/{point['id']}", "-o", str(file)])
+            assert done.exit_code == 0, done.output
+            source = file.with_suffix(".py")
+            assert "outside_nets" not in source.read_text()
+            alone: dict[str, Any] = {"__name__": "alone", "__file__": str(source)}
+            exec(compile(source.read_text(), source, "exec"), alone)
+            with torch.no_grad():
+                # Sums in another order, in float32.
+                assert torch.allclose(alone["load"]()(images), network(images), atol=1e-5)
+
+
+def plain_macs(stem: int, mid: int) -> int:
+    """Of 3 x 3 kernels on maps of 8 x 8 and 4 x 4, and a linear layer to ten classes."""
+    return 9 * stem * 64 + 9 * stem * mid * 16 + 10 * mid
 
 
 def test_whatever_is_set_of_an_augmentation_changes_images() -> None:
