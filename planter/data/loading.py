@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -57,42 +57,45 @@ def load_data(
     resolved = user_path(name) / "resolved.yaml"
     if resolved.is_file():
         study = yaml.safe_load(resolved.read_text(encoding="utf-8"))
-        return _loaded(**study["data"], seed=study["seed"], of_run=True)
+        # An older run may lack what came later.
+        later = load_data.__kwdefaults__ or {}
+        given = {**later, **study["data"], "seed": study["seed"]}
+        return _loaded(_Settings(**given, of_run=True))
     return _loaded(
-        name,
-        root=root,
-        download=download,
-        resize=resize,
-        subset=subset,
-        label_noise=label_noise,
-        validation=validation,
-        test=test,
-        seed=seed,
+        _Settings(str(name), root, download, resize, subset, label_noise, validation, test, seed)
     )
 
 
-def _loaded(
-    name: str | Path = "digits",
-    *,
-    root: str | Path | None = None,
-    download: bool = False,
-    resize: int | None = None,
-    subset: int | float | None = None,
-    label_noise: float = 0.0,
-    validation: int | float = 0.1,
-    test: int | float | None = None,
-    seed: int = 0,
-    of_run: bool = False,
-) -> Data:
-    """`load_data`. `of_run`: the data of a run, whose fingerprint tells what belongs to it, so that
-    class folders that came later and are empty are left out."""
-    if not 0 <= label_noise <= 1:
-        raise ValueError(f"label_noise is a share of the labels, 0 to 1, got {label_noise}")
-    raw = _read(str(name), root, download, resize, of_run=of_run)
-    if test is not None:
-        raw = _with_test(raw, test)
+@dataclass(frozen=True)
+class _Settings:
+    """The arguments of `load_data`. `of_run`: the data of a run, whose fingerprint tells what
+    belongs to it, so that class folders that came later and are empty are left out."""
+
+    name: str
+    root: str | Path | None
+    download: bool
+    resize: int | None
+    subset: int | float | None
+    label_noise: float
+    validation: int | float
+    test: int | float | None
+    seed: int
+    of_run: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_noise <= 1:
+            raise ValueError(
+                f"label_noise is a share of the labels, 0 to 1, got {self.label_noise}"
+            )
+
+
+def _loaded(settings: _Settings) -> Data:
+    raw = _read(settings)
+    subset, validation = settings.subset, settings.validation
+    if settings.test is not None:
+        raw = _with_test(raw, settings.test)
     images, labels = raw.train
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(settings.seed)
     kept = torch.arange(len(labels))
     if subset is not None:
         count = count_of("subset", subset, len(labels))
@@ -103,7 +106,7 @@ def _loaded(
         held = images[chosen], labels[chosen]
     else:
         held, rest = raw.validation, kept
-    train_labels = noisy(labels[rest], label_noise, len(raw.class_names), generator)
+    train_labels = noisy(labels[rest], settings.label_noise, len(raw.class_names), generator)
     train_images = images[rest]
     mean, std = statistics(train_images)
     constant = constant_channels(train_images)
@@ -117,15 +120,14 @@ def _loaded(
     return replace(data, account=_account(data, raw, constant, raw.validation_from or told))
 
 
-def _read(
-    name: str, root: str | Path | None, download: bool, resize: int | None, *, of_run: bool
-) -> Raw:
+def _read(settings: _Settings) -> Raw:
+    name, resize = settings.name, settings.resize
     if name == "folder":
-        return read_folder(_need_root(name, root), resize, leave_out_empty=of_run)
+        return read_folder(_need_root(settings), resize, leave_out_empty=settings.of_run)
     if name == "digits":
         raw = read_digits()
     elif name in TORCHVISION:
-        raw = read_torchvision(name, _need_root(name, root), download)
+        raw = read_torchvision(name, _need_root(settings), settings.download)
     elif ":" in name:
         raw = read_own(name)
     else:
@@ -146,10 +148,10 @@ def _read(
     )
 
 
-def _need_root(name: str, root: str | Path | None) -> Path:
-    if root is None:
-        raise ValueError(f"data {name!r} needs a root: the folder that holds it")
-    return user_path(root)
+def _need_root(settings: _Settings) -> Path:
+    if settings.root is None:
+        raise ValueError(f"data {settings.name!r} needs a root: the folder that holds it")
+    return user_path(settings.root)
 
 
 def _with_test(raw: Raw, part: int | float) -> Raw:
