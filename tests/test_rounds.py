@@ -7,6 +7,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -127,7 +128,17 @@ class Books:
         networks = {"start": Planned(START, RECIPE)}
         prepared: Any = SimpleNamespace(layers=LAYERS, networks=networks)
         return Rounds(
-            SearchContext(settings, self.storage, prepared, book, [0.0, 1.0], latencies, workers)
+            SearchContext(
+                settings,
+                self.storage,
+                prepared,
+                book,
+                [0.0, 1.0],
+                latencies,
+                workers,
+                Path("nowhere"),
+                lambda: math.inf,
+            )
         )
 
     def finish(

@@ -77,9 +77,10 @@ def with_widths(architecture: Architecture, widths: Mapping[str, int]) -> Archit
 
 
 def _small(architecture: Architecture) -> Architecture:
-    """The same network, narrow: widths that are equal, and those that are not, stay so."""
+    """The same network, narrow: widths that are equal, and those that are not, stay so, also where
+    one of them is made one larger."""
     narrow = {
-        width: _SMALLEST + i for i, width in enumerate(sorted({*architecture.widths.values()}))
+        width: _SMALLEST + 2 * i for i, width in enumerate(sorted({*architecture.widths.values()}))
     }
     small = replace(
         architecture, widths={name: narrow[width] for name, width in architecture.widths.items()}

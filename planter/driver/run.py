@@ -226,7 +226,7 @@ class _Search(Queue):
                 if self._documents.late:
                     self._documents.refresh()
         self._schedule.stop_if_hopeless()
-        if (open_ := self._schedule.left()) and (spent := self._schedule.spent()):
+        if (open_ := self._schedule.left()) and (spent := self._schedule.why_ended()):
             self._tell(f"{spent}: {open_} trainings at most were not begun; with more it goes on")
 
     def complete(self) -> bool:
@@ -300,7 +300,7 @@ class _Search(Queue):
         self._lease.check()
         failed = self._schedule.failures()
         notes = {p.method: gone.why for p in self._proposers if (gone := p.exhausted())}
-        if self._schedule.left() and (spent := self._schedule.spent()):
+        if self._schedule.left() and (spent := self._schedule.why_ended()):
             notes["budget"] = f"{spent}: with more of it the same command goes on"
         ended = ending(self._study, self._book.points, self._proposers, spent=notes.get("budget"))
         found = self._documents.report(

@@ -96,6 +96,12 @@ class Schedule:
             return True
         return not self._again and not self.left()
 
+    def why_ended(self) -> str | None:
+        """Why nothing more is trained though something is left, in words."""
+        if (spent := self.spent()) is not None or not self.left():
+            return spent
+        return "budget.train_macs has less left than any training would take that is left"
+
     def left(self) -> int:
         """Jobs still to be finished, at most; the running ones are among them."""
         return sum(proposer.left() for proposer in self.proposers)

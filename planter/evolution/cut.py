@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from planter.arch import Architecture
 from planter.edits.inherit import inherit_weights
-from planter.evolution.edit import Bench, EditError, Organism, alone
+from planter.evolution.edit import Bench, EditError, Individual, alone
 from planter.networks.assembly import build_network, check_architecture
 from planter.networks.cut_points import cuts, find_entry
 
@@ -26,13 +26,13 @@ class Cut:
         except ValueError as error:
             raise EditError(str(error)) from error
 
-    def apply(self, parent: Organism, bench: Bench) -> tuple[Organism, int]:
+    def apply(self, parent: Individual, bench: Bench) -> tuple[Individual, int]:
         self.check(parent.architecture, parent.pipeline)
         after, name = self.described(parent.architecture, parent.pipeline)
         child = build_network(after, name, bench.seed)
         child.to(next(parent.network.parameters()))
         inherit_weights(child, parent.network)
-        return Organism(after, name, child.eval()), 0
+        return Individual(after, name, child.eval()), 0
 
     def described(self, architecture: Architecture, pipeline: str) -> tuple[Architecture, str]:
         """The architecture with the entry as its one pipeline, and that one's name."""

@@ -19,7 +19,7 @@ class EditError(ValueError):
 
 
 @dataclass(frozen=True)
-class Organism:
+class Individual:
     """One network that can be edited: a pipeline of an architecture, as the plain module that is
     saved."""
 
@@ -47,11 +47,11 @@ class Bench(Protocol):
     def seed(self) -> int:
         """Every random draw of the edit follows from it."""
 
-    def gradients(self, parent: Organism) -> Measured:
+    def gradients(self, parent: Individual) -> Measured:
         """Gradients of the loss that its child will learn by, by parameter, over some training
         images."""
 
-    def falls(self, parent: Organism, children: Mapping[str, Organism]) -> Measured:
+    def falls(self, parent: Individual, children: Mapping[str, Individual]) -> Measured:
         """By how much a short planting round lowers the loss of each child of a parent, channels
         planted in it alone being trained. Those that cannot be measured are left out."""
 
@@ -64,7 +64,7 @@ class Edit(Protocol):
         """Raises EditError, with the reason, for a network that cannot take the edit: by its
         architecture alone, before anything is computed."""
 
-    def apply(self, parent: Organism, bench: Bench) -> tuple[Organism, int]:
+    def apply(self, parent: Individual, bench: Bench) -> tuple[Individual, int]:
         """The child, in eval mode, before any training, and the multiply-adds that the edit took
         itself. The parent stays as it is. Raises EditError as `check`."""
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from planter.arch import Architecture
 from planter.channels.groups import Group, groups
 from planter.edits.inherit import inherit_weights
-from planter.evolution.edit import Bench, EditError, Organism, alone, macs_of
+from planter.evolution.edit import Bench, EditError, Individual, alone, macs_of
 from planter.evolution.shrink import EVEN
 from planter.evolution.sizes import even, sizes_for
 from planter.networks.assembly import build_network
@@ -40,7 +40,7 @@ class Grow:
                 f"rule {self.rule!r}: expected {EVEN}, {MEASURED} or a width: {', '.join(names)}"
             )
 
-    def apply(self, parent: Organism, bench: Bench) -> tuple[Organism, int]:
+    def apply(self, parent: Individual, bench: Bench) -> tuple[Individual, int]:
         self.check(parent.architecture, parent.pipeline)
         found = groups(parent.architecture, parent.pipeline)
         if self.rule == EVEN:
@@ -68,8 +68,8 @@ class Grow:
         return children[best], measured.macs
 
     def _grown(
-        self, parent: Organism, every: list[Group], growing: list[Group], seed: int
-    ) -> Organism:
+        self, parent: Individual, every: list[Group], growing: list[Group], seed: int
+    ) -> Individual:
         before = alone(parent.architecture, parent.pipeline)
         most = self.size * macs_of(before, parent.pipeline)
         factors = even(every, 1.0, _LARGEST)
@@ -82,4 +82,4 @@ class Grow:
         child = build_network(after, parent.pipeline, seed)
         child.to(next(parent.network.parameters()))
         inherit_weights(child, parent.network, "zero")
-        return Organism(after, parent.pipeline, child.eval())
+        return Individual(after, parent.pipeline, child.eval())

@@ -9,7 +9,7 @@ from planter.arch import Architecture
 from planter.channels.groups import groups, with_widths
 from planter.channels.importance import MEASURES
 from planter.edits.narrow import inherit_channels_, widths_of
-from planter.evolution.edit import Bench, EditError, Organism, alone, macs_of
+from planter.evolution.edit import Bench, EditError, Individual, alone, macs_of
 from planter.evolution.sizes import chosen, even, ranked, sizes_for
 from planter.networks.assembly import build_network
 
@@ -47,7 +47,7 @@ class Shrink:
                 f"its narrowest network costs {smallest:,} macs, more than the {int(most):,} wanted"
             )
 
-    def apply(self, parent: Organism, bench: Bench) -> tuple[Organism, int]:
+    def apply(self, parent: Individual, bench: Bench) -> tuple[Individual, int]:
         self.check(parent.architecture, parent.pipeline)
         before = alone(parent.architecture, parent.pipeline)
         found = groups(before, parent.pipeline)
@@ -65,4 +65,4 @@ class Shrink:
         child = build_network(after, parent.pipeline, bench.seed)
         child.to(next(parent.network.parameters()))
         inherit_channels_(child, parent.network, found, kept)
-        return Organism(after, parent.pipeline, child.eval()), macs
+        return Individual(after, parent.pipeline, child.eval()), macs

@@ -102,13 +102,18 @@ def ranked(scores: Sequence[Tensor], least: float) -> SizesAt:
     """The channels of the largest scores over all groups, `least` of each group at least. Scores of
     a group count by their mean."""
     relative = [score / score.mean().clamp_min(1e-30) for score in scores]
-    order = torch.cat(relative).sort(descending=True).values
+    every = torch.cat(relative)
+    # Stable: of equal scores the earlier channel stays, so that a number of channels is that many.
+    order = every.sort(descending=True, stable=True).indices
+    place = torch.empty_like(order)
+    place[order] = torch.arange(len(order), device=order.device)
+    places = place.split([len(score) for score in relative])  # type: ignore[no-untyped-call]
 
     def sizes_at(at: float) -> list[int]:
-        kept = max(round(at * len(order)), 1)
-        bar = order[kept - 1]
+        kept = round(at * len(order))
         return [
-            max(int((score >= bar).sum()), math.ceil(least * len(score)), 1) for score in relative
+            max(int((places_of < kept).sum()), math.ceil(least * len(places_of)), 1)
+            for places_of in places
         ]
 
     return sizes_at
@@ -119,4 +124,5 @@ def chosen(group: Group, scores: Tensor, size: int) -> Tensor:
     leading ones where the order of channels matters."""
     if not group.free:
         return torch.arange(size)
-    return scores.topk(size).indices.sort().values.cpu()
+    best = scores.sort(descending=True, stable=True).indices[:size]
+    return best.sort().values.cpu()

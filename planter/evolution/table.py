@@ -7,7 +7,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from planter.evolution.cut import Cut
-from planter.evolution.edit import Bench, Edit, EditError, Organism
+from planter.evolution.edit import Bench, Edit, EditError, Individual
 from planter.evolution.grow import Grow
 from planter.evolution.shrink import Shrink
 from planter.evolution.whole import GoOn, Reform
@@ -43,7 +43,7 @@ def from_data(data: Sequence[Mapping[str, Any]]) -> list[Edit]:
     return made
 
 
-def apply_all(edits: Sequence[Edit], parent: Organism, bench: Bench) -> tuple[Organism, int]:
+def apply_all(edits: Sequence[Edit], parent: Individual, bench: Bench) -> tuple[Individual, int]:
     """The child after all edits, one on another, and the multiply-adds that they took."""
     macs = 0
     for edit in edits:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from planter.arch import Architecture
 from planter.edits.expand import check_kernels
-from planter.evolution.edit import Bench, EditError, Organism, alone
+from planter.evolution.edit import Bench, EditError, Individual, alone
 from planter.kernels.forms import form_of
 
 
@@ -17,7 +17,7 @@ class GoOn:
     def check(self, architecture: Architecture, pipeline: str) -> None:
         """Any network can be trained further."""
 
-    def apply(self, parent: Organism, bench: Bench) -> tuple[Organism, int]:
+    def apply(self, parent: Individual, bench: Bench) -> tuple[Individual, int]:
         return replace(parent, architecture=alone(parent.architecture, parent.pipeline)), 0
 
 
@@ -34,5 +34,5 @@ class Reform:
         except ValueError as error:
             raise EditError(str(error)) from error
 
-    def apply(self, parent: Organism, bench: Bench) -> tuple[Organism, int]:
+    def apply(self, parent: Individual, bench: Bench) -> tuple[Individual, int]:
         return parent, 0

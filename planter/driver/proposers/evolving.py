@@ -7,7 +7,7 @@ from typing import Self
 
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from planter.driver.proposers.births import Birth, Births, Left
+from planter.driver.proposers.offspring import Left, Offspring, Selection
 from planter.driver.proposers.proposer import Exhausted, Notice, Proposer, SearchContext
 from planter.driver.proposers.samplers import make_sampler
 from planter.driver.storage.open_rows import row_of, take_up, write_attributes
@@ -15,7 +15,7 @@ from planter.driver.storage.points import Direction, open_study, read_result, wr
 from planter.driver.trials.jobs import Job, Outcome, points_of, seed_of
 
 GAIN: dict[str, Direction] = {"gain": "maximize"}
-BIRTH, PASSED_OVER = "birth", "passed_over"
+OFFSPRING, PASSED_OVER = "offspring", "passed_over"
 """Attributes of a row: the child as it was decided on, written before its job is handed out; why
 another was drawn in its place."""
 _KNOWN_GOOD = 4
@@ -33,7 +33,7 @@ class Evolving(Proposer):
     to the front, for what its training took. Networks taken in from elsewhere (`evolve.start`) are
     points without a row.
 
-    A row whose `birth` is written is trained as that says, however often the search is interrupted.
+    What a row keeps as `offspring` is trained, however often the search is interrupted.
     """
 
     method = "evolve"
@@ -46,10 +46,10 @@ class Evolving(Proposer):
         assert settings is not None
         self._context = context
         self._settings = settings
-        self._births = Births(context)
+        self._selection = Selection(context)
         self._study = open_study(context.storage, f"{context.study.name}/evolve", GAIN)
-        self._running: dict[str, tuple[FrozenTrial, Birth]] = {}
-        self._waiting: list[tuple[FrozenTrial, Birth]] = []
+        self._running: dict[str, tuple[FrozenTrial, Offspring]] = {}
+        self._waiting: list[tuple[FrozenTrial, Offspring]] = []
         self._undecided: list[FrozenTrial] = []
         self._adopting: dict[str, str] = {
             name: folder
@@ -80,12 +80,12 @@ class Evolving(Proposer):
         if self._adopting:
             return None
         while self._waiting:
-            row, birth = self._waiting.pop(0)
-            if (gone := self._births.gone(birth.parent)) is None:
-                return self._handed(row, birth)
+            row, child = self._waiting.pop(0)
+            if (gone := self._selection.gone(child.parent)) is None:
+                return self._handed(row, child)
             self._pass_over(row, gone)
             self._notices.append(Notice(f"{child_id(row.number)} cannot be trained: {gone}"))
-        while self._wants_more() and self._births.possible():
+        while self._wants_more() and self._selection.possible():
             if (found := self._decided()) is not None:
                 return self._handed(*found)
             if self._running:
@@ -101,16 +101,16 @@ class Evolving(Proposer):
                 outcome = self._context.latencies.added(outcome)
                 self._context.book.add(points_of(job.id, self.method, outcome), {}, {})
             return
-        row, birth = self._running.pop(job.id)
+        row, child = self._running.pop(job.id)
         if "error" in outcome:
             self._failures[job.id] = outcome["error"]
-            self._births.refuse(birth, outcome["error"])
+            self._selection.refuse(child, outcome["error"])
             write_attributes(self._study, row, {"error": outcome["error"]})
             self._study.tell(row.number, state=TrialState.FAIL)
             return
         outcome = self._context.latencies.added(outcome)
         write_result(self._study, row, outcome)
-        self._close(row, birth, outcome)
+        self._close(row, child, outcome)
 
     def take_back(self, job: Job) -> None:
         if job.id in self._adopting:
@@ -138,27 +138,27 @@ class Evolving(Proposer):
     def needed(self) -> set[str]:
         """The parents of children that are still to be trained."""
         open_ = [*self._running.values(), *self._waiting]
-        return {birth.parent.partition("/")[0] for _, birth in open_}
+        return {child.parent.partition("/")[0] for _, child in open_}
 
     def notices(self) -> list[Notice]:
-        told, self._notices = [*self._notices, *map(Notice, self._births.told())], []
+        told, self._notices = [*self._notices, *map(Notice, self._selection.told())], []
         return told
 
     def _take_over(self, row: FrozenTrial) -> None:
         """What the books say of a row, from before the search was interrupted."""
-        written, outcome = row.user_attrs.get(BIRTH), read_result(row)
-        birth = None if written is None else Birth(**json.loads(written))
+        written, outcome = row.user_attrs.get(OFFSPRING), read_result(row)
+        child = None if written is None else Offspring(**json.loads(written))
         if row.state == TrialState.FAIL:
             reason = str(row.user_attrs.get("error", "no reason is known"))
             self._failures[child_id(row.number)] = reason
-            if birth is not None:
-                self._births.refuse(birth, reason)
-        elif row.state == TrialState.RUNNING and birth is None:
+            if child is not None:
+                self._selection.refuse(child, reason)
+        elif row.state == TrialState.RUNNING and child is None:
             self._undecided.append(row)
-        elif birth is not None and outcome is not None:
-            self._close(row, birth, outcome)
-        elif birth is not None and row.state == TrialState.RUNNING:
-            self._waiting.append((row, birth))
+        elif child is not None and outcome is not None:
+            self._close(row, child, outcome)
+        elif child is not None and row.state == TrialState.RUNNING:
+            self._waiting.append((row, child))
 
     def _booked(self) -> int:
         """Children that are trained, failed, or on their way."""
@@ -168,33 +168,33 @@ class Evolving(Proposer):
     def _wants_more(self) -> bool:
         return self._exhausted is None and self._booked() < self._settings.trials
 
-    def _handed(self, row: FrozenTrial, birth: Birth) -> Job:
+    def _handed(self, row: FrozenTrial, child: Offspring) -> Job:
         name = child_id(row.number)
-        self._running[name] = (row, birth)
-        params = {"parent": birth.parent, "edits": birth.edits, "recipe": birth.recipe}
-        return Job(name, "evolve", params, macs=birth.train_macs)
+        self._running[name] = (row, child)
+        params = {"parent": child.parent, "edits": child.edits, "recipe": child.recipe}
+        return Job(name, "evolve", params, macs=child.train_macs)
 
-    def _decided(self) -> tuple[FrozenTrial, Birth] | None:
+    def _decided(self) -> tuple[FrozenTrial, Offspring] | None:
         """A row and its child: the best of a few draws; None where no child can come of them."""
-        running = [birth.place for _, birth in self._running.values()]
+        running = [child.place for _, child in self._running.values()]
         left = Left(self._context.macs_left(), self._settings.trials - self._booked())
-        promise = self._births.promise(running, left)
+        promise = self._selection.promise(running, left)
         for number in range(_DRAWS):
             trial = self._trial()
-            birth = self._births.decided(self._births.drawn(trial), running, left)
-            if isinstance(birth, str):
-                self._pass_over(trial, birth)
+            child = self._selection.decided(self._selection.drawn(trial), running, left)
+            if isinstance(child, str):
+                self._pass_over(trial, child)
                 self._in_vain += 1
                 if self._in_vain >= _IN_VAIN and not self._running:
-                    self._exhausted = Exhausted(self._why(birth), by_bounds=False)
+                    self._exhausted = Exhausted(self._why(child), by_bounds=False)
                     return None
                 continue
             known = self._asked <= _KNOWN_GOOD
-            worth = self._births.worth_of(birth, running, left)
+            worth = self._selection.worth_of(child, running, left)
             if known or number == _DRAWS - 1 or worth >= _GOOD_PART * promise:
                 self._in_vain = 0
-                write_attributes(self._study, trial, {BIRTH: json.dumps(birth.to_data())})
-                return row_of(self._study, trial), birth
+                write_attributes(self._study, trial, {OFFSPRING: json.dumps(child.to_data())})
+                return row_of(self._study, trial), child
             self._pass_over(trial, f"promises {worth:.3g}, others up to {promise:.3g}")
         return None
 
@@ -213,7 +213,7 @@ class Evolving(Proposer):
         if row is not None:
             return take_up(self._study, row)
         if number < _KNOWN_GOOD:
-            self._study.enqueue_trial(self._births.known_good())
+            self._study.enqueue_trial(self._selection.known_good())
         self._asked += 1
         return self._study.ask()
 
@@ -221,12 +221,12 @@ class Evolving(Proposer):
         write_attributes(self._study, trial, {PASSED_OVER: reason})
         self._study.tell(trial.number, state=TrialState.PRUNED)
 
-    def _close(self, row: FrozenTrial, birth: Birth, outcome: Outcome) -> None:
+    def _close(self, row: FrozenTrial, child: Offspring, outcome: Outcome) -> None:
         """Tells what a child has gained, and publishes its point."""
         (point,) = points_of(child_id(row.number), self.method, outcome)
         if row.state == TrialState.RUNNING:
-            self._study.tell(row.number, self._births.gained(point))
-        self._births.learn(birth, point)
+            self._study.tell(row.number, self._selection.gained(point))
+        self._selection.learn(child, point)
         self._context.book.add([point], row.params, row.distributions)
         self._done += 1
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Self
 
+from planter.costs.macs import cost
 from planter.driver.proposers.proposer import Proposer, SearchContext
+from planter.driver.trials.cost import training_macs
 from planter.driver.trials.jobs import ANOTHER_NAME, Job, Outcome, SearchStoppedError, points_of
 from planter.driver.trials.networks import baseline_id
 
@@ -77,6 +79,7 @@ class Baselines(Proposer):
 
     def __init__(self, context: SearchContext) -> None:
         study, book = context.study, context.book
+        self._context = context
         self._study = study
         self._book = book
         self._latencies = context.latencies
@@ -92,11 +95,18 @@ class Baselines(Proposer):
         for name, index in self._waiting.items():
             guided = self._study.baselines[index].kd is not None
             waits = guided and self._study.teacher is not None and not self._book.has("teacher")
-            if name in self._handed or waits:
+            macs = self._train_macs(name, guided=guided)
+            if name in self._handed or waits or macs > self._context.macs_left():
                 continue
             self._handed.add(name)
-            return Job(name, "baseline", {"index": index})
+            return Job(name, "baseline", {"index": index}, macs=macs)
         return None
+
+    def _train_macs(self, name: str, *, guided: bool) -> int:
+        prepared = self._context.prepared
+        architecture, recipe, _ = prepared.networks[name]
+        teacher = prepared.teacher_macs if guided else 0
+        return training_macs(cost(architecture).macs, recipe, len(prepared.data.train), teacher)
 
     def finish(self, job: Job, outcome: Outcome) -> None:
         del self._waiting[job.id]

@@ -21,6 +21,8 @@ RECIPES = "trained_under"
 """Attribute of a row: the key of what its trial is trained under; rows of before have none."""
 
 BOUNDS, PRUNED, REPEATED = "beyond the bounds", "pruned by the space", "trained before"
+DEAR = "dearer than what is left of the budget"
+_KINDS = (BOUNDS, PRUNED, REPEATED, DEAR)
 
 
 def is_redrawn(row: FrozenTrial) -> bool:
@@ -46,7 +48,7 @@ class Streak:
     def end(self) -> list[str]:
         """What was drawn in vain, in words, a line for each kind; the streak begins anew."""
         lines = []
-        for kind in (BOUNDS, PRUNED, REPEATED):
+        for kind in _KINDS:
             found = [(trial, reason) for trial, of, reason in self._draws if of == kind]
             if found:
                 (first, reason), (last, _) = found[0], found[-1]
@@ -68,12 +70,13 @@ class Streak:
     def why(self) -> str:
         """The kinds of refusals and their numbers, in words."""
         kinds = [kind for _, kind, _ in self._draws]
-        counts = {kind: kinds.count(kind) for kind in (BOUNDS, PRUNED, REPEATED)}
+        counts = {kind: kinds.count(kind) for kind in _KINDS}
         return ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
 
 
 _ADVICE = {
     BOUNDS: f"wider bounds let more through (with --accept-changes, or {ANOTHER_NAME})",
+    DEAR: "with more of budget.train_macs the same command draws on",
     PRUNED: "the same command draws on when the space lets more through",
     REPEATED: "a space with more in it gives more: the same command draws on where ranges of "
     f"numbers have grown, choices that have changed need {ANOTHER_NAME}",

@@ -13,6 +13,7 @@ from planter.driver.proposers.early_stopping import Stopping, partial_cost, part
 from planter.driver.proposers.proposer import Exhausted, Notice, Proposer, SearchContext
 from planter.driver.proposers.redraws import (
     BOUNDS,
+    DEAR,
     IN_A_ROW,
     PRUNED,
     RECIPES,
@@ -33,6 +34,7 @@ from planter.driver.storage.points import (
     write_result,
 )
 from planter.driver.trials.bounds import LATENCY
+from planter.driver.trials.cost import candidate_macs
 from planter.driver.trials.jobs import (
     Job,
     Outcome,
@@ -78,6 +80,8 @@ class Sampling(Proposer):
         self._book = context.book
         self._reference = context.reference
         self._latencies = context.latencies
+        self._macs_left = context.macs_left
+        self._teacher_macs = context.prepared.teacher_macs
         self._limits = study.objectives.bounds.limits()
         family = study.objectives.family
         metrics = FAMILY_METRICS if family else METRICS
@@ -318,6 +322,12 @@ class Sampling(Proposer):
             ]
             self._redraw(trial, BOUNDS, f"beyond {', '.join(misses)}", weighed.beyond)
             return None
+        images = len(self._data.train)
+        recipe = recipes_of(candidate, self._settings).network
+        macs = candidate_macs(candidate, architecture, recipe, images, self._teacher_macs)
+        if trial.number == self._asked - 1 and macs > (left := self._macs_left()):
+            self._redraw(trial, DEAR, f"{macs:.3g} multiply-adds, {left:.3g} are left")
+            return None
         trial.set_user_attr(RECIPES, recipes)
         row = row_of(self._study, trial)
         chosen: dict[str, Any] = {
@@ -329,7 +339,8 @@ class Sampling(Proposer):
         if self._stopping is not None:
             epochs = recipes_of(candidate, self._settings).network.epochs
             chosen["rungs"] = self._stopping.ahead(trial_id(trial.number), epochs)
-        job = Job(trial_id(trial.number), "sample", {"trial": row.params, **chosen})
+        given = {"trial": row.params, **chosen}
+        job = Job(trial_id(trial.number), "sample", given, macs=macs)
         self._trained.add(row)
         self._handed[job.id] = row
         return job

@@ -14,7 +14,7 @@ from planter.data import Split
 from planter.driver.tasks.context import Context
 from planter.driver.tasks.whole import class_loss, of_batch, train_whole
 from planter.driver.trials.jobs import Job, Outcome, seed_of
-from planter.evolution.edit import Measured, Organism, gradient_sums
+from planter.evolution.edit import Individual, Measured, gradient_sums
 from planter.evolution.table import apply_all, from_data
 from planter.evolution.whole import Reform
 from planter.kernels.forms import form_names, form_of
@@ -42,7 +42,7 @@ def evolve(context: Context, job: Job) -> Outcome:
     spec = checkpoint.read_spec(folder)
     network = checkpoint.load(folder, own_code=True).to(context.device)
     architecture = Architecture.from_dict(spec["architecture"])
-    parent = Organism(architecture, spec["pipeline"], network)
+    parent = Individual(architecture, spec["pipeline"], network)
     guided = context.study.teacher is not None and settings.kd is not None
     loss = class_loss()
     if guided:
@@ -106,7 +106,7 @@ class _Bench:
     seed: int
     guided: bool
 
-    def gradients(self, parent: Organism) -> Measured:
+    def gradients(self, parent: Individual) -> Measured:
         network, split = parent.network, self._images
         sums: dict[str, Tensor] = {}
         index = torch.arange(len(split), device=split.labels.device)
@@ -120,7 +120,7 @@ class _Bench:
         network.zero_grad(set_to_none=True)
         return Measured(sums, 3 * parent.macs * len(split))
 
-    def falls(self, parent: Organism, children: Mapping[str, Organism]) -> Measured:
+    def falls(self, parent: Individual, children: Mapping[str, Individual]) -> Measured:
         found, macs = {}, parent.macs * len(self._images)
         before = evaluate(parent.network, self._images).loss
         for name, child in children.items():

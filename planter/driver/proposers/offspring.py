@@ -31,7 +31,7 @@ _PLAIN = "plain"
 
 
 @dataclass(frozen=True)
-class Birth:
+class Offspring:
     """A child as it was decided on: of which point, by which edits (`to_data`), trained how; `macs`
     and `accuracy` are what it is aimed at, `train_macs` what its training is expected to take."""
 
@@ -73,7 +73,7 @@ class _Option:
     worth: float
 
 
-class Births:
+class Selection:
     """Decides on children: of one search."""
 
     def __init__(self, context: SearchContext) -> None:
@@ -92,13 +92,13 @@ class Births:
         """Whether anything is trained that could have children."""
         return bool(self._parents())
 
-    def learn(self, birth: Birth, point: Point) -> None:
+    def learn(self, child: Offspring, point: Point) -> None:
         """Takes in how well a child has done."""
-        self._surprises.add(birth.edit, point.values[METRIC] - birth.accuracy)
+        self._surprises.add(child.edit, point.values[METRIC] - child.accuracy)
 
-    def refuse(self, birth: Birth, reason: str) -> None:
+    def refuse(self, child: Offspring, reason: str) -> None:
         """Leaves out, from now on, an edit that has failed on a parent."""
-        self._refused[birth.parent, json.dumps(list(birth.edits))] = reason
+        self._refused[child.parent, json.dumps(list(child.edits))] = reason
 
     def gained(self, point: Point) -> float:
         """The hypervolume that a child adds to the front of all others, for what its training took:
@@ -154,7 +154,7 @@ class Births:
 
     def decided(
         self, params: Mapping[str, Any], running: Sequence[Place], left: Left
-    ) -> Birth | str:
+    ) -> Offspring | str:
         """The child of these parameters that promises most hypervolume for its cost, beside those
         that are `running`, with what is `left`; or why there is none."""
         parents = self._parents()
@@ -185,7 +185,7 @@ class Births:
             if (option.parent.id, json.dumps(to_data(edits))) in self._refused:
                 continue
             recipe = self._recipe.model_copy(update={"lr": self._recipe.lr * params["rate"]})
-            return Birth(
+            return Offspring(
                 option.parent.id,
                 to_data(edits),
                 recipe.model_dump(),
@@ -215,9 +215,9 @@ class Births:
         ]
         return max(every, default=0.0)
 
-    def worth_of(self, birth: Birth, running: Sequence[Place], left: Left) -> float:
+    def worth_of(self, child: Offspring, running: Sequence[Place], left: Left) -> float:
         """What a child that was decided on promises for its cost."""
-        return self._worth(birth.place, birth.train_macs, running, left)
+        return self._worth(child.place, child.train_macs, running, left)
 
     def _parents(self) -> list[Point]:
         """The networks that may have children: those of the front of all that may, whatever made

@@ -1,0 +1,213 @@
+"""Edits of trained networks, against plain torch and against what cost says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
+
+from planter import Architecture
+from planter.backbones import full_widths, with_data_options
+from planter.evolution.cut import Cut
+from planter.evolution.edit import EditError, Individual, Measured
+from planter.evolution.grow import Grow
+from planter.evolution.shrink import Shrink
+from planter.evolution.table import EDITS, apply_all, from_data, to_data
+from planter.evolution.whole import GoOn, Reform
+from planter.networks.assembly import build_network
+
+CONV8 = {"depth": 8, "shortcut": "conv"}
+PAD8 = {"depth": 8, "shortcut": "pad"}
+
+
+@dataclass
+class Bench:
+    """Measures nothing but what a test puts in."""
+
+    seed: int = 7
+    found: dict = None  # type: ignore[assignment]
+
+    def gradients(self, parent):
+        network = parent.network
+        torch.manual_seed(0)
+        network.zero_grad()
+        network(torch.randn(4, *parent.architecture.options["image"])).square().sum().backward()
+        return Measured({n: p.grad.clone() for n, p in network.named_parameters()}, 1234)
+
+    def falls(self, parent, children):
+        self.asked = dict(children)
+        return Measured({n: self.found[n] for n in children if n in self.found}, 77)
+
+
+def individual(key, options=None, widths=None, pipelines=None, pipeline="base", image=(3, 16, 16)):
+    options = options or {}
+    plain = Architecture(key, full_widths(key, widths, options), options, pipelines or {})
+    architecture = with_data_options(plain, 10, image)
+    network = build_network(architecture, pipeline, seed=3).eval()
+    with torch.no_grad():  # as if it had trained: statistics that are no longer those of the start
+        for name, tensor in network.state_dict().items():
+            if name.endswith("running_mean"):
+                tensor.copy_(torch.randn(tensor.shape, generator=torch.Generator().manual_seed(1)))
+    return Individual(architecture, pipeline, network)
+
+
+def counted(one):
+    """Multiply-adds as torch counts them, of the module itself."""
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        one.network(torch.zeros(1, *one.architecture.options["image"]))
+    return counter.get_total_flops() // 2
+
+
+PARENTS = {
+    "convnet": lambda: individual("convnet"),
+    "conv shortcuts": lambda: individual("resnet", CONV8),
+    "padded shortcuts": lambda: individual("resnet", PAD8),
+    "depthwise": lambda: individual("mobilenet", widths=12, image=(3, 32, 32)),
+    "behind a cut": lambda: individual(
+        "resnet", CONV8, pipelines={"sub": {"before": "group2_1", "kernel": 4, "stride": 2}},
+        pipeline="sub",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("rule", ["even", "magnitude", "norm", "taylor"])
+@pytest.mark.parametrize("parent", PARENTS)
+def test_a_shrunk_network_keeps_to_its_size_and_to_weights_of_its_parent(parent, rule):
+    parent = PARENTS[parent]()
+    before = {n: t.clone() for n, t in parent.network.state_dict().items()}
+    child, macs = Shrink(0.5, rule).apply(parent, Bench())
+    assert 0.35 * counted(parent) < counted(child) <= 0.5 * counted(parent)
+    assert counted(child) == child.macs
+    assert macs == (1234 if rule == "taylor" else 0)
+    for name, tensor in parent.network.state_dict().items():
+        assert torch.equal(tensor, before[name])
+    values = {float(v) for v in before_values(before)}
+    for name, tensor in child.network.state_dict().items():
+        if "weight" in name and tensor.dim() == 4:
+            assert {float(v) for v in tensor.flatten()} <= values, name
+
+
+def before_values(state):
+    return torch.cat([t.flatten() for t in state.values() if t.dim() == 4])
+
+
+@given(size=st.floats(0.05, 0.95))
+@settings(max_examples=15, deadline=None)
+def test_any_size_is_met_from_below_and_nearly(size):
+    parent = individual("convnet")
+    child, _ = Shrink(size).apply(parent, Bench())
+    assert child.macs <= size * parent.macs
+    # One channel more anywhere would cost too much: a channel is at most a fifth of this network.
+    assert child.macs > size * parent.macs - 0.2 * parent.macs
+
+
+def test_a_shrunk_network_computes_what_plain_torch_does_with_the_channels_that_matter():
+    """Two channels of conv2 are dead; they, and no other, are taken out: the function stays."""
+    parent = individual("convnet", widths={"conv1": 4, "conv2": 10, "conv3": 4, "conv4": 4,
+                                           "conv5": 4, "fc1": 8})  # fmt: skip
+    with torch.no_grad():
+        for name in ("conv2.conv.weight", "conv2.conv.bias"):
+            parent.network.state_dict()[name][[2, 7]] = 0
+        parent.network.state_dict()["conv3.conv.weight"][:, [2, 7]] = 0
+    wanted = 1 - 2 * (4 * 9 * 64 + 4 * 9 * 16) / parent.macs  # conv2 at 8 x 8, conv3 at 4 x 4
+    child, _ = Shrink(wanted, "magnitude").apply(parent, Bench())
+    assert child.architecture.widths["conv2"] == 8
+    images = torch.randn(5, 3, 16, 16)
+    assert torch.allclose(child.network(images), parent.network(images), atol=1e-6)
+
+
+@pytest.mark.parametrize("parent", [n for n in PARENTS if n != "padded shortcuts"])
+def test_a_grown_network_starts_as_its_parents_function(parent):
+    parent = PARENTS[parent]()
+    child, macs = Grow(1.8).apply(parent, Bench())
+    assert parent.macs < counted(child) <= 1.8 * parent.macs
+    assert macs == 0
+    images = torch.randn(4, *parent.architecture.options["image"])
+    assert torch.allclose(child.network(images), parent.network(images), rtol=1e-4, atol=1e-5)
+
+
+def test_growing_where_a_planting_round_measured_most():
+    parent = individual("convnet", widths=4)
+    costs = {}
+    for name in ("conv1", "conv2", "conv3", "conv4", "conv5"):
+        costs[name] = Grow(1.3, name).apply(parent, Bench())[0].macs - parent.macs
+    bench = Bench(found={name: 0.01 * cost for name, cost in costs.items()})
+    bench.found["conv3"] *= 2  # twice the fall for each multiply-add
+    child, macs = Grow(1.3, "measured").apply(parent, bench)
+    assert macs == 77
+    grown = {n for n, w in child.architecture.widths.items() if w > parent.architecture.widths[n]}
+    assert grown == {"conv3"}
+    assert set(costs) <= set(bench.asked)
+
+
+def test_growing_says_why_no_width_can_be_measured():
+    with pytest.raises(EditError, match="rule: even"):
+        Grow(1.3, "measured").apply(individual("convnet", widths=4), Bench(found={}))
+
+
+def test_a_cut_keeps_the_tail_bit_for_bit():
+    parent = individual("resnet", CONV8)
+    child, _ = Cut("group2", kernel=4, stride=2).apply(parent, Bench())
+    assert child.pipeline == "from-group2_1"
+    theirs, ours = parent.network.state_dict(), child.network.state_dict()
+    shared = {name for name in ours if not name.startswith("step_down")}
+    assert shared
+    assert all(torch.equal(ours[name], theirs[name]) for name in shared)
+    conv = child.network.get_submodule("step_down.conv")
+    assert (conv.kernel_size, conv.stride) == ((4, 4), (2, 2))
+    again, _ = Cut("group3").apply(child, Bench())
+    assert list(again.architecture.pipelines) == ["from-group3_1"]
+    with pytest.raises(EditError, match="enters before group3_1 already"):
+        Cut("group2").check(again.architecture, again.pipeline)
+
+
+def test_what_a_network_cannot_take_is_refused_by_its_architecture_alone():
+    small = individual("convnet", widths={"conv1": 1, "conv2": 1, "conv3": 1, "conv4": 1,
+                                          "conv5": 1, "fc1": 1})  # fmt: skip
+    with pytest.raises(EditError, match="narrowest network costs"):
+        Shrink(0.5).check(small.architecture, "base")
+    dense = individual("densenet", {"depth": 10})
+    for edit in (Shrink(0.5), Grow(2.0)):
+        with pytest.raises(EditError, match="no width that can change by itself"):
+            edit.check(dense.architecture, "base")
+    with pytest.raises(EditError, match="expected even, magnitude"):
+        Shrink(0.5, "largest").check(small.architecture, "base")
+    with pytest.raises(EditError, match="share"):
+        Shrink(1.5).check(small.architecture, "base")
+    with pytest.raises(EditError, match="cuts are"):
+        Cut("conv9").check(small.architecture, "base")
+    with pytest.raises(EditError):
+        Reform("no_form").check(small.architecture, "base")
+
+
+def test_edits_are_data_and_a_lineage_can_be_done_again():
+    parent = individual("resnet", CONV8)
+    edits = [Shrink(0.6, "norm"), Cut("group2", 2, 2), Reform("kflo:2x2")]
+    child, _ = apply_all(edits, parent, Bench())
+    again, _ = apply_all(from_data(to_data(edits)), parent, Bench())
+    assert again.architecture == child.architecture
+    for name, tensor in child.network.state_dict().items():
+        assert torch.equal(tensor, again.network.state_dict()[name])
+    assert {one["edit"] for one in to_data([Shrink(0.5), Grow(2.0), GoOn()])} <= set(EDITS)
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [({"edit": "mutate"}, "edits are shrink"), ({"edit": "shrink", "share": 1}, "has no 'share'")],
+)
+def test_edits_of_another_version_are_refused(data, told):
+    with pytest.raises(EditError, match=told):
+        from_data([data])
+
+
+def test_going_on_is_the_same_network():
+    parent = individual("convnet")
+    child, macs = GoOn().apply(parent, SimpleNamespace(seed=0))
+    assert child.network is parent.network
+    assert macs == 0
