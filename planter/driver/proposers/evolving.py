@@ -60,7 +60,8 @@ class Evolving(Proposer):
         self._failures: dict[str, str] = {}
         self._notices: list[Notice] = []
         self._exhausted: Exhausted | None = None
-        self._in_vain = 0
+        self._passed = 0
+        """Rows in a row that were passed over."""
         self._done = 0
         rows = self._study.get_trials()
         self._asked = sum(row.state != TrialState.WAITING for row in rows)
@@ -153,12 +154,19 @@ class Evolving(Proposer):
             self._failures[child_id(row.number)] = reason
             if child is not None:
                 self._selection.refuse(child, reason)
-        elif row.state == TrialState.RUNNING and child is None:
-            self._undecided.append(row)
-        elif child is not None and outcome is not None:
+        elif child is None:
+            if PASSED_OVER in row.user_attrs:
+                self._passed += 1
+                if row.state == TrialState.RUNNING:
+                    self._study.tell(row.number, state=TrialState.PRUNED)
+            elif row.state == TrialState.RUNNING:
+                self._undecided.append(row)
+        elif outcome is not None:
             self._close(row, child, outcome)
-        elif child is not None and row.state == TrialState.RUNNING:
+        elif row.state == TrialState.RUNNING:
             self._waiting.append((row, child))
+        if child is not None:
+            self._passed = 0
 
     def _booked(self) -> int:
         """Children that are trained, failed, or on their way."""
@@ -179,24 +187,24 @@ class Evolving(Proposer):
         running = [child.place for _, child in self._running.values()]
         left = Left(self._context.macs_left(), self._settings.trials - self._booked())
         promise = self._selection.promise(running, left)
-        for number in range(_DRAWS):
+        while True:
             trial = self._trial()
             child = self._selection.decided(self._selection.drawn(trial), running, left)
             if isinstance(child, str):
                 self._pass_over(trial, child)
-                self._in_vain += 1
-                if self._in_vain >= _IN_VAIN and not self._running:
+                if self._running:
+                    return None
+                if self._passed >= _IN_VAIN:
                     self._exhausted = Exhausted(self._why(child), by_bounds=False)
                     return None
                 continue
-            known = self._asked <= _KNOWN_GOOD
+            last = trial.number < _KNOWN_GOOD or self._passed >= _DRAWS - 1
             worth = self._selection.worth_of(child, running, left)
-            if known or number == _DRAWS - 1 or worth >= _GOOD_PART * promise:
-                self._in_vain = 0
+            if last or worth >= _GOOD_PART * promise:
+                self._passed = 0
                 write_attributes(self._study, trial, {OFFSPRING: json.dumps(child.to_data())})
                 return row_of(self._study, trial), child
             self._pass_over(trial, f"promises {worth:.3g}, others up to {promise:.3g}")
-        return None
 
     def _why(self, reason: str) -> str:
         done = f"evolving ends with {self._booked()} of {self._settings.trials} children"
@@ -218,6 +226,7 @@ class Evolving(Proposer):
         return self._study.ask()
 
     def _pass_over(self, trial: Trial | FrozenTrial, reason: str) -> None:
+        self._passed += 1
         write_attributes(self._study, trial, {PASSED_OVER: reason})
         self._study.tell(trial.number, state=TrialState.PRUNED)
 

@@ -162,7 +162,7 @@ class Selection:
             return "nothing is trained yet that could have a child"
         options = self._options(params, parents, running, left)
         if not options:
-            return "no child of these settings would add to the front"
+            return "no network on the front can have a child of these settings"
         affordable = [one for one in options if one.train_macs <= left.macs]
         if not affordable:
             cheapest = min(one.train_macs for one in options)
@@ -171,7 +171,7 @@ class Selection:
                 "budget.train_macs"
             )
         told = "every child of these settings has failed before"
-        for option in sorted(affordable, key=lambda one: -one.worth):
+        for option in sorted(affordable, key=lambda one: (-one.worth, -one.place.accuracy)):
             architecture = Architecture.from_dict(option.parent.architecture)
             edits = [option.edit]
             if params["form"] != _PLAIN:
@@ -254,9 +254,9 @@ class Selection:
                 place = Place(min(max(accuracy, 0.0), 1.0), macs)
                 cost = self._train_macs(macs)
                 value = self._worth(place, cost, running, left)
-                if value > 0:
-                    found.append(_Option(parent, edit, place, cost, value))
-        return found
+                found.append(_Option(parent, edit, place, cost, value))
+        promising = [option for option in found if option.worth > 0]
+        return promising or found
 
     def _edits(self, params: Mapping[str, Any], parent: Point) -> Iterable[tuple[Edit, float]]:
         """The edit that parameters describe, of one parent, and what its child would cost."""

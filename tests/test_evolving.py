@@ -1,0 +1,327 @@
+"""Children of trained networks, through the driver."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+import planter
+from planter.driver.backends import local
+from planter.driver.outcome import SearchFailedError
+from planter.driver.proposers import evolving
+from planter.driver.storage.points import PointBook
+from planter.driver.tasks.context import Context
+from planter.networks import checkpoint
+from planter.study.schema import StudyError
+
+STUDY = """
+name: kin
+data: {name: digits, subset: 200, validation: 0.25}
+teacher:
+  builder: convnet
+  widths: {conv1: 6, conv2: 6, conv3: 6, conv4: 6, conv5: 6, fc1: 12}
+  recipe: {epochs: 12, batch: 25, optimizer: adam, lr: 0.01}
+recipe: {epochs: 2, batch: 50, optimizer: adam, lr: 0.01}
+evolve:
+  trials: 5
+  recipe: {epochs: 1, batch: 50, optimizer: adam, lr: 0.01, augment: {crop: 1, views: 2}}
+resources: {workers: 0, max_failures: 3}
+keep: all
+"""
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("kin") / "kin.yaml"
+    file.write_text(STUDY)
+    return file
+
+
+@pytest.fixture(scope="module")
+def whole(study: Path) -> tuple[Path, dict[str, Any]]:
+    run = study.parent / "whole"
+    return run, planter.search(study, out=run)
+
+
+def rows(run: Path) -> list[optuna.trial.FrozenTrial]:
+    return optuna.load_study(study_name="kin/evolve", storage=f"sqlite:///{run}/study.db").trials
+
+
+def children(found: dict[str, Any]) -> list[dict[str, Any]]:
+    return [p for p in found["points"] if p["method"] == "evolve"]
+
+
+def without_seconds(found: dict[str, Any]) -> Any:
+    return json.dumps({**found, "cost": {**found["cost"], "seconds": 0}}, sort_keys=True)
+
+
+def test_children_are_trained_booked_and_saved_with_their_lineage(whole):
+    run, found = whole
+    born = children(found)
+    assert len(born) == 5
+    told = {f"e{row.number:04d}": row for row in rows(run) if row.state == TrialState.COMPLETE}
+    assert {p["trial"] for p in born} == set(told)
+    ids = {p["id"] for p in found["points"]}
+    for point in born:
+        row = told[point["trial"]]
+        decided = json.loads(row.user_attrs["offspring"])
+        assert point["parent"] in ids
+        assert (decided["parent"], decided["edits"]) == (point["parent"], point["edits"])
+        assert point["edits"][0]["edit"] == row.params["edit"]
+        spec = checkpoint.read_spec(run / point["model"])
+        assert [one["id"] for one in spec["lineage"]][-2:] == [point["parent"], point["id"]]
+        data = planter.load_data(run)
+        network = planter.load(run / point["model"])
+        assert planter.evaluate(network, data.validation).accuracy == point["accuracy"]
+        assert planter.cost(network, data.image).macs == point["macs"]
+
+
+def test_the_first_children_need_no_luck(whole):
+    run, _ = whole
+    first = [row for row in rows(run) if row.number < evolving._KNOWN_GOOD]
+    assert {row.params["edit"] for row in first} == {"shrink"}
+    assert {row.params["shrink_size"] for row in first} == {0.5}
+    assert {row.params["shrink_rule"] for row in first} == {"even"}
+
+
+def test_what_children_took_counts_their_training_and_the_teachers_answers(whole):
+    """Two views of each of 150 images, one epoch; the first child pays for the teacher's logits."""
+    _, found = whole
+    points = {p["trial"]: p for p in children(found)}
+    teacher = next(p for p in found["points"] if p["method"] == "teacher")
+    paid = 0
+    for point in points.values():
+        own = 3 * point["macs"] * 150
+        extra = point["train_macs"] - own
+        if point["edits"][0].get("rule") == "taylor":
+            extra -= (
+                3 * next(p["macs"] for p in found["points"] if p["id"] == point["parent"]) * 150
+            )
+        if point["edits"][0].get("rule") != "measured":
+            assert extra in (0, 2 * 150 * teacher["macs"])
+            paid += extra > 0
+    assert paid == 1
+    assert points["e0000"]["train_macs"] > 3 * points["e0000"]["macs"] * 150
+
+
+def test_a_kill_before_and_after_every_job_changes_nothing(study, whole, tmp_path, monkeypatch):
+    run, (_, found) = tmp_path / "run", whole
+    do, left = local.run_job, [
+        (p["trial"], when) for p in children(found) for when in ("before", "after")
+    ]  # fmt: skip
+
+    def killed(self: Context, job: Any) -> Any:
+        if (job.id, "before") in left:
+            left.remove((job.id, "before"))
+            raise KeyboardInterrupt
+        outcome = do(self, job)
+        if (job.id, "after") in left:
+            left.remove((job.id, "after"))
+            raise KeyboardInterrupt
+        return outcome
+
+    monkeypatch.setattr(local, "run_job", killed)
+    for _ in range(len(left)):
+        with pytest.raises(KeyboardInterrupt):
+            planter.search(study, out=run)
+    assert left == []
+    again = planter.search(study, out=run)
+    assert without_seconds(again) == without_seconds(found)
+
+
+@pytest.mark.parametrize("write", range(1, 40, 3))
+def test_a_kill_at_any_write_of_the_books_loses_and_doubles_nothing(
+    study, whole, tmp_path, monkeypatch, write
+):
+    """The writes of decisions, results, told values and points, one after another."""
+    run, (_, found) = tmp_path / "run", whole
+    count = 0
+
+    def killing(name: str, owner: Any) -> None:
+        real = getattr(owner, name)
+
+        def method(*arguments: Any, **keywords: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count == write:
+                raise KeyboardInterrupt
+            return real(*arguments, **keywords)
+
+        patch.setattr(owner, name, method)
+
+    with monkeypatch.context() as patch:
+        killing("write_attributes", evolving)
+        killing("write_result", evolving)
+        killing("tell", optuna.Study)
+        killing("ask", optuna.Study)
+        killing("add", PointBook)
+        try:
+            planter.search(study, out=run)
+        except KeyboardInterrupt:
+            pass
+        else:
+            pytest.skip("fewer writes than that")
+    again = planter.search(study, out=run)
+    assert without_seconds(again) == without_seconds(found)
+
+
+def test_more_children_may_be_asked_for_later(study, whole, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(whole[0], run)
+    more = planter.search(study, out=run, overrides=["evolve.trials=7"])
+    assert len(children(more)) == 7
+    before = {p["id"]: p["accuracy"] for p in children(whole[1])}
+    assert before.items() <= {p["id"]: p["accuracy"] for p in children(more)}.items()
+
+
+def test_the_budget_holds(study, tmp_path):
+    """No child begins that would take more than what is left."""
+    found = planter.search(
+        study, out=tmp_path / "run", overrides=["evolve.trials=0", "evolve.edits=[shrink]"]
+    )
+    teacher = found["cost"]["train_macs"]
+    most = teacher + 5_000_000
+    found = planter.search(
+        study,
+        out=tmp_path / "run",
+        overrides=["evolve.trials=50", f"budget.train_macs={most}", "evolve.edits=[shrink]"],
+    )
+    assert 0 < len(children(found)) < 50
+    assert found["cost"]["train_macs"] <= most
+    assert "budget" in str(found["notes"])
+
+
+def test_children_keep_to_the_bound_of_macs(study, tmp_path):
+    found = planter.search(
+        study, out=tmp_path / "run", overrides=["objectives.bounds.macs=9000", "evolve.trials=3"]
+    )
+    assert len(children(found)) == 3
+    assert all(p["macs"] <= 9000 and p["within_bounds"] for p in children(found))
+
+
+def test_a_parent_whose_files_are_gone_has_no_children_and_that_is_told(study, tmp_path):
+    run, told = tmp_path / "run", []
+    found = planter.search(study, out=run, overrides=["evolve.trials=2"])
+    gone = children(found)[0]["id"]
+    shutil.rmtree(run / "models" / gone)
+    found = planter.search(
+        study, out=run, overrides=["evolve.trials=4"], observe=lambda now: told.append(now.event)
+    )
+    assert len(children(found)) == 4
+    assert any(gone in event and "no children" in event for event in told)
+    late = [p for p in children(found) if int(p["trial"][1:]) > int(gone[1:5])]
+    assert all(p["parent"] != gone for p in late if p["trial"] not in (gone[:5], "e0001"))
+
+
+def test_networks_of_another_run_begin_a_search(study, whole, tmp_path):
+    run, found = whole
+    file = tmp_path / "next.yaml"
+    file.write_text(STUDY.replace("name: kin", "name: next"))
+    start = [f"evolve.start={run}", "evolve.trials=1", "evolve.parents=[]"]
+    after = planter.search(file, out=tmp_path / "next", overrides=start)
+    kept = [p for p in found["points"] if p["on_front"]]
+    taken = [p for p in after["points"] if p["trial"].startswith("a")]
+    assert [(p["macs"], p["accuracy"]) for p in taken] == [(p["macs"], p["accuracy"]) for p in kept]
+    (child,) = [p for p in children(after) if p["trial"].startswith("e")]
+    assert child["parent"] in {p["id"] for p in taken}
+    lineage = checkpoint.read_spec(tmp_path / "next" / child["model"])["lineage"]
+    assert lineage[0]["id"] == "teacher/base"
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("evolve.start=nowhere", "holds no saved network"),
+        ("evolve.edits=[mutate]", "'shrink', 'grow', 'cut' or 'go_on'"),
+        ("evolve.shrink=[0.5, 1.5]", "below 1"),
+        ("evolve.grow=[0.5, 1.5]", "above 1"),
+        ("evolve.rate=[2, 1]", "the least value and the largest"),
+        ("evolve.forms=[wrong]", "wrong"),
+        ("evolve.parents=[plant]", "plant in the study, or evolve.start"),
+        ("evolve.recipe={augment: {crop: 20}}", "fewer pixels"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_trained(study, tmp_path, change, told):
+    with pytest.raises(StudyError, match="evolve") as error:
+        planter.search(study, out=tmp_path / "run", overrides=[change])
+    assert told in str(error.value)
+
+
+def test_a_start_of_another_number_of_classes_is_refused(study, tmp_path):
+    three = planter.Architecture(
+        "convnet", dict.fromkeys(["conv1", "conv2", "conv3", "conv4", "conv5", "fc1"], 3),
+        {"classes": 3, "image": [1, 8, 8]},
+    )  # fmt: skip
+    planter.save(tmp_path / "three", planter.build(three), three, "base")
+    with pytest.raises(StudyError, match=r"(?s)classes 3.*classes 10"):
+        planter.search(study, out=tmp_path / "r", overrides=[f"evolve.start={tmp_path / 'three'}"])
+
+
+def test_children_that_all_fail_end_the_search_with_their_reason(study, tmp_path, monkeypatch):
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("broken on purpose")
+
+    monkeypatch.setattr("planter.driver.tasks.evolved.apply_all", broken)
+    with pytest.raises(SearchFailedError, match="broken on purpose"):
+        planter.search(study, out=tmp_path / "run", overrides=["evolve.trials=2"])
+
+
+def test_the_same_failing_child_is_not_tried_again(study, tmp_path, monkeypatch):
+    tried: list[Any] = []
+
+    def broken(edits: Any, parent: Any, bench: Any) -> Any:
+        tried.append((parent.architecture.key(), str(edits)))
+        raise RuntimeError("broken on purpose")
+
+    monkeypatch.setattr("planter.driver.tasks.evolved.apply_all", broken)
+    with pytest.raises(SearchFailedError):
+        planter.search(study, out=tmp_path / "run", overrides=["evolve.trials=3"])
+    assert len(tried) == len(set(tried)) == 3
+
+
+def test_a_lineage_is_shown(whole, command_in):
+    run, found = whole
+    child = next(p for p in children(found) if p["parent"] != "teacher/base")
+    code, shown, _ = command_in(run.parent)("show", str(run), child["id"], "--lineage")
+    assert code == 0
+    lines = shown.splitlines()
+    assert "teacher/base" in lines[1]
+    assert child["id"] in lines[-1]
+    code, _, told = command_in(run.parent)("show", str(run), "--lineage")
+    assert code == 2
+    assert "ID --lineage" in told
+
+
+def test_a_sampler_from_the_table_chooses_without_repeating_itself(study, tmp_path):
+    found = planter.search(
+        study, out=tmp_path / "run", overrides=["evolve.sampler=random", "evolve.trials=8"]
+    )
+    drawn = [json.dumps(row.params) for row in rows(tmp_path / "run")][evolving._KNOWN_GOOD :]
+    assert len(drawn) == len(set(drawn)) >= 4
+    assert len(children(found)) == 8
+
+
+def test_sampling_and_evolving_take_turns(study, tmp_path):
+    space = tmp_path / "space.py"
+    space.write_text(
+        "from planter import Architecture, Candidate\n"
+        "def space(trial):\n"
+        "    names = ['conv1', 'conv2', 'conv3', 'conv4', 'conv5', 'fc1']\n"
+        "    w = trial.suggest_int('w', 2, 8)\n"
+        "    return Candidate(Architecture('convnet', dict.fromkeys(names, w)))\n"
+    )
+    started: list[str] = []
+    planter.search(
+        study,
+        out=tmp_path / "run",
+        overrides=[f"sample={{space: '{space}:space', trials: 3}}", "evolve.trials=3"],
+        observe=lambda now: started.append(now.event) if now.kind == "start" else None,
+    )
+    order = [event[0] for event in started if event[0] in "se" and event[1].isdigit()]
+    assert order == ["s", "e"] * 3
