@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -30,15 +30,35 @@ def whole_number(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def owner_of(name: str, widths: Container[str]) -> str | None:
+    """The width an inner one follows unless it is given: `group1_1.conv1` that of its stage where
+    `group1_1` is among `widths`, else `group1`. None where it would follow none of them."""
+    stage, dot, _ = name.partition(".")
+    owners = (stage, re.sub(r"_\d+\Z", "", stage)) if dot else ()
+    return next((owner for owner in owners if owner in widths), None)
+
+
+def width_in(widths: Mapping[str, int], name: str) -> int:
+    """The width of a name: as given, or its owner's (see `owner_of`). Raises ValueError, naming the
+    widths, where it has neither."""
+    if name in widths:
+        return widths[name]
+    owner = owner_of(name, widths)
+    if owner is None:
+        raise ValueError(f"{name!r} is not a width; widths are {', '.join(widths)}")
+    return widths[owner]
+
+
 @dataclass(frozen=True)
 class Architecture:
     """A network before it is built: what is saved, searched, grown and compared.
 
     `widths` names everything that can grow (channels of a convolution, units of a fully connected
-    layer); names that start with "fc" are fully connected. `options` are the builder's keyword
-    arguments (`classes`, `image`, ...). `pipelines` maps a name to the data of another way through
-    the network, e.g. `{"cut2": {"before": "conv3", "kernel": 2, "stride": 2}}`. Numpy's numbers
-    become plain ones, and widths such as 8.0 whole ones.
+    layer); names that start with "fc" are fully connected. Inner widths of a block, such as
+    `group1_1.conv1`, are among them only where they differ from the one they follow. `options` are
+    the builder's keyword arguments (`classes`, `image`, ...). `pipelines` maps a name to the data
+    of another way through the network, e.g. `{"cut2": {"before": "conv3", "kernel": 2, "stride":
+    2}}`. Numpy's numbers become plain ones, and widths such as 8.0 whole ones.
     """
 
     builder: str
@@ -78,11 +98,25 @@ class Architecture:
     def __hash__(self) -> int:
         return hash(self.key())
 
+    def width(self, name: str) -> int:
+        """The channels of a width by name. One inside a block (`group1_1.conv1`) that is not given
+        is as wide as its stage, where that is a width, or its group (`group1`).
+
+        Which inner widths there are the builder knows (`planter.backbones.free_widths`). Raises
+        ValueError for a name that is no width and follows none.
+        """
+        return width_in(self.widths, name)
+
     def widen(self, name: str, channels: int) -> Architecture:
-        """The same network with `channels` more channels in layer `name`."""
-        if name not in self.widths:
-            raise ValueError(f"{name!r} is not a width; widths are {', '.join(self.widths)}")
-        return replace(self, widths={**self.widths, name: self.widths[name] + channels})
+        """The same network with `channels` more channels in layer `name`, and in all that follow
+        it: inner widths that are not given. Raises ValueError as `width` does."""
+        return replace(self, widths={**self.widths, name: self.width(name) + channels})
+
+    def overlap(self, one: str, other: str) -> bool:
+        """Whether to widen one of two widths widens the other with it: that is not given, and
+        follows it."""
+        pairs = ((one, other), (other, one))
+        return any(a not in self.widths and owner_of(a, self.widths) == b for a, b in pairs)
 
     def to_dict(self) -> dict[str, Any]:
         return {

@@ -6,8 +6,8 @@ import hashlib
 import importlib
 import inspect
 import marshal
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import CodeType
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from planter.arch import Architecture
+from planter.arch import Architecture, owner_of, width_in
 from planter.backbones import (
     alexnet,
     cifar_quick,
@@ -36,13 +36,16 @@ __all__ = [
     "Builder",
     "StagedNet",
     "build_backbone",
+    "canonical",
     "convolutions",
     "find_builder",
     "free_widths",
     "full_widths",
     "import_object",
+    "inner_widths",
     "is_known",
     "source_key",
+    "told_widths",
     "with_data_options",
 ]
 
@@ -54,11 +57,16 @@ class Builder:
 
     `branch` makes an auxiliary classifier of copied blocks: a function `stages, after, channels,
     widths, kind=, **options -> network`, where `stages` are the network's, on the meta device.
+
+    `inner` names widths inside its stages, STAGE.LAYER such as `group1_1.conv1`: a list, or a
+    function of the options. Unless it is given, each is as wide as its owner: the stage, where that
+    is a width, or the group (`group1`). `build_backbone` hands the function all of them.
     """
 
     function: Callable[..., nn.Module]
     widths: Mapping[str, int] | Callable[..., Mapping[str, int]] | None
     branch: Callable[..., nn.Module] | None = None
+    inner: Callable[..., Sequence[str]] | Sequence[str] | None = None
 
     def default_widths(self, options: Mapping[str, Any]) -> dict[str, int]:
         """The widths under these options. Raises ValueError where there are none under them."""
@@ -68,6 +76,16 @@ class Builder:
             return dict(self.widths(**options))
         except TypeError as error:
             raise ValueError(f"no widths with options {dict(options)}: {error}") from error
+
+    def inner_names(self, options: Mapping[str, Any]) -> list[str]:
+        """Names of the inner widths under these options. Raises ValueError where there are none
+        under them."""
+        if not callable(self.inner):
+            return list(self.inner or ())
+        try:
+            return list(self.inner(**options))
+        except TypeError as error:
+            raise ValueError(f"no inner widths with options {dict(options)}: {error}") from error
 
     def options(self) -> set[str]:
         """Names of the keyword options the function takes."""
@@ -86,14 +104,15 @@ BUILDERS: dict[str, Builder] = {
     "cifar_quick": Builder(cifar_quick.cifar_quick, cifar_quick.WIDTHS),
     "alexnet": Builder(alexnet.alexnet, alexnet.WIDTHS),
     "vgg16": Builder(vgg.vgg16, vgg.widths),
-    "resnet": Builder(resnet.resnet, resnet.WIDTHS, resnet.branch),
-    "resnet18": Builder(resnet.resnet18, resnet.WIDTHS18, resnet.branch18),
-    "wrn": Builder(wrn.wrn, wrn.widths, wrn.branch),
+    "resnet": Builder(resnet.resnet, resnet.WIDTHS, resnet.branch, resnet.inner),
+    "resnet18": Builder(resnet.resnet18, resnet.WIDTHS18, resnet.branch18, resnet.inner18),
+    "wrn": Builder(wrn.wrn, wrn.widths, wrn.branch, wrn.inner),
     "densenet": Builder(densenet.densenet, densenet.WIDTHS, densenet.branch),
     "mobilenet": Builder(mobilenet.mobilenet, mobilenet.WIDTHS, mobilenet.branch),
 }
 
 _DATA_OPTIONS = {"classes", "image"}
+_LISTED = 6
 
 
 def import_object(place: str) -> Any:
@@ -113,7 +132,7 @@ def import_object(place: str) -> Any:
 def find_builder(key: str) -> Builder:
     """The builder of that name, torchvision's model as "torchvision:resnet18", or the function at
     "my_pkg.nets:build" (default widths: its attribute `widths`, if it has one: a mapping, or a
-    function of the options)."""
+    function of the options; inner ones: its attribute `inner`, a list or a function likewise)."""
     if key in BUILDERS:
         return BUILDERS[key]
     if key.startswith(torchvision_nets.PREFIX):
@@ -121,7 +140,8 @@ def find_builder(key: str) -> Builder:
         return Builder(torchvision_nets.torchvision_net(name), None, torchvision_branch.branch)
     if ":" in key:
         function = import_object(key)
-        return Builder(function, getattr(function, "widths", {}))
+        inner = getattr(function, "inner", None)
+        return Builder(function, getattr(function, "widths", {}), inner=inner)
     raise ValueError(
         f"unknown builder {key!r}; builders are {', '.join(BUILDERS)}, torchvision's as "
         "'torchvision:resnet18', or your own as 'my_pkg.nets:build'"
@@ -188,7 +208,9 @@ def full_widths(
 ) -> dict[str, int]:
     """Every width of a builder by name: its defaults under the options, with those given put in.
 
-    One number stands for every convolution; fully connected layers then keep their default.
+    One number stands for every convolution; fully connected layers then keep their default. An
+    inner width (`group1_1.conv1`) is there only where one is given that differs from its owner's:
+    equal networks have equal widths. Raises ValueError for a width that the builder does not have.
     """
     builder = find_builder(key)
     if builder.widths is None and widths is not None and widths != {}:
@@ -199,20 +221,80 @@ def full_widths(
             raise ValueError(f"builder {key!r} names no default widths; give each width by name")
         return {**full, **dict.fromkeys(convolutions(full), widths)}
     given = dict(widths or {})
-    if full and (unknown := sorted(set(given) - set(full))):
-        raise ValueError(f"{key} has no width {', '.join(unknown)}; widths are {', '.join(full)}")
-    return {**full, **given}
+    merged = {**full, **given}
+    if set(given) <= set(full):
+        return merged
+    inner = _owners(key, merged, options or {})
+    if full and (unknown := sorted(set(given) - set(full) - set(inner))):
+        told = _told(full, inner)
+        raise ValueError(f"{key} has no width {', '.join(unknown)}; widths are {told}")
+    followed = {name for name, owner in inner.items() if merged.get(name) == merged[owner]}
+    return {name: width for name, width in merged.items() if name not in followed}
+
+
+def _owners(key: str, widths: Mapping[str, int], options: Mapping[str, Any]) -> dict[str, str]:
+    """The inner widths of a builder, each with the one among `widths` that it follows."""
+    builder = find_builder(key)
+    names = builder.inner_names(options)
+    own = builder.default_widths(options) if names else {}
+    owners: dict[str, str] = {}
+    for name in (name for name in names if name not in own):
+        owner = owner_of(name, widths)
+        if owner is None:
+            raise ValueError(
+                f"inner width {name!r} of {key} follows no width: a name is STAGE.LAYER, where the "
+                f"stage is a width, or one and a number (group1_1); widths are {', '.join(widths)}"
+            )
+        owners[name] = owner
+    return owners
+
+
+def _told(widths: Iterable[str], inner: Iterable[str]) -> str:
+    """Names of widths for a message; of many inner ones the first and the last."""
+    within = list(inner)
+    told = ", ".join(name for name in widths if name not in within)
+    if len(within) > _LISTED:
+        return f"{told}, and {len(within)} inner ones, {within[0]} ... {within[-1]}"
+    return f"{told}, and inner ones, {', '.join(within)}" if within else told
+
+
+def inner_widths(architecture: Architecture) -> dict[str, str]:
+    """The owner of each inner width of an architecture, by name: what it is as wide as unless it is
+    given. Raises ValueError as `full_widths` does."""
+    key, options = architecture.builder, architecture.options
+    return _owners(key, full_widths(key, architecture.widths, options), options)
 
 
 def free_widths(architecture: Architecture) -> dict[str, int]:
-    """Every free width of an architecture by its finest name."""
-    return full_widths(architecture.builder, architecture.widths, architecture.options)
+    """Every width that can be set of an architecture's builder, by its finest name: those of
+    `full_widths`, then the inner ones, which are their owners' unless given. Raises ValueError as
+    `full_widths` does."""
+    full = full_widths(architecture.builder, architecture.widths, architecture.options)
+    inner = inner_widths(architecture)
+    owners = {name: width for name, width in full.items() if name not in inner}
+    return {**owners, **{name: width_in(full, name) for name in inner}}
+
+
+def told_widths(architecture: Architecture) -> str:
+    """The names of an architecture's free widths, for a message."""
+    return _told(free_widths(architecture), inner_widths(architecture))
+
+
+def canonical(architecture: Architecture) -> Architecture:
+    """The same network without inner widths that are their owners': equal networks have equal
+    keys. Raises ValueError as `full_widths` does."""
+    given = architecture.widths
+    if not any("." in name for name in given):
+        return architecture
+    full = full_widths(architecture.builder, given, architecture.options)
+    return replace(architecture, widths={name: given[name] for name in given if name in full})
 
 
 def with_data_options(
     architecture: Architecture, classes: int, image: Sequence[int]
 ) -> Architecture:
-    """The architecture with every width named and the data's facts (`classes`, `image`) put in."""
+    """The architecture with every width named, but for inner ones that are their owners', and the
+    data's facts (`classes`, `image`) put in."""
     return Architecture(
         architecture.builder,
         full_widths(architecture.builder, architecture.widths, architecture.options),
@@ -239,10 +321,11 @@ def build_backbone(architecture: Architecture, seed: int = 0) -> nn.Module:
         )
     options = {name: value for name, value in architecture.options.items() if name in takes}
     widths = full_widths(architecture.builder, architecture.widths, architecture.options)
+    every = free_widths(architecture)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            return builder.function(widths, **options)
+            return builder.function(every, **options)
         except ValueError:
             raise
         except Exception as error:  # a builder may be the user's code, its options are

@@ -71,15 +71,25 @@ def reduced(plan: Plan, kind: str) -> Plan:
     return plan
 
 
+def first_convolutions(groups: Iterable[str], blocks: int) -> list[str]:
+    """The names of the inner widths of groups of `blocks` blocks: `group1_1.conv1`, ..."""
+    return [f"{group}_{i + 1}.conv1" for group in groups for i in range(blocks)]
+
+
 def grouped_blocks(
-    channels: int, plan: Plan, block: Callable[[int, int, int], nn.Module]
+    channels: int,
+    plan: Plan,
+    block: Callable[[int, int, int, int], nn.Module],
+    inner: Mapping[str, int] | None = None,
 ) -> OrderedDict[str, nn.Module]:
-    """The residual blocks of a plan by name (`group1_1`, ...), each `block(inputs, width, stride)`.
-    Every group but the backbone's first begins with stride 2."""
+    """The residual blocks of a plan by name (`group1_1`, ...), each `block(inputs, inner width,
+    width, stride)`; `inner` holds inner widths that differ from the block's, by name
+    (`group1_1.conv1`). Every group but the backbone's first begins with stride 2."""
     blocks: OrderedDict[str, nn.Module] = OrderedDict()
     for group, widths in plan.items():
         for i, width in enumerate(widths):
-            stride = 2 if i == 0 and group != "group1" else 1
-            blocks[f"{group}_{i + 1}"] = block(channels, width, stride)
+            stage, stride = f"{group}_{i + 1}", 2 if i == 0 and group != "group1" else 1
+            within = (inner or {}).get(f"{stage}.conv1", width)
+            blocks[stage] = block(channels, within, width, stride)
             channels = width
     return blocks

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from planter.backbones.branch_plan import (
     Plan,
+    first_convolutions,
     grouped_blocks,
     groups_left,
     reduced,
@@ -23,6 +24,16 @@ from planter.backbones.staged import StagedNet, mean_head
 WIDTHS = {"stem": 16, "group1": 16, "group2": 32, "group3": 64}
 WIDTHS18 = {"stem": 64, "group1": 64, "group2": 128, "group3": 256, "group4": 512}
 _GROUPS, _GROUPS18 = list(WIDTHS)[1:], list(WIDTHS18)[1:]
+
+
+def inner(*, depth: int = 32, **_: object) -> list[str]:
+    """The first convolution of each block of a `resnet`."""
+    return first_convolutions(_GROUPS, _blocks(depth))
+
+
+def inner18(**_: object) -> list[str]:
+    """The first convolution of each block of a `resnet18`."""
+    return first_convolutions(_GROUPS18, 2)
 
 
 def resnet(
@@ -40,15 +51,14 @@ def resnet(
     takes every second pixel and pads with zero channels (option A of the paper, sec. 4.2), or is a
     1x1 convolution with batch norm (option B).
     """
-    if not isinstance(depth, int) or depth < 8 or (depth - 2) % 6:
-        raise ValueError(f"depth of a resnet is 6 n + 2 (8, 14, 20, 26, 32, ...), got {depth!r}")
+    blocks = _blocks(depth)
     if shortcut not in ("pad", "conv"):
         raise ValueError(f"shortcut of a resnet is 'pad' or 'conv', got {shortcut!r}")
     _check_image("resnet", image, 4)
     stages: OrderedDict[str, nn.Module] = OrderedDict()
     stages["stem"] = _stem(image[0], widths["stem"], kernel=3, stride=1)
-    plan = {group: [widths[group]] * ((depth - 2) // 6) for group in _GROUPS}
-    stages.update(grouped_blocks(widths["stem"], plan, partial(Block, shortcut=shortcut)))
+    plan = {group: [widths[group]] * blocks for group in _GROUPS}
+    stages.update(grouped_blocks(widths["stem"], plan, partial(Block, shortcut=shortcut), widths))
     return StagedNet(nn.Sequential(stages), mean_head(widths["group3"], classes))
 
 
@@ -75,7 +85,7 @@ def resnet18(
         first.add_module("pool", nn.MaxPool2d(3, 2, padding=1))
         stages["stem"] = first
     plan = {group: [widths[group]] * 2 for group in _GROUPS18}
-    stages.update(grouped_blocks(widths["stem"], plan, partial(Block, shortcut="conv")))
+    stages.update(grouped_blocks(widths["stem"], plan, partial(Block, shortcut="conv"), widths))
     return StagedNet(nn.Sequential(stages), mean_head(widths["group4"], classes))
 
 
@@ -93,7 +103,7 @@ def branch(
 ) -> nn.Sequential:
     """DKS's auxiliary classifier of the map behind stage `after` of a `resnet`."""
     left = groups_left(stages, after, _GROUPS)
-    plan = released_plan({group: widths[group] for group in left}, (depth - 2) // 6)
+    plan = released_plan({group: widths[group] for group in left}, _blocks(depth))
     return _branch(channels, reduced(plan, kind), shortcut, classes)
 
 
@@ -114,13 +124,16 @@ def branch18(
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions with batch norm, around them a shortcut, ReLU after the sum."""
+    """Two 3x3 convolutions with batch norm, `inner` channels between them, around them a shortcut,
+    ReLU after the sum."""
 
-    def __init__(self, channels: int, out_channels: int, stride: int, shortcut: str) -> None:
+    def __init__(
+        self, channels: int, inner: int, out_channels: int, stride: int, shortcut: str
+    ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(channels, out_channels, 3, stride, padding=1, bias=False)
-        self.norm1 = nn.BatchNorm2d(out_channels)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(channels, inner, 3, stride, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(inner)
+        self.conv2 = nn.Conv2d(inner, out_channels, 3, padding=1, bias=False)
         self.norm2 = nn.BatchNorm2d(out_channels)
         self.relu = nn.ReLU()  # a module: planter.cost counts those for macs_all
         self.shortcut: nn.Module
@@ -149,6 +162,13 @@ class PaddedShortcut(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         picked = x[:, :, :: self.stride, :: self.stride]
         return functional.pad(picked, [0, 0, 0, 0, 0, self.missing])
+
+
+def _blocks(depth: int) -> int:
+    """How many blocks each group of a `resnet` has."""
+    if not isinstance(depth, int) or depth < 8 or (depth - 2) % 6:
+        raise ValueError(f"depth of a resnet is 6 n + 2 (8, 14, 20, 26, 32, ...), got {depth!r}")
+    return (depth - 2) // 6
 
 
 def _stem(channels: int, out_channels: int, *, kernel: int, stride: int) -> nn.Sequential:

@@ -8,7 +8,13 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from planter.backbones.branch_plan import grouped_blocks, groups_left, reduced, released_plan
+from planter.backbones.branch_plan import (
+    first_convolutions,
+    grouped_blocks,
+    groups_left,
+    reduced,
+    released_plan,
+)
 from planter.backbones.staged import StagedNet, mean_head
 
 _GROUPS = ("group1", "group2", "group3")
@@ -19,6 +25,11 @@ def widths(*, widen: int = 10, **_: object) -> dict[str, int]:
     if type(widen) is not int or widen < 1:
         raise ValueError(f"widen of a wrn is a whole number >= 1, got {widen!r}")
     return {"stem": 16, "group1": 16 * widen, "group2": 32 * widen, "group3": 64 * widen}
+
+
+def inner(*, depth: int = 28, **_: object) -> list[str]:
+    """The first convolution of each block."""
+    return first_convolutions(_GROUPS, _blocks(depth))
 
 
 def wrn(
@@ -37,10 +48,7 @@ def wrn(
     given by name; `dropout` stands between the two convolutions of a block.
     """
     channels, height, width = image
-    if not isinstance(depth, int) or depth < 10 or (depth - 4) % 6:
-        raise ValueError(
-            f"depth of a wrn is 6 n + 4 with n >= 1 (10, 16, 22, 28, ...), got {depth!r}"
-        )
+    blocks = _blocks(depth)
     if min(height, width) < 4:
         raise ValueError(
             f"image {channels}x{height}x{width} is too small for wrn: "
@@ -48,8 +56,8 @@ def wrn(
         )
     stages: OrderedDict[str, nn.Module] = OrderedDict()
     stages["stem"] = nn.Conv2d(channels, widths["stem"], 3, padding=1, bias=False)
-    plan = {group: [widths[group]] * ((depth - 4) // 6) for group in _GROUPS}
-    stages.update(grouped_blocks(widths["stem"], plan, partial(Block, dropout=dropout)))
+    plan = {group: [widths[group]] * blocks for group in _GROUPS}
+    stages.update(grouped_blocks(widths["stem"], plan, partial(Block, dropout=dropout), widths))
     return StagedNet(nn.Sequential(stages), mean_head(widths["group3"], classes, norm=True))
 
 
@@ -70,24 +78,36 @@ def branch(
     20,145,060 parameters after group1 of WRN-28-10 with 100 classes, 107,464,420 after group2.
     """
     left = groups_left(stages, after, _GROUPS)
-    plan = released_plan({group: widths[group] for group in left}, (depth - 4) // 6)
+    plan = released_plan({group: widths[group] for group in left}, _blocks(depth))
     plan = reduced(plan, kind)
     head = mean_head(plan[left[-1]][-1], classes, norm=True)
     blocks = grouped_blocks(channels, plan, partial(Block, dropout=dropout))
     return nn.Sequential(OrderedDict(blocks, head=head))
 
 
-class Block(nn.Module):
-    """Two 3x3 convolutions, each behind batch norm and ReLU, around them a shortcut: the identity,
-    or a 1x1 convolution of the activated input where channels or size change."""
+def _blocks(depth: int) -> int:
+    """How many blocks each group has."""
+    if not isinstance(depth, int) or depth < 10 or (depth - 4) % 6:
+        raise ValueError(
+            f"depth of a wrn is 6 n + 4 with n >= 1 (10, 16, 22, 28, ...), got {depth!r}"
+        )
+    return (depth - 4) // 6
 
-    def __init__(self, channels: int, out_channels: int, stride: int, dropout: float) -> None:
+
+class Block(nn.Module):
+    """Two 3x3 convolutions, each behind batch norm and ReLU, `inner` channels between them, around
+    them a shortcut: the identity, or a 1x1 convolution of the activated input where channels or
+    size change."""
+
+    def __init__(
+        self, channels: int, inner: int, out_channels: int, stride: int, dropout: float
+    ) -> None:
         super().__init__()
         self.norm1 = nn.BatchNorm2d(channels)
-        self.conv1 = nn.Conv2d(channels, out_channels, 3, stride, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(out_channels)
+        self.conv1 = nn.Conv2d(channels, inner, 3, stride, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(inner)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(inner, out_channels, 3, padding=1, bias=False)
         self.shortcut = (
             nn.Conv2d(channels, out_channels, 1, stride, bias=False)
             if channels != out_channels or stride != 1

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from planter.arch import owner_of, width_in
+
 if TYPE_CHECKING:
     from planter.front.points import Point
 
@@ -63,7 +65,7 @@ def difference(this: Point, other: Point) -> str:
     in training; whether it shares weights."""
     mine, its = this.architecture, other.architecture
     parts = _changes({"": mine["builder"]}, {"": its["builder"]})
-    parts += _changes(_options(mine), _options(its)) + _changes(mine["widths"], its["widths"])
+    parts += _changes(_options(mine), _options(its)) + _changes(*_same_names(mine, its))
     if this.pipeline != other.pipeline:
         parts.append(f"{this.pipeline} -> {other.pipeline}")
     else:
@@ -74,6 +76,16 @@ def difference(this: Point, other: Point) -> str:
     forms = ({"kernels in training": form_text(point.kernels)} for point in (this, other))
     parts = parts or ["the same network, trained otherwise"]
     return ", ".join([*parts, *_changes(*forms)])
+
+
+def _same_names(*architectures: Mapping[str, Any]) -> list[dict[str, int]]:
+    """The widths of each, with the inner ones that another gives."""
+    each = [architecture["widths"] for architecture in architectures]
+    names = dict.fromkeys(name for widths in each for name in widths)
+    return [
+        {name: width_in(widths, name) for name in names if name in widths or owner_of(name, widths)}
+        for widths in each
+    ]
 
 
 def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from planter.arch import Architecture
+from planter.backbones import canonical
 from planter.data import Split
 from planter.edits.freeze import freeze_inherited_, thaw_
 from planter.edits.grouping import regrouped
@@ -56,7 +58,7 @@ def plant(
     An architecture with pipelines takes `Pipelines` as parent and grows all of its ways.
     """
     check_init(filters, outgoing)
-    wider = architecture.widen(layer, channels)
+    wider = canonical(architecture.widen(layer, channels))
     child = _grown(wider, parent, seed, outgoing)
     if filters == "zero":
         zero_filters_(child, parent)
@@ -100,16 +102,36 @@ def merge(
     architecture: Architecture, parent: nn.Module, plants: Sequence[tuple[Architecture, nn.Module]]
 ) -> tuple[Architecture, nn.Module]:
     """One network with several plants of one parent, each in a layer of its own, as it was
-    trained: filters of one plant do not read the channels of another."""
+    trained: filters of one plant do not read the channels of another.
+
+    Raises ValueError for two plants of which one has channels where the other has its own: in
+    `group1` and in an inner width that follows it."""
+    grown = _grown_widths(architecture, [wider for wider, _ in plants])
+    for one, other in combinations(grown, 2):
+        if architecture.overlap(one, other):
+            raise ValueError(
+                f"plants in {one} and {other} cannot be merged: one follows the other, and both "
+                "have channels of their own in it"
+            )
     wider = architecture
-    for grown, _ in plants:
-        for name, width in grown.widths.items():
-            if width > architecture.widths[name]:
-                wider = wider.widen(name, width - architecture.widths[name])
+    for name, channels in grown.items():
+        wider = wider.widen(name, channels)
+    wider = canonical(wider)
     network = _grown(wider, parent, 0, "zero")
     for _, child in plants:
         inherit_weights(network, child, "random")
     return wider, network
+
+
+def _grown_widths(architecture: Architecture, wider: Iterable[Architecture]) -> dict[str, int]:
+    """How many channels more the wider ones of an architecture have, by the name of the width."""
+    grown: dict[str, int] = {}
+    for other in wider:
+        # A width may be given in one alone: it follows another, or has come to be as wide.
+        for name in {**architecture.widths, **other.widths}:
+            if other.width(name) > architecture.width(name):
+                grown[name] = other.width(name) - architecture.width(name)
+    return grown
 
 
 def _starts_equal(

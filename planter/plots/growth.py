@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from planter.arch import width_in
 from planter.plots.style import AXIS, LAYOUT
 
 
@@ -95,11 +96,10 @@ def growth_figure(name: str, rows: Sequence[Mapping[str, Any]]) -> go.Figure:
     )
     along = [0, *info.rounds]
     widths = [_widths(network) for network in info.networks]
-    grown = [w for w in widths[0] if any(each[w] != widths[0][w] for each in widths)]
-    for layer in grown:
+    for layer, course in _grown(widths).items():
         figure.add_bar(
             x=along,
-            y=[each[layer] for each in widths],
+            y=course,
             name=layer,
             hovertemplate=f"{escape(layer)}: %{{y}}<extra>round %{{x}}</extra>",
             row=2,
@@ -144,6 +144,14 @@ def growth_figure(name: str, rows: Sequence[Mapping[str, Any]]) -> go.Figure:
 def _widths(row: Mapping[str, Any]) -> dict[str, int]:
     pairs = (part.rpartition("=") for part in row["widths"].split())
     return {layer: int(width) for layer, _, width in pairs}
+
+
+def _grown(networks: Sequence[Mapping[str, int]]) -> dict[str, list[int]]:
+    """The widths that grew, from network to network, by name: inner ones are their owners' where
+    they are not given."""
+    names = dict.fromkeys(name for widths in networks for name in widths)
+    courses = {name: [width_in(widths, name) for widths in networks] for name in names}
+    return {name: course for name, course in courses.items() if len(set(course)) > 1}
 
 
 def _told(row: Mapping[str, Any] | None) -> str:

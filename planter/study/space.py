@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 from torch import Tensor
 
 from planter.arch import Architecture, plain_numbers, whole_number
+from planter.backbones import canonical
 from planter.kernels.forms import Kernels
 from planter.networks.branches import SIMPLE, default_kind
 from planter.networks.norms import NormMode, check_norm_mode
@@ -98,9 +99,9 @@ class Candidate:
     @property
     def grown(self) -> Architecture:
         """The architecture with all plants."""
-        grown = self.architecture
+        grown = canonical(self.architecture)
         for layer, channels in self.plants:
-            grown = grown.widen(layer, channels)
+            grown = canonical(grown.widen(layer, channels))
         return grown
 
     @property

@@ -13,10 +13,10 @@ from typing import TypeVar
 import torch
 
 from planter.arch import Architecture
-from planter.backbones import convolutions, find_builder, full_widths
+from planter.backbones import find_builder, full_widths
 from planter.costs.macs import Cost, cost
 from planter.data import TORCHVISION, Data, load_data
-from planter.driver.checking.growable import Hindrance, hindrance
+from planter.driver.checking.growable import layers_to_plant, named_layers
 from planter.driver.checking.importable import REMEDY, only_here
 from planter.driver.checking.saved import given_teacher, saved_network, starts_of
 from planter.driver.checking.space import Drawn, check_space
@@ -31,7 +31,6 @@ from planter.driver.trials.networks import (
 )
 from planter.edits.expand import check_growing
 from planter.kernels.forms import form_of
-from planter.networks.assembly import build_network
 from planter.study.findings import NO_TEACHER, Findings
 from planter.study.schema import Study, StudyError
 from planter.study.section import Network, Widths
@@ -113,7 +112,7 @@ def prepare(study: Study, *, elsewhere: bool = False, begun: bool = False) -> Pr
         start = _network(study, study.plant, study.plant.start, data, "plant", found)
         if start is not None:
             networks["start"] = Planned(start, study.recipe)
-            layers = _layers(study, start, found)
+            layers = layers_to_plant(study.plant, start, found)
             form = study.plant.kernels or "plain"
             found.attempt("plant.kernels", form, partial(check_growing, start, form))
             limits = limits_of(study, study.plant)
@@ -202,9 +201,9 @@ def _names(study: Study, found: Findings) -> None:
         full = found.attempt(
             place, f"{builder} {widths}", partial(full_widths, builder, widths, section.options)
         )
-        for layer in study.plant.layers or [] if place == "plant" and study.plant else []:
-            if full and layer not in full:
-                found.add("plant.layers", layer, f"widths of {builder}: {', '.join(full)}")
+        if full and place == "plant" and study.plant is not None:
+            start = Architecture(builder, full, section.options)
+            named_layers(study.plant.layers or [], start, found)
     if (sample := study.sample) is not None:
         found.attempt(
             "sample.space",
@@ -281,35 +280,6 @@ def _teacher(study: Study, data: Data, fingerprint: str, found: Findings) -> Arc
         found.add("teacher", "neither builder nor model", "one of them")
         return None
     return _network(study, settings, settings.widths, data, "teacher", found)
-
-
-def _layers(study: Study, start: Architecture, found: Findings) -> list[str]:
-    assert study.plant is not None
-    place, layers = "plant.layers", study.plant.layers
-    if layers == []:
-        found.add(place, "none", f"some of {', '.join(start.widths)}; or null, every convolution")
-        return []
-    if layers is None:
-        layers = convolutions(start.widths)
-    if len(set(layers)) < len(layers):
-        found.add(place, ", ".join(layers), "each of them once")
-        return []
-    if not layers:
-        found.add("plant", f"{start.builder} without widths to grow", "a builder that names widths")
-    parent = build_network(start)
-    refused: dict[str, Hindrance] = {}
-    for layer in layers:
-        if layer not in start.widths:
-            found.add(place, layer, f"widths of {start.builder}: {', '.join(start.widths)}")
-            continue
-        check = partial(hindrance, study.plant, start, parent, layer, check_network)
-        if (reason := found.attempt(place, layer, check)) is not None:
-            refused[layer] = reason
-    others = len(refused) < len(layers)
-    advice = "leave it out of plant.layers" if others else "another builder: no layer can grow"
-    for layer, reason in refused.items():
-        found.tell(place, layer, reason.told + ("" if reason.has_remedy else f"; {advice}"))
-    return list(layers)
 
 
 def _importable(

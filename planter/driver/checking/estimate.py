@@ -127,7 +127,7 @@ def _round_seconds(settings: Plant, prepared: Prepared) -> float:
                 architecture,
                 start,
                 layer,
-                channels_to_plant(architecture.widths[layer], settings.channels, settings.multiple),
+                channels_to_plant(architecture.width(layer), settings.channels, settings.multiple),
                 seed=0,
             )[1]
             for layer in prepared.layers

@@ -1,19 +1,23 @@
-"""Whether a layer can be planted in by the study's own step, and what step could be."""
+"""Which layers are planted in: whether one can be by the study's own step, what step could be."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from torch import nn
 
 from planter.arch import Architecture
+from planter.backbones import convolutions, free_widths, inner_widths, told_widths
+from planter.driver.trials.networks import check_network
 from planter.edits.freeze import check_norms
 from planter.edits.grouping import is_grouped
 from planter.networks.assembly import build, build_network, build_without_data
 from planter.networks.cut_points import image_of
 from planter.planting.plants import channels_to_plant, plant
 from planter.planting.starts import check_learns
+from planter.study.findings import Findings
 from planter.study.schema import Plant
 from planter.study.space import Candidate
 
@@ -27,6 +31,45 @@ class Hindrance(NamedTuple):
     told: str
     built: bool
     has_remedy: bool = False
+
+
+def named_layers(layers: Sequence[str], start: Architecture, found: Findings) -> list[str]:
+    """Those that are widths of the initial network, inner ones too; others are told."""
+    free = found.attempt("plant", start.builder, partial(free_widths, start))
+    if free is None:
+        return []
+    for layer in layers:
+        if layer not in free:
+            found.add("plant.layers", layer, f"widths of {start.builder}: {told_widths(start)}")
+    return [layer for layer in layers if layer in free]
+
+
+def layers_to_plant(settings: Plant, start: Architecture, found: Findings) -> list[str]:
+    """The widths of the initial network that may grow: those named, or every convolution but inner
+    ones. What cannot be planted in is told."""
+    place, layers = "plant.layers", settings.layers
+    if layers == []:
+        found.add(place, "none", f"some of {told_widths(start)}; or null, every convolution")
+        return []
+    if layers is None:
+        inner = inner_widths(start)
+        layers = [name for name in convolutions(start.widths) if name not in inner]
+    if len(set(layers)) < len(layers):
+        found.add(place, ", ".join(layers), "each of them once")
+        return []
+    if not layers:
+        found.add("plant", f"{start.builder} without widths to grow", "a builder that names widths")
+    parent = build_network(start)
+    refused: dict[str, Hindrance] = {}
+    for layer in named_layers(layers, start, found):
+        check = partial(hindrance, settings, start, parent, layer, check_network)
+        if (reason := found.attempt(place, layer, check)) is not None:
+            refused[layer] = reason
+    others = len(refused) < len(layers)
+    advice = "leave it out of plant.layers" if others else "another builder: no layer can grow"
+    for layer, reason in refused.items():
+        found.tell(place, layer, reason.told + ("" if reason.has_remedy else f"; {advice}"))
+    return list(layers)
 
 
 def hindrance(
@@ -77,7 +120,7 @@ def _refused(
     """Why steps in a multiple cannot be planted."""
     # Two steps where channels stand in groups: the second may be divided otherwise.
     for _ in range(2 if is_grouped(parent) else 1):
-        width = start.widths[layer]
+        width = start.width(layer)
         channels = channels_to_plant(width, settings.channels, multiple)
         step = f"{width} -> {width + channels} channels"
         try:

@@ -11,6 +11,7 @@ from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from planter.arch import Architecture
+from planter.backbones import canonical
 from planter.driver.proposers.planting_rows import planting_table, point_of, row_id
 from planter.driver.proposers.proposer import Notice, Proposer, SearchContext
 from planter.driver.storage.open_rows import write_attributes
@@ -214,13 +215,13 @@ class Rounds(Proposer):
             return [self._row(number, "start", 0)]
         point = point_of(self._parent)
         assert point is not None
-        widths = point.architecture["widths"]
+        network = Architecture.from_dict(point.architecture)
         settings = self._settings
         rows = [
             self._row(
                 number,
                 layer,
-                channels_to_plant(widths[layer], settings.channels, settings.multiple),
+                channels_to_plant(network.width(layer), settings.channels, settings.multiple),
             )
             for layer in self._layers
         ]
@@ -291,7 +292,7 @@ class Rounds(Proposer):
         wider = Architecture.from_dict(point.architecture)
         for layer, more in channels.items():
             wider = wider.widen(layer, more)
-        return wider
+        return canonical(wider)
 
     def _improving(
         self, rows: Sequence[FrozenTrial], bar: float | None = None
@@ -304,6 +305,7 @@ class Rounds(Proposer):
         before = None if self._parent is None else point_of(self._parent)
         if bar is None:
             bar = math.inf if before is None else before.loss
+        parent = None if before is None else Architecture.from_dict(before.architecture)
         added = None
         if before is not None and math.isfinite(bar) and self._settings.accept != "loss":
             what = "macs" if self._settings.accept == "loss_per_mac" else "params"
@@ -312,6 +314,11 @@ class Rounds(Proposer):
         for name in accept(losses, bar, added, most=len(losses)):
             if len(chosen) == self._settings.per_round:
                 break
+            layer = by_id[name].params["layer"]
+            if parent is not None and any(
+                parent.overlap(layer, other) for other in _channels(chosen)
+            ):
+                continue  # the plants would have channels in one place
             together = _channels([*chosen, by_id[name]])
             if before is None or max(self._weigh(together).beyond.values(), default=0.0) <= 0:
                 chosen.append(by_id[name])

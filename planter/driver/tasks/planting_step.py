@@ -104,7 +104,7 @@ class PlantingStep:
         """How many planted channels answer to some image; None where that cannot be told."""
         network = child.detach("base") if isinstance(child, Pipelines) else child
         return live_channels(
-            network, layer, self.architecture.widths[layer], self.context.data.train
+            network, layer, self.architecture.width(layer), self.context.data.train
         )
 
     def shared_macs(self) -> int:

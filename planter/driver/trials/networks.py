@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from planter.arch import Architecture, whole_number
-from planter.backbones import convolutions, full_widths, with_data_options
+from planter.backbones import convolutions, full_widths, inner_widths, with_data_options
 from planter.data import Data
 from planter.edits.expand import check_kernels
 from planter.kernels.forms import Kernels
@@ -50,8 +50,8 @@ def network_of(study: Study, section: Network, data: Data, widths: Widths | None
 
 
 def baseline_id(study: Study, baseline: Baseline) -> str:
-    """`b-NAME`, or `b-widthN` where every convolution has width N, else the widths in a row, or the
-    builder where it has none."""
+    """`b-NAME`, or `b-widthN` where every convolution has width N, else the widths in a row, those
+    of inner ones behind their names, or the builder where it has none."""
     if baseline.name is not None:
         return f"b-{baseline.name}"
     widths = full_widths(builder_of(study, baseline), baseline.widths, baseline.options)
@@ -60,7 +60,9 @@ def baseline_id(study: Study, baseline: Baseline) -> str:
     different = {widths[name] for name in convolutions(widths)}
     if len(different) == 1:
         return f"b-width{different.pop()}"
-    return "b-width" + "-".join(str(width) for width in widths.values())
+    inner = inner_widths(Architecture(builder_of(study, baseline), widths, baseline.options))
+    named = (f"{name}-{width}" if name in inner else f"{width}" for name, width in widths.items())
+    return "b-width" + "-".join(named)
 
 
 def candidate_architecture(drawn: object, study: Study, data: Data) -> Architecture:
