@@ -25,8 +25,8 @@ name: kin
 data: {name: digits, subset: 200, validation: 0.25}
 teacher:
   builder: convnet
-  widths: {conv1: 6, conv2: 6, conv3: 6, conv4: 6, conv5: 6, fc1: 12}
-  recipe: {epochs: 12, batch: 25, optimizer: adam, lr: 0.01}
+  widths: {conv1: 12, conv2: 12, conv3: 12, conv4: 12, conv5: 12, fc1: 16}
+  recipe: {epochs: 15, batch: 15, optimizer: adam, lr: 0.005, schedule: onecycle}
 recipe: {epochs: 2, batch: 50, optimizer: adam, lr: 0.01}
 evolve:
   trials: 5

@@ -100,7 +100,10 @@ class Schedule:
         """Why nothing more is trained though something is left, in words."""
         if (spent := self.spent()) is not None or not self.left():
             return spent
-        return "budget.train_macs has less left than any training would take that is left"
+        return (
+            "nothing that is left can begin: there is no network to begin with, or it would take "
+            "more than is left of budget.train_macs"
+        )
 
     def left(self) -> int:
         """Jobs still to be finished, at most; the running ones are among them."""

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor, nn
 
 from planter.arch import Architecture
-from planter.backbones import with_data_options
 from planter.costs.macs import cost
-from planter.networks.cut_points import image_of
+
+MEASURED_IMAGES = 2048
+"""Training images that edits are measured on, at most."""
 
 
 class EditError(ValueError):
@@ -78,13 +79,6 @@ def alone(architecture: Architecture, pipeline: str) -> Architecture:
     """The architecture with that pipeline, and no other beside base."""
     ways = {name: way for name, way in architecture.pipelines.items() if name == pipeline}
     return replace(architecture, pipelines=ways)
-
-
-def canonical(architecture: Architecture) -> Architecture:
-    """The architecture with the widths that its name for a network has, so that equal networks have
-    equal keys."""
-    classes = architecture.options["classes"]
-    return with_data_options(architecture, classes, image_of(architecture))
 
 
 def gradient_sums(sums: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from planter.arch import Architecture
+from planter.backbones import canonical
 from planter.channels.groups import Group, network_without_data, with_widths
 from planter.edits.narrow import widths_of
-from planter.evolution.edit import EditError, canonical, macs_of
+from planter.evolution.edit import EditError, macs_of
 
 _HALVINGS = 14
 """Of the interval in which the factor of all sizes is searched."""

@@ -13,7 +13,7 @@ from planter.arch import Architecture
 from planter.driver.proposers.proposer import SearchContext
 from planter.driver.trials.cost import training_macs
 from planter.evolution.cut import Cut
-from planter.evolution.edit import Edit, EditError, macs_of
+from planter.evolution.edit import MEASURED_IMAGES, Edit, EditError, macs_of
 from planter.evolution.grow import Grow
 from planter.evolution.shrink import Shrink
 from planter.evolution.table import to_data
@@ -28,6 +28,8 @@ from planter.networks.cut_points import cuts, find_entry
 _BETTER_TRAINED = 0.005
 """Accuracy that further training is taken to bring, before there are children to learn it from."""
 _PLAIN = "plain"
+_PASSES = {"taylor": 3.0, "measured": 30.0}
+"""Forward passes of the parent, about, that a rule takes for each image it is measured on."""
 
 
 @dataclass(frozen=True)
@@ -224,18 +226,19 @@ class Selection:
         them."""
         allowed = {*self._settings.parents, "evolve"}
         points = [p for p in self._context.book.points if p.method in allowed]
-        if not points:
-            return []
-        mask = pareto_front([(p.values[METRIC], p.values[COST]) for p in points])
-        front = [point for point, on in zip(points, mask, strict=True) if on]
-        found = []
-        for point in front:
-            if (why := self.gone(point.id)) is None:
-                found.append(point)
-            elif point.id not in self._gone:
-                self._gone.add(point.id)
-                self._told.append(f"{point.id} has no children, others have: {why}")
-        return found
+        while points:
+            mask = pareto_front([_place(point) for point in points])
+            front = [point for point, on in zip(points, mask, strict=True) if on]
+            gone = {point.id: why for point in front if (why := self.gone(point.id)) is not None}
+            if not gone:
+                return front
+            # Those behind them stand in for them.
+            points = [point for point in points if point.id not in gone]
+            for name, why in gone.items():
+                if name not in self._gone:
+                    self._gone.add(name)
+                    self._told.append(f"{name} has no children, others have: {why}")
+        return []
 
     def _options(
         self,
@@ -245,6 +248,7 @@ class Selection:
         left: Left,
     ) -> list[_Option]:
         forecast = Forecast([_place(p) for p in parents])
+        pool = self._pool_macs()
         found = []
         for parent in parents:
             for edit, macs in self._edits(params, parent):
@@ -252,7 +256,7 @@ class Selection:
                 accuracy = forecast.accuracy(macs)
                 accuracy += self._surprises.expected(str(params["edit"]), prior)
                 place = Place(min(max(accuracy, 0.0), 1.0), macs)
-                cost = self._train_macs(macs)
+                cost = self._train_macs(macs) + self._edit_macs(params, parent) + pool
                 value = self._worth(place, cost, running, left)
                 found.append(_Option(parent, edit, place, cost, value))
         promising = [option for option in found if option.worth > 0]
@@ -304,11 +308,26 @@ class Selection:
         if self._limit is None or macs <= self._limit:
             yield edit, float(macs)
 
+    def _edit_macs(self, params: Mapping[str, Any], parent: Point) -> int:
+        """What an edit is expected to take itself."""
+        rule = params.get(f"{params['edit']}_rule")
+        return int(_PASSES.get(str(rule), 0) * MEASURED_IMAGES * parent.values[COST])
+
     def _train_macs(self, macs: float) -> int:
-        guided = self._settings.kd is not None and self._settings.kd.weight > 0
-        teacher = self._context.prepared.teacher_macs if guided else 0
         images = len(self._context.prepared.data.train)
-        return training_macs(int(macs), self._recipe, images, teacher)
+        return training_macs(int(macs), self._recipe, images, self._teacher_macs())
+
+    def _pool_macs(self) -> int:
+        """What the teacher's logits of a pool of views are still to take, of the first child."""
+        views = self._recipe.augment.views
+        trials = (point.trial for point in self._context.book.points if point.parent)
+        if views is None or next(trials, None) is not None:
+            return 0
+        return views * len(self._context.prepared.data.train) * self._teacher_macs()
+
+    def _teacher_macs(self) -> int:
+        guided = self._settings.kd is not None and self._settings.kd.weight > 0
+        return self._context.prepared.teacher_macs if guided else 0
 
     def _worth(self, place: Place, train_macs: int, running: Sequence[Place], left: Left) -> float:
         front = [*map(_place, self._context.book.front), *running]

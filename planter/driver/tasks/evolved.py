@@ -14,7 +14,7 @@ from planter.data import Split
 from planter.driver.tasks.context import Context
 from planter.driver.tasks.whole import class_loss, of_batch, train_whole
 from planter.driver.trials.jobs import Job, Outcome, seed_of
-from planter.evolution.edit import Individual, Measured, gradient_sums
+from planter.evolution.edit import MEASURED_IMAGES, Individual, Measured, gradient_sums
 from planter.evolution.table import apply_all, from_data
 from planter.evolution.whole import Reform
 from planter.kernels.forms import form_names, form_of
@@ -25,8 +25,6 @@ from planter.planting.round import Loss, train_round
 from planter.training.loop import evaluate
 from planter.training.recipe import Recipe
 
-_MEASURED_IMAGES = 2048
-"""Training images that importance and short planting rounds are measured on."""
 _ROUND = Recipe(
     epochs=2, batch=64, optimizer="adam", lr=0.005, weight_decay=0.0, schedule="onecycle"
 )
@@ -145,7 +143,7 @@ class _Bench:
     def _chosen(self) -> Tensor:
         train = self.context.data.train
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(self.seed))
-        return order[:_MEASURED_IMAGES].to(train.labels.device)
+        return order[:MEASURED_IMAGES].to(train.labels.device)
 
     @cached_property
     def _images(self) -> Split:
