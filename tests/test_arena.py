@@ -77,6 +77,18 @@ def test_the_chain_meets_every_size_from_below(arena: Any) -> None:
         assert planter.cost(network, (3, 16, 16)).macs == _macs(network)
 
 
+def test_the_hypervolume_is_that_of_the_issue_and_the_teacher_adds_none(arena: Any) -> None:
+    """Issue 17, the row by halves: 0.929; its macs are told to two digits."""
+    covered, teacher = arena("counting").covered, 12_501_632
+    table = {6.1: 77.4, 3.1: 74.2, 1.5: 72.7, 0.71: 67.5, 0.35: 58.5}
+    points = [{"macs": 1e6 * macs, "test": test / 100} for macs, test in table.items()]
+    assert covered(points, teacher) == pytest.approx(0.929, abs=0.005)
+    with_teacher = [*points, {"macs": teacher, "test": 0.77}]
+    assert covered(with_teacher, teacher) == pytest.approx(covered(points, teacher))
+    # Without the smallest, which is at 2.8 % of the teacher's macs.
+    assert covered(points, teacher, 0.03) == pytest.approx(covered(points[:4], teacher))
+
+
 def _line(way: str, seed: int, points: list[tuple[float, int]]) -> dict[str, Any]:
     return {
         "task": "cifar10",

@@ -77,7 +77,7 @@ def _grown(network: nn.Module, macs: int, arena: Arena) -> nn.Module:
     return network
 
 
-def _grow_(network: nn.Module, neurons: int, step: int, arena: Arena, *, everywhere: bool) -> None:
+def _grow_(network: Any, neurons: int, step: int, arena: Arena, *, everywhere: bool) -> None:
     """New inner channels where the loss falls, to the first order."""
     train = arena.data.train
     generator = torch.Generator().manual_seed(1000 * arena.seed + step)
