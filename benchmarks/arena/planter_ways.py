@@ -50,11 +50,15 @@ def run(arena: Arena, variant: str) -> None:
         "budget.train_macs": total - arena.teacher_train_macs,
     }
     if variant != "sample":
-        settings["evolve.recipe"] = task.child_recipe.model_dump()
+        recipe = task.child_recipe.model_dump()
+        if variant != "evolve-asked":
+            # The teacher answers once for a pool of views, not in every step of every child.
+            recipe["augment"]["views"] = task.views
+        settings["evolve.recipe"] = recipe
     if variant == "small":
         settings |= _small_end(arena)
     between = Between()
-    study = variant.removesuffix("-less")
+    study = variant.partition("-")[0]
     document = planter.search(
         STUDIES / f"{study}.yaml",
         out=arena.out / "run",
@@ -65,8 +69,8 @@ def run(arena: Arena, variant: str) -> None:
 
 
 def _small_end(arena: Arena) -> dict[str, Any]:
-    """The smallest network of the way `scratch` is where growth begins; points as large as the
-    teacher are beyond the bounds, so that it is no parent: it guides, its weights are not used."""
+    """The smallest network of the way `scratch` is where growth begins; the teacher guides, its
+    weights are not used."""
     widths = arena.task.architecture(arena.data, arena.task.scratch[-1]).widths
     distilled = {"weight": 1.0, "temperature": arena.task.temperature}
     start = {
@@ -76,7 +80,7 @@ def _small_end(arena: Arena) -> dict[str, Any]:
         "widths": dict(widths),
         "kd": distilled,
     }
-    return {"baselines": [start], "objectives.bounds.macs": arena.teacher_macs - 1}
+    return {"baselines": [start]}
 
 
 def _take(arena: Arena, document: dict[str, Any], between: Between) -> None:

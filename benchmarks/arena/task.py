@@ -48,6 +48,8 @@ class Task:
     scratch: tuple[int, ...] = (11, 8, 6, 4, 3)
     denominator: int = 16
     temperature: float = 2.0
+    views: int = 16
+    """Of each image, in planter's pools."""
 
     @property
     def scratch_recipe(self) -> Recipe:

@@ -41,6 +41,12 @@ WAYS = {
         evolves=True,
         full_budget=False,
     ),
+    "planter-evolve-asked": Way(
+        "planter evolve, the teacher asked in every step",
+        "planter_ways",
+        "evolve-asked",
+        evolves=True,
+    ),
     "planter-small": Way(
         "planter evolve from the small end", "planter_ways", "small", evolves=True
     ),
