@@ -30,6 +30,14 @@ def test_below_the_cheapest_it_falls_faster_than_between_the_cheapest_two():
     assert forecast.accuracy(1.0) == 0.0
 
 
+def test_points_below_the_hull_lag_and_say_nothing():
+    forecast = Forecast([*FRONT, Place(0.62, 2e6), Place(0.695, 2e6)])
+    assert forecast.accuracy(2e6) == pytest.approx(0.7)
+    assert forecast.lags(Place(0.62, 2e6))
+    assert not forecast.lags(Place(0.695, 2e6))
+    assert not any(map(forecast.lags, FRONT))
+
+
 def test_dominated_points_say_nothing():
     assert Forecast([*FRONT, Place(0.2, 2e6)]).accuracy(2e6) == pytest.approx(0.7)
     with pytest.raises(ValueError, match="nothing is trained"):

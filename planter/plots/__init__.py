@@ -6,6 +6,7 @@ from planter.plots.files import drawing_code, figure_part, write_html, write_ima
 from planter.plots.front import FrontInfo, Series, front_figure, front_info
 from planter.plots.growth import GrowthInfo, growth_figure, growth_info
 from planter.plots.history import HistoryLine, history_figure, importance_figure
+from planter.plots.lineage import lineage_figure
 
 __all__ = [
     "Figure",
@@ -21,6 +22,7 @@ __all__ = [
     "growth_info",
     "history_figure",
     "importance_figure",
+    "lineage_figure",
     "write_html",
     "write_image",
 ]

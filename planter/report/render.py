@@ -13,6 +13,7 @@ from planter.plots import (
     growth_figure,
     history_figure,
     importance_figure,
+    lineage_figure,
 )
 from planter.plots.pages import rendered
 from planter.report.contents import Report
@@ -23,6 +24,7 @@ from planter.report.tables import (
     data_tables,
     differences_table,
     front_table,
+    lineage_table,
     pipelines_table,
     summary,
     versions_table,
@@ -62,6 +64,9 @@ def _figures(report: Report) -> dict[str, str]:
     if report.growth:
         growth = growth_figure(report.run.front["study"], report.growth)
         drawn["planting"] = figure_part(growth.update_layout(title=None, margin_t=30), "820px")
+    if any(row.get("parent") for row in report.run.front["points"]):
+        lineages = lineage_figure(report.run.front["points"])
+        drawn["lineage"] = figure_part(lineages, "540px")
     if report.importances is not None:
         drawn["parameters"] = figure_part(importance_figure(report.importances.shares))
     return drawn
@@ -74,6 +79,7 @@ def _tables(report: Report) -> dict[str, Table]:
         "pipelines": pipelines_table(report.run.front),
         "cost": cost_table(report.run),
         "versions": versions_table(report.environment),
+        "lineage": lineage_table(report.run.front),
     }
     if report.control is not None:
         tables["control"] = control_table(report.run, report.control)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any, NamedTuple
 
+from planter.front.lineage import edits_text
 from planter.front.methods import METHODS, is_searched
 from planter.report.contents import Facts
 from planter.study.quantities import duration
@@ -118,6 +119,24 @@ def pipelines_table(front: Mapping[str, Any]) -> Table:
         "fewest macs",
     ]  # fmt: skip
     return Table(columns, rows)
+
+
+def lineage_table(front: Mapping[str, Any]) -> Table:
+    """How each evolved point of the front came to be, its first ancestor first."""
+    known = {row["id"]: row for row in front["points"]}
+    rows: list[Row] = []
+    for row in front["points"]:
+        if not row["on_front"] or not row.get("parent"):
+            continue
+        steps, at = [], row
+        while at.get("parent"):
+            steps.append(edits_text(at["edits"]))
+            if at["parent"] not in known:
+                break
+            at = known[at["parent"]]
+        first = at.get("parent") or at["id"]
+        rows.append([row["id"], "; ".join([first, *steps[::-1]])])
+    return Table(["point", "lineage"], rows, words=("point", "lineage"))
 
 
 def cost_table(run: Facts) -> Table:

@@ -250,7 +250,10 @@ class Selection:
         forecast = Forecast([_place(p) for p in parents])
         pool = self._pool_macs()
         found = []
+        smaller = params["edit"] in ("shrink", "cut")
         for parent in parents:
+            if smaller and forecast.lags(_place(parent)):
+                continue
             for edit, macs in self._edits(params, parent):
                 prior = _BETTER_TRAINED if params["edit"] == "go_on" else 0.0
                 accuracy = forecast.accuracy(macs)
