@@ -4,7 +4,7 @@ KFLO or plain kernels, with or without a teacher.
 Copy this file, edit it, and name it in a study as `sample: {space: my_space.py:space}`.
 """
 
-from planter import Architecture, Candidate, KernelFilter, cuts, takes_stride
+from planter import Architecture, Candidate, KernelFilter, cost, cuts, takes_stride
 
 DEPTHS = [8, 14]
 WIDTHS = [4, 8, 16]
@@ -12,7 +12,18 @@ WIDTHS = [4, 8, 16]
 HEADS = ["none", "fsrcnn"]
 
 
-def space(trial, *, image, classes):
+def affordable_heads(image, classes, teacher_macs):
+    """The image heads that alone cost less than the teacher."""
+    smallest = {"stem": 1, "group1": 1, "group2": 1, "group3": 1}
+    options = {"depth": 8, "image": image, "classes": classes}
+    heads = {name: {"head": name} for name in HEADS if name != "none"}
+    costs = cost(Architecture("resnet", smallest, options, heads)).pipelines
+    return ["none"] + [
+        name for name in heads if teacher_macs is None or costs[name].macs < teacher_macs
+    ]
+
+
+def space(trial, *, image, classes, teacher_macs=None):
     """A resnet with zero to two sub-models, zero to two branches and perhaps an image head."""
     depth = trial.suggest_categorical("depth", DEPTHS)
     width = trial.suggest_categorical("width", WIDTHS)
@@ -50,7 +61,7 @@ def space(trial, *, image, classes):
         chosen = trial.suggest_categorical("synergy", strategies)
         synergy = chosen if chosen != "none" else None
 
-    head = trial.suggest_categorical("head", HEADS)
+    head = trial.suggest_categorical("head", affordable_heads(image, classes, teacher_macs))
     if head != "none":
         pipelines[f"head-{head}"] = {"head": head}
         weights[f"head-{head}"] = trial.suggest_float("head_weight", 0.3, 2.0, log=True)

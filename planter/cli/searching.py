@@ -194,6 +194,8 @@ def check(
         }
         if prepared.drawn is not None and prepared.drawn.within is not None:
             found["within_bounds"] = prepared.drawn.within / prepared.drawn.weighed
+        if prepared.drawn is not None:
+            found["train_macs_of_a_draw"] = prepared.drawn.mean_train_macs
         typer.echo(json.dumps(found, indent=2))
         return
     for line in account.lines() if account is not None else []:
@@ -207,6 +209,12 @@ def check(
     drawn = prepared.drawn
     if drawn is not None and drawn.within is not None:
         out.print(f"\n{drawn.within} of {drawn.weighed} random draws keep to the bounds.")
+    if drawn is not None:
+        mean = f"{drawn.mean_train_macs:.3g}"
+        told = f"\nA random draw takes {mean} multiply-adds of training on average"
+        if (most := checked.budget.train_macs) is not None:
+            told += f", {drawn.mean_train_macs / most:.1%} of the budget"
+        out.print(f"{told}.", soft_wrap=True)
     out.print(
         f"\n{study} is sound. About {duration(seconds)} of training on this machine "
         f"with {worker_count(checked)} workers.\nnext: {_search_of(study, overrides)}",

@@ -212,14 +212,20 @@ Space = Callable[[Any], Candidate]
 
 
 def load_space(
-    place: str, *, image: tuple[int, int, int], classes: int, multiple: int = 1
+    place: str,
+    *,
+    image: tuple[int, int, int],
+    classes: int,
+    multiple: int = 1,
+    teacher_macs: int | None = None,
 ) -> Space:
     """The function `space(trial)` of a shipped space's name or of "file.py:function", its widths
     rounded up to multiples.
 
-    A space may ask for facts of the data by naming keyword arguments: `image` (channels, height,
-    width) and `classes`; what it may do with its trial: see `planter.study.suggestions`. Raises
-    ValueError where there is no such file or function.
+    A space may ask for facts by naming keyword arguments: `image` (channels, height, width) and
+    `classes` of the data, `teacher_macs` of the study's teacher, where it is known (None without
+    one, and where a worker asks again for what was drawn); what it may do with its trial: see
+    `planter.study.suggestions`. Raises ValueError where there is no such file or function.
     """
     file, colon, name = place.rpartition(":")
     if not colon:
@@ -245,7 +251,7 @@ def load_space(
     if not callable(function):
         raise ValueError(f"{path} has no function {name!r}")
     asked = inspect.signature(function).parameters
-    facts = {"image": image, "classes": classes}
+    facts = {"image": image, "classes": classes, "teacher_macs": teacher_macs}
     given = {fact: value for fact, value in facts.items() if fact in asked}
 
     def space(trial: Any) -> Any:

@@ -121,7 +121,8 @@ def prepare(study: Study, *, elsewhere: bool = False, begun: bool = False) -> Pr
             for name, miss in latencies.weigh(limits, start, ["base"]).beyond.items():
                 if miss > 0:
                     found.add("plant.start", f"{miss:.0%} beyond bounds.{name}", "a smaller start")
-    drawn = check_space(study, data, found)
+    teacher_macs = 0 if teacher is None else cost(teacher).macs
+    drawn = check_space(study, data, teacher_macs, found)
     if drawn is not None:
         networks |= {f"sample{i}": planned for i, planned in enumerate(drawn.networks)}
     starts = starts_of(study, data, fingerprint, found)

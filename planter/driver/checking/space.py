@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from statistics import fmean
 from typing import Any
 
 import optuna
@@ -17,7 +18,9 @@ from planter.costs.macs import cost
 from planter.data import Data
 from planter.driver.checking.growable import check_plants
 from planter.driver.proposers.redraws import IN_A_ROW
+from planter.driver.trials.affordable import affordable
 from planter.driver.trials.bounds import LATENCY, excess
+from planter.driver.trials.cost import candidate_macs
 from planter.driver.trials.networks import (
     Planned,
     candidate_architecture,
@@ -46,9 +49,15 @@ class Drawn:
     networks: list[Planned] = field(default_factory=list)
     weighed: int = 0
     within: int | None = None
+    train_macs: list[int] = field(default_factory=list)
+    """What the training of each draw would take."""
+
+    @property
+    def mean_train_macs(self) -> float:
+        return fmean(self.train_macs)
 
 
-def check_space(study: Study, data: Data, found: Findings) -> Drawn | None:
+def check_space(study: Study, data: Data, teacher_macs: int, found: Findings) -> Drawn | None:
     """The study's search space, tried on random trials that are written nowhere; None where there
     is none, or where it has problems, which are `found`."""
     settings = study.sample
@@ -58,20 +67,37 @@ def check_space(study: Study, data: Data, found: Findings) -> Drawn | None:
         _PLACE,
         settings.space,
         lambda: load_space(
-            settings.space, image=data.image, classes=data.classes, multiple=settings.multiple
+            settings.space,
+            image=data.image,
+            classes=data.classes,
+            multiple=settings.multiple,
+            teacher_macs=teacher_macs or None,
         ),
     )
     if space is None:
         return None
+    if ":" not in settings.space:  # those of one's own draw what they say
+        drawn = Drawn(affordable(space, study, data, teacher_macs))
+        try:
+            _try(drawn, study, data, teacher_macs, found)
+            return drawn
+        except _PrunedError as error:
+            found.warnings.append(
+                f"{_PLACE}: no draw of {settings.space} is as cheap as a shipped space is to be; "
+                f"any is trained ({error})"
+            )
+        except ValueError:
+            pass  # told below
     drawn = Drawn(space)
-    return (
-        drawn
-        if found.attempt(_PLACE, settings.space, partial(_try, drawn, study, data, found))
-        else None
-    )
+    tried = partial(_try, drawn, study, data, teacher_macs, found)
+    return drawn if found.attempt(_PLACE, settings.space, tried) else None
 
 
-def _try(drawn: Drawn, study: Study, data: Data, found: Findings) -> bool:
+class _PrunedError(ValueError):
+    """The space raised TrialPruned again and again."""
+
+
+def _try(drawn: Drawn, study: Study, data: Data, teacher_macs: int, found: Findings) -> bool:
     """Raises ValueError for what is wrong with the space."""
     limits = {k: v for k, v in study.objectives.bounds.limits().items() if k != LATENCY}
     drawn.within = 0 if limits else None
@@ -84,6 +110,10 @@ def _try(drawn: Drawn, study: Study, data: Data, found: Findings) -> bool:
             _check_repeats(drawn.space, params, planned, study, data)
             found.warnings += [text for text in candidate.warnings if text not in found.warnings]
         drawn.weighed += 1
+        images = len(data.train)
+        drawn.train_macs.append(
+            candidate_macs(candidate, planned.architecture, planned.recipe, images, teacher_macs)
+        )
         fits = not limits or _within(limits, planned, candidate)
         if limits and fits:
             drawn.within = (drawn.within or 0) + 1
@@ -105,14 +135,14 @@ def _draws(space: Space, seed: int) -> Iterator[tuple[optuna.trial.Trial, Candid
     """Random draws that the space does not prune. Raises ValueError where it prunes too many in a
     row, draws nothing, or raises anything else."""
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
-    pruned = 0
+    pruned, why = 0, ""
     while pruned < IN_A_ROW:
         trial = study.ask()
         try:
             candidate = space(trial)
-        except optuna.TrialPruned:
+        except optuna.TrialPruned as error:
             study.tell(trial, state=optuna.trial.TrialState.PRUNED)
-            pruned += 1
+            pruned, why = pruned + 1, str(error)
             continue
         except Exception as error:  # the user's code
             raise ValueError(f"raised {type(error).__name__}: {error}") from error
@@ -128,7 +158,10 @@ def _draws(space: Space, seed: int) -> Iterator[tuple[optuna.trial.Trial, Candid
             )
         pruned = 0
         yield trial, candidate
-    raise ValueError(f"it raised TrialPruned for {pruned} random draws in a row: let more through")
+    told = f" (the last: {why})" if why else ""
+    raise _PrunedError(
+        f"it raised TrialPruned for {pruned} random draws in a row{told}: let more through"
+    )
 
 
 def _planned(candidate: Candidate, study: Study, data: Data, *, check: bool) -> Planned:
