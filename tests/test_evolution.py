@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from planter import Architecture
 from planter.backbones import full_widths, with_data_options
 from planter.evolution.cut import Cut
+from planter.evolution.depth import Deepen, Remove
 from planter.evolution.edit import EditError, Individual, Measured
 from planter.evolution.grow import Grow
 from planter.evolution.shrink import Shrink
@@ -204,6 +205,52 @@ def test_edits_are_data_and_a_lineage_can_be_done_again():
 def test_edits_of_another_version_are_refused(data, told):
     with pytest.raises(EditError, match=told):
         from_data([data])
+
+
+@pytest.mark.parametrize(
+    ("key", "options"), [("resnet", CONV8), ("resnet", PAD8), ("wrn", {"depth": 10, "widen": 1})]
+)
+@pytest.mark.parametrize("group", ["group1", "group2", "group3"])
+def test_a_block_more_starts_as_its_parents_function_and_taken_out_again_is_the_parent(
+    key, options, group
+):
+    parent = individual(key, options)
+    child, _ = Deepen(group).apply(parent, Bench())
+    assert counted(child) == child.macs > parent.macs
+    images = torch.randn(4, 3, 16, 16)
+    assert torch.allclose(child.network(images), parent.network(images), atol=1e-6)
+    back, _ = Remove(group).apply(child, Bench())
+    assert back.architecture.options["blocks"] == [1, 1, 1]
+    for name, tensor in parent.network.state_dict().items():
+        assert torch.equal(tensor, back.network.state_dict()[name])
+
+
+def test_blocks_learn_after_they_started_as_the_identity():
+    child, _ = Deepen("group2").apply(individual("resnet", CONV8), Bench())
+    child.network.train()(torch.randn(4, 3, 16, 16)).square().sum().backward()
+    assert child.network.get_submodule("group2_2.norm2").weight.grad.abs().sum() > 0
+
+
+def test_blocks_that_are_not_there_are_refused():
+    resnet = individual("resnet", CONV8).architecture
+    with pytest.raises(EditError, match="one block"):
+        Remove("group1").check(resnet, "base")
+    with pytest.raises(EditError, match="groups are group1, group2, group3"):
+        Deepen("group9").check(resnet, "base")
+    with pytest.raises(EditError, match="no blocks"):
+        Deepen("group1").check(individual("convnet").architecture, "base")
+    late = individual("resnet", CONV8, pipelines={"sub": {"before": "group3_1"}}, pipeline="sub")
+    with pytest.raises(EditError, match="groups are group3"):
+        Deepen("group1").check(late.architecture, "sub")
+
+
+def test_blocks_of_a_group_are_an_option():
+    plain = individual("resnet", {"depth": 14})
+    same = individual("resnet", {"depth": 14, "blocks": [2, 2, 2]})
+    for name, tensor in plain.network.state_dict().items():
+        assert torch.equal(tensor, same.network.state_dict()[name])
+    with pytest.raises(ValueError, match="blocks are 3 whole numbers"):
+        individual("resnet", {"depth": 14, "blocks": [2, 0, 2]})
 
 
 def test_going_on_is_the_same_network():

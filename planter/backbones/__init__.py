@@ -61,12 +61,17 @@ class Builder:
     `inner` names widths inside its stages, STAGE.LAYER such as `group1_1.conv1`: a list, or a
     function of the options. Unless it is given, each is as wide as its owner: the stage, where that
     is a width, or the group (`group1`). `build_backbone` hands the function all of them.
+
+    `blocks` is a function of the options that says how many blocks each group has, of a function
+    whose option `blocks` sets them in that order: a list of stages `GROUP_1`, `GROUP_2`, ... that
+    have `start_as_identity_()`. Such blocks can be added and removed (`planter.evolution`).
     """
 
     function: Callable[..., nn.Module]
     widths: Mapping[str, int] | Callable[..., Mapping[str, int]] | None
     branch: Callable[..., nn.Module] | None = None
     inner: Callable[..., Sequence[str]] | Sequence[str] | None = None
+    blocks: Callable[..., Mapping[str, int]] | None = None
 
     def default_widths(self, options: Mapping[str, Any]) -> dict[str, int]:
         """The widths under these options. Raises ValueError where there are none under them."""
@@ -104,9 +109,9 @@ BUILDERS: dict[str, Builder] = {
     "cifar_quick": Builder(cifar_quick.cifar_quick, cifar_quick.WIDTHS),
     "alexnet": Builder(alexnet.alexnet, alexnet.WIDTHS),
     "vgg16": Builder(vgg.vgg16, vgg.widths),
-    "resnet": Builder(resnet.resnet, resnet.WIDTHS, resnet.branch, resnet.inner),
+    "resnet": Builder(resnet.resnet, resnet.WIDTHS, resnet.branch, resnet.inner, resnet.blocks),
     "resnet18": Builder(resnet.resnet18, resnet.WIDTHS18, resnet.branch18, resnet.inner18),
-    "wrn": Builder(wrn.wrn, wrn.widths, wrn.branch, wrn.inner),
+    "wrn": Builder(wrn.wrn, wrn.widths, wrn.branch, wrn.inner, wrn.blocks),
     "densenet": Builder(densenet.densenet, densenet.WIDTHS, densenet.branch),
     "mobilenet": Builder(mobilenet.mobilenet, mobilenet.WIDTHS, mobilenet.branch),
 }
@@ -141,7 +146,8 @@ def find_builder(key: str) -> Builder:
     if ":" in key:
         function = import_object(key)
         inner = getattr(function, "inner", None)
-        return Builder(function, getattr(function, "widths", {}), inner=inner)
+        blocks = getattr(function, "blocks", None)
+        return Builder(function, getattr(function, "widths", {}), inner=inner, blocks=blocks)
     raise ValueError(
         f"unknown builder {key!r}; builders are {', '.join(BUILDERS)}, torchvision's as "
         "'torchvision:resnet18', or your own as 'my_pkg.nets:build'"

@@ -7,7 +7,7 @@ down-samplings before it. A plan names the groups and gives the width of each of
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from torch import nn
 
@@ -71,9 +71,22 @@ def reduced(plan: Plan, kind: str) -> Plan:
     return plan
 
 
-def first_convolutions(groups: Iterable[str], blocks: int) -> list[str]:
-    """The names of the inner widths of groups of `blocks` blocks: `group1_1.conv1`, ..."""
-    return [f"{group}_{i + 1}.conv1" for group in groups for i in range(blocks)]
+def first_convolutions(blocks: Mapping[str, int]) -> list[str]:
+    """The names of the inner widths of groups of so many blocks: `group1_1.conv1`, ..."""
+    return [f"{group}_{i + 1}.conv1" for group, count in blocks.items() for i in range(count)]
+
+
+def counted_blocks(groups: Sequence[str], each: int, given: Sequence[int] | None) -> dict[str, int]:
+    """The blocks of each group: `each`, or those given in the groups' order. Raises ValueError for
+    what is no such list."""
+    counts = [each] * len(groups) if given is None else list(given)
+    whole = all(type(count) is int and count > 0 for count in counts)
+    if len(counts) != len(groups) or not whole:
+        raise ValueError(
+            f"blocks are {len(groups)} whole numbers >= 1, those of {', '.join(groups)}; "
+            f"got {given!r}"
+        )
+    return dict(zip(groups, counts, strict=True))
 
 
 def grouped_blocks(

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from planter.backbones.branch_plan import (
     Plan,
+    counted_blocks,
     first_convolutions,
     grouped_blocks,
     groups_left,
@@ -26,14 +27,19 @@ WIDTHS18 = {"stem": 64, "group1": 64, "group2": 128, "group3": 256, "group4": 51
 _GROUPS, _GROUPS18 = list(WIDTHS)[1:], list(WIDTHS18)[1:]
 
 
-def inner(*, depth: int = 32, **_: object) -> list[str]:
+def blocks(*, depth: int = 32, blocks: Sequence[int] | None = None, **_: object) -> dict[str, int]:
+    """The blocks of each group of a `resnet`."""
+    return counted_blocks(_GROUPS, _blocks(depth), blocks)
+
+
+def inner(*, depth: int = 32, blocks: Sequence[int] | None = None, **_: object) -> list[str]:
     """The first convolution of each block of a `resnet`."""
-    return first_convolutions(_GROUPS, _blocks(depth))
+    return first_convolutions(counted_blocks(_GROUPS, _blocks(depth), blocks))
 
 
 def inner18(**_: object) -> list[str]:
     """The first convolution of each block of a `resnet18`."""
-    return first_convolutions(_GROUPS18, 2)
+    return first_convolutions(dict.fromkeys(_GROUPS18, 2))
 
 
 def resnet(
@@ -43,21 +49,23 @@ def resnet(
     image: Sequence[int] = (3, 32, 32),
     depth: int = 32,
     shortcut: Literal["pad", "conv"] = "pad",
+    blocks: Sequence[int] | None = None,
 ) -> StagedNet:
     """ResNet-`depth` for small images: a stem, three groups of (depth - 2) / 6 blocks, each block a
     stage (`group1_1`, ...), mean and one linear layer.
 
     464,154 parameters as ResNet-32 with ten classes. Where channels or size change, the shortcut
     takes every second pixel and pads with zero channels (option A of the paper, sec. 4.2), or is a
-    1x1 convolution with batch norm (option B).
+    1x1 convolution with batch norm (option B). `blocks` are those of each group where they are not
+    as many.
     """
-    blocks = _blocks(depth)
+    counts = counted_blocks(_GROUPS, _blocks(depth), blocks)
     if shortcut not in ("pad", "conv"):
         raise ValueError(f"shortcut of a resnet is 'pad' or 'conv', got {shortcut!r}")
     _check_image("resnet", image, 4)
     stages: OrderedDict[str, nn.Module] = OrderedDict()
     stages["stem"] = _stem(image[0], widths["stem"], kernel=3, stride=1)
-    plan = {group: [widths[group]] * blocks for group in _GROUPS}
+    plan = {group: [widths[group]] * count for group, count in counts.items()}
     stages.update(grouped_blocks(widths["stem"], plan, partial(Block, shortcut=shortcut), widths))
     return StagedNet(nn.Sequential(stages), mean_head(widths["group3"], classes))
 
@@ -144,6 +152,12 @@ class Block(nn.Module):
         else:
             conv = nn.Conv2d(channels, out_channels, 1, stride, bias=False)
             self.shortcut = nn.Sequential(OrderedDict(conv=conv, norm=nn.BatchNorm2d(out_channels)))
+
+    def start_as_identity_(self) -> None:
+        """Makes the block hand on what it gets (a map behind a ReLU, of its own width) until it
+        has learned."""
+        nn.init.zeros_(self.norm2.weight)
+        nn.init.zeros_(self.norm2.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         inner = self.relu(self.norm1(self.conv1(x)))

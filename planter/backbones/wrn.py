@@ -9,6 +9,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from planter.backbones.branch_plan import (
+    counted_blocks,
     first_convolutions,
     grouped_blocks,
     groups_left,
@@ -27,9 +28,14 @@ def widths(*, widen: int = 10, **_: object) -> dict[str, int]:
     return {"stem": 16, "group1": 16 * widen, "group2": 32 * widen, "group3": 64 * widen}
 
 
-def inner(*, depth: int = 28, **_: object) -> list[str]:
+def blocks(*, depth: int = 28, blocks: Sequence[int] | None = None, **_: object) -> dict[str, int]:
+    """The blocks of each group."""
+    return counted_blocks(_GROUPS, _blocks(depth), blocks)
+
+
+def inner(*, depth: int = 28, blocks: Sequence[int] | None = None, **_: object) -> list[str]:
     """The first convolution of each block."""
-    return first_convolutions(_GROUPS, _blocks(depth))
+    return first_convolutions(counted_blocks(_GROUPS, _blocks(depth), blocks))
 
 
 def wrn(
@@ -40,15 +46,17 @@ def wrn(
     depth: int = 28,
     widen: int = 10,
     dropout: float = 0.0,
+    blocks: Sequence[int] | None = None,
 ) -> StagedNet:
     """WRN-`depth`-`widen`: a stem, three groups of (depth - 4) / 6 pre-activated blocks, each block
     a stage (`group1_1`, ...), and batch norm, ReLU, mean and one linear layer.
 
     36,536,884 parameters as WRN-28-10 with 100 classes. `widen` gives the widths that are not
-    given by name; `dropout` stands between the two convolutions of a block.
+    given by name; `dropout` stands between the two convolutions of a block; `blocks` are those of
+    each group where they are not as many.
     """
     channels, height, width = image
-    blocks = _blocks(depth)
+    counts = counted_blocks(_GROUPS, _blocks(depth), blocks)
     if min(height, width) < 4:
         raise ValueError(
             f"image {channels}x{height}x{width} is too small for wrn: "
@@ -56,7 +64,7 @@ def wrn(
         )
     stages: OrderedDict[str, nn.Module] = OrderedDict()
     stages["stem"] = nn.Conv2d(channels, widths["stem"], 3, padding=1, bias=False)
-    plan = {group: [widths[group]] * blocks for group in _GROUPS}
+    plan = {group: [widths[group]] * count for group, count in counts.items()}
     stages.update(grouped_blocks(widths["stem"], plan, partial(Block, dropout=dropout), widths))
     return StagedNet(nn.Sequential(stages), mean_head(widths["group3"], classes, norm=True))
 
@@ -114,6 +122,10 @@ class Block(nn.Module):
             else None
         )
         self.relu = nn.ReLU()  # a module: planter.cost counts those for macs_all
+
+    def start_as_identity_(self) -> None:
+        """Makes the block hand on what it gets (a map of its own width) until it has learned."""
+        nn.init.zeros_(self.conv2.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         active = self.relu(self.norm1(x))

@@ -7,6 +7,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from planter.evolution.cut import Cut
+from planter.evolution.depth import Deepen, Remove
 from planter.evolution.edit import Bench, Edit, EditError, Individual
 from planter.evolution.grow import Grow
 from planter.evolution.shrink import Shrink
@@ -16,6 +17,8 @@ EDITS: dict[str, type[Any]] = {
     "shrink": Shrink,
     "grow": Grow,
     "cut": Cut,
+    "deepen": Deepen,
+    "remove": Remove,
     "go_on": GoOn,
     "reform": Reform,
 }

@@ -48,6 +48,10 @@ def _edit_text(edit: Mapping[str, Any]) -> str:
     if kind == "cut":
         shape = f"kernel {edit['kernel']}, stride {edit['stride']}"
         return f"cut before {edit['before']} ({shape})"
+    if kind == "deepen":
+        return f"a block added to {edit['group']}"
+    if kind == "remove":
+        return f"a block of {edit['group']} removed"
     if kind == "go_on":
         return "trained further"
     if kind == "reform":

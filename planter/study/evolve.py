@@ -10,7 +10,7 @@ from planter.study.samplers import SamplerName
 from planter.study.section import Distillation, Section
 from planter.training.recipe import Recipe
 
-EditName = Literal["shrink", "grow", "cut", "go_on"]
+EditName = Literal["shrink", "grow", "cut", "go_on", "deepen", "remove"]
 ShrinkRule = Literal["even", "magnitude", "norm", "taylor"]
 GrowRule = Literal["even", "measured"]
 _SHORTER = 0.375

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -26,6 +27,8 @@ _MOST_S = 4.0
 _MOST_BYTES = 256e6
 """Of what a timed step keeps for its backward pass; of larger batches a part is timed. The same of
 a network's weights, which a step holds four times (gradients, an optimiser's two moments)."""
+_CHILD = 0.25
+"""Multiply-adds of a child, on average, beside its largest ancestor's."""
 _MOST_MACS = 2e10
 """Multiply-adds of a timed step."""
 
@@ -52,7 +55,24 @@ def estimate_seconds(study: Study, prepared: Prepared) -> float:
     if study.sample is not None and drawn:
         share = 1.0 if study.sample.early_stopping is None else study.sample.early_stopping.share()
         total += share * study.sample.trials * sum(drawn) / len(drawn)
+    total += _children_seconds(study, prepared, seconds)
     return total / max(worker_count(study), 1)
+
+
+def _children_seconds(study: Study, prepared: Prepared, seconds: Mapping[str, float]) -> float:
+    """Seconds of `evolve`, at the pace of the network with most multiply-adds that may have
+    children: half of that one's training for the first, less and less for those that follow."""
+    parents = {n: p for n, p in prepared.networks.items() if not n.startswith("sample")}
+    if study.evolve is None or not parents:
+        return 0.0
+    name = max(parents, key=lambda n: cost(parents[n].architecture).macs)
+    epoch = seconds[name] / parents[name].recipe.epochs
+    children = study.evolve.trials * study.evolve.recipe_of(study.recipe).epochs * _CHILD * epoch
+    most = study.budget.train_macs
+    if most is None or not seconds[name]:
+        return children
+    macs = cost(parents[name].architecture).macs * 3 * len(prepared.data.train)
+    return min(children, most / macs * epoch)
 
 
 class _Pace:

@@ -13,6 +13,7 @@ from planter.arch import Architecture
 from planter.driver.proposers.proposer import SearchContext
 from planter.driver.trials.cost import training_macs
 from planter.evolution.cut import Cut
+from planter.evolution.depth import Deepen, Remove, groups_behind
 from planter.evolution.edit import MEASURED_IMAGES, Edit, EditError, macs_of
 from planter.evolution.grow import Grow
 from planter.evolution.shrink import Shrink
@@ -150,6 +151,8 @@ class Selection:
             trial.suggest_float("cut_depth", 0.0, 1.0)
             trial.suggest_categorical("cut_stride", ["natural", "half"])
             trial.suggest_int("cut_overlap", 0, 2)
+        elif edit in ("deepen", "remove"):
+            trial.suggest_float("block_place", 0.0, 1.0)
         trial.suggest_float("rate", *settings.rate, log=True)
         trial.suggest_categorical("form", settings.forms)
         return dict(trial.params)
@@ -209,6 +212,7 @@ class Selection:
             "cut_depth": 0.0,
             "cut_stride": "natural",
             "cut_overlap": 0,
+            "block_place": 1.0,
         }
         every = [
             option.worth
@@ -250,7 +254,7 @@ class Selection:
         forecast = Forecast([_place(p) for p in parents])
         pool = self._pool_macs()
         found = []
-        smaller = params["edit"] in ("shrink", "cut")
+        smaller = params["edit"] in ("shrink", "cut", "remove")
         for parent in parents:
             if smaller and forecast.lags(_place(parent)):
                 continue
@@ -283,6 +287,8 @@ class Selection:
                 yield Grow(times, str(params["grow_rule"])), times * macs
         elif edit == "cut":
             yield from self._cuts(params, parent)
+        else:
+            yield from self._blocks(params, parent)
 
     def _cuts(self, params: Mapping[str, Any], parent: Point) -> Iterable[tuple[Edit, float]]:
         architecture = Architecture.from_dict(parent.architecture)
@@ -309,6 +315,21 @@ class Selection:
         except EditError:
             return
         if self._limit is None or macs <= self._limit:
+            yield edit, float(macs)
+
+    def _blocks(self, params: Mapping[str, Any], parent: Point) -> Iterable[tuple[Edit, float]]:
+        architecture = Architecture.from_dict(parent.architecture)
+        groups = list(groups_behind(architecture, parent.pipeline))
+        if not groups:
+            return
+        group = groups[min(int(params["block_place"] * len(groups)), len(groups) - 1)]
+        edit = Deepen(group) if params["edit"] == "deepen" else Remove(group)
+        try:
+            macs = macs_of(edit.described(architecture, parent.pipeline), parent.pipeline)
+        except ValueError:
+            return
+        most = min(self._context.reference[1], self._limit or float("inf"))
+        if macs <= most:
             yield edit, float(macs)
 
     def _edit_macs(self, params: Mapping[str, Any], parent: Point) -> int:
