@@ -45,13 +45,14 @@ class Comparison:
 class Report:
     """All that the page says. `comparison` is that with `control`, a second run; `standing` tells
     why a run is not finished; `importances` is None below `enough` trials; `growth` are the rows of
-    planting.csv."""
+    planting.csv; `samplers` the keys of the study's samplers."""
 
     run: Facts
     control: Facts | None
     growth: Sequence[Mapping[str, Any]]
     importances: Importances | None
     enough: int
+    samplers: Sequence[str]
     standing: str | None
     study: str
     environment: Mapping[str, Any]

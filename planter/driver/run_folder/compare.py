@@ -26,8 +26,8 @@ def images_fingerprint(run: Path) -> str | None:
 
 
 def compared(run: Path, other: Path) -> Comparison:
-    """How a second run stands to a first: its random control where it is the same study with the
-    random sampler. Raises ValueError for a folder that is no run."""
+    """How a second run stands to a first: its random control where it is the same study with
+    random samplers alone. Raises ValueError for a folder that is no run."""
     studies = [run_study(folder) for folder in (run, other)]
     images = [images_fingerprint(folder) for folder in (run, other)]
     same_images = None not in images and images[0] == images[1]
@@ -43,10 +43,16 @@ def compared(run: Path, other: Path) -> Comparison:
     if not same_images:
         shown = [one or "not written down" for one in images]
         apart.insert(0, ("images and labels, by fingerprint", *shown))
-    sampler = [None if study.sample is None else study.sample.sampler for study in studies]
-    only = [key for key, *_ in apart] == ["sample.sampler"]
-    control = only and sampler[1] == "random"
+    samplers = samplers_of(studies[1])
+    only = bool(apart) and {key for key, *_ in apart} <= set(samplers)
+    control = only and set(samplers.values()) == {"random"}
     return Comparison(control=control, same_images=same_images, differences=apart)
+
+
+def samplers_of(study: Study) -> dict[str, str]:
+    """The samplers of a study by their keys."""
+    sections = {"sample": study.sample, "evolve": study.evolve}
+    return {f"{name}.sampler": one.sampler for name, one in sections.items() if one is not None}
 
 
 def other_images(runs: Sequence[Path]) -> list[str]:

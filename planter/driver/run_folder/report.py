@@ -13,7 +13,7 @@ import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
-from planter.driver.run_folder.compare import compared
+from planter.driver.run_folder.compare import compared, samplers_of
 from planter.driver.run_folder.read import (
     opened,
     points_in,
@@ -61,6 +61,7 @@ def write_report(run: Path, control: Path | None = None, *, ended: bool = False)
         growth=read_growth(run),
         importances=importances,
         enough=_ENOUGH,
+        samplers=list(samplers_of(study)),
         standing=why,
         study=(run / "study.yaml").read_text(encoding="utf-8"),
         environment=json.loads((run / "environment.json").read_text(encoding="utf-8")),
@@ -107,9 +108,9 @@ def _facts(
 
 
 def _failed(storage: BaseStorage, study: Study) -> int:
-    """Trials of the sampled and planted books that failed."""
+    """Trials of the proposers' books that failed."""
     count = 0
-    for name in (f"{study.name}/sampling", f"{study.name}/planting"):
+    for name in (f"{study.name}/{book}" for book in ("sampling", "planting", "evolve")):
         rows = _rows(storage, name)
         count += sum(row.state == TrialState.FAIL for row in rows)
     return count
