@@ -13,7 +13,7 @@ from torch.nn.utils import prune
 
 from planter import Architecture
 from planter.backbones import full_widths, with_data_options
-from planter.channels.groups import groups, network_without_data, with_widths
+from planter.channels.groups import Axis, Group, groups, network_without_data, with_widths
 from planter.channels.importance import MEASURES, magnitude, norm_scale, taylor
 from planter.edits.narrow import inherit_channels_, widths_of
 from planter.networks.assembly import build_network
@@ -180,6 +180,12 @@ def test_norm_scales_are_those_of_the_norms_behind_a_channel():
     state = network.state_dict()
     got = norm_scale(groups(given_)[1], state, {})
     assert torch.allclose(got, scale.abs().double())
+
+
+def test_norm_scales_behind_a_flattened_map_count_for_their_channel():
+    group = Group(("a",), 2, (Axis("n.weight", 0), Axis("f.weight", 0, 3)))
+    state = {"n.weight": torch.tensor([1.0, -2.0]), "f.weight": torch.arange(6.0)}
+    assert norm_scale(group, state, {}).tolist() == [1 + 0 + 1 + 2, 2 + 3 + 4 + 5]
 
 
 def test_taylor_is_the_change_of_the_loss_to_first_order():

@@ -31,7 +31,7 @@ def norm_scale(
     """The scales of the norms behind a channel (Liu et al., ICCV 2017); group magnitude where no
     norm stands behind it."""
     scales = [
-        state[axis.tensor].double().abs()
+        _by_channel(state[axis.tensor].double().abs(), axis, group.size)
         for axis in group.axes
         if axis.tensor.endswith(".weight") and state[axis.tensor].dim() == 1
     ]
