@@ -217,6 +217,34 @@ def test_every_measure_gives_a_number_for_each_channel_of_each_group():
             assert torch.isfinite(scores).all()
 
 
+GROUPED = """
+from torch import nn
+
+def build(widths, *, classes, image):
+    a, b = widths["a"], widths["b"]
+    layers = [
+        nn.Conv2d(image[0], a, 3), nn.GroupNorm(4 if a % 4 == 0 else 1, a), nn.ReLU(),
+        nn.Conv2d(a, b, 3, groups=4 if {groups} and a % 4 == b % 4 == 0 else 1), nn.BatchNorm2d(b),
+    ]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(b, classes))
+"""
+
+
+def test_layers_whose_groups_follow_from_their_widths_are_asked_at_their_own_size(
+    tmp_path, monkeypatch
+):
+    """A narrow network has no groups there: of its channels any could stand anywhere."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "grouped_norm.py").write_text(GROUPED.replace("{groups}", "False"))
+    (tmp_path / "grouped_conv.py").write_text(GROUPED.replace("{groups}", "True"))
+    options = {"classes": 10, "image": [1, 8, 8]}
+    got = groups(Architecture("grouped_norm:build", {"a": 8, "b": 8}, options))
+    assert {group.widths: group.free for group in got} == {("a",): False, ("b",): True}
+    assert groups(Architecture("grouped_conv:build", {"a": 8, "b": 8}, options)) == []
+    even = groups(Architecture("grouped_conv:build", {"a": 7, "b": 9}, options))
+    assert [group.free for group in even] == [True, True]
+
+
 def test_shapes_are_told_without_data():
     network = network_without_data(architecture("resnet", CONV8), "base")
     assert {p.device.type for p in network.parameters()} == {"meta"}

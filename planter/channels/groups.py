@@ -68,6 +68,8 @@ def groups(architecture: Architecture, pipeline: str = "base") -> list[Group]:
         found = _known_groups(small, pipeline)
     else:
         found = _groups(small, pipeline)
+        if small != plain and not _holds(plain, pipeline, found):
+            found = _groups(plain, pipeline)  # its layers depend on widths, as groups=gcd(width, 8)
     return [replace(group, size=plain.widths[group.widths[0]]) for group in found]
 
 
@@ -90,6 +92,20 @@ def _small(architecture: Architecture) -> Architecture:
     except (ValueError, RuntimeError):
         return architecture  # its builder takes multiples of something, for instance
     return small
+
+
+def _holds(architecture: Architecture, pipeline: str, found: Iterable[Group]) -> bool:
+    """Whether groups that were found of the narrow network are those of this one."""
+    sized = [replace(group, size=architecture.widths[group.widths[0]]) for group in found]
+    shapes = _shapes(architecture, pipeline)
+    if any(
+        shapes[axis.tensor][axis.axis] != axis.repeat * group.size
+        for group in sized
+        for axis in group.axes
+    ):
+        return False
+    free = [group for group in sized if group.free]
+    return _Permutations(architecture, pipeline).keep_the_function(free)
 
 
 def _groups(architecture: Architecture, pipeline: str) -> tuple[Group, ...]:
