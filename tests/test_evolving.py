@@ -9,15 +9,21 @@ from typing import Any
 
 import optuna
 import pytest
+from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState
 
 import planter
 from planter.driver.backends import local
+from planter.driver.checking.check import prepare
 from planter.driver.outcome import SearchFailedError
 from planter.driver.proposers import evolving
-from planter.driver.storage.points import PointBook
+from planter.driver.proposers.evolving import Evolving
+from planter.driver.proposers.proposer import SearchContext
+from planter.driver.storage.points import PointBook, open_storage
 from planter.driver.tasks.context import Context
+from planter.driver.trials.bounds import Latencies
 from planter.networks import checkpoint
+from planter.study.file import StudyFile
 from planter.study.schema import StudyError
 
 STUDY = """
@@ -283,6 +289,32 @@ def test_the_same_failing_child_is_not_tried_again(study, tmp_path, monkeypatch)
     with pytest.raises(SearchFailedError):
         planter.search(study, out=tmp_path / "run", overrides=["evolve.trials=3"])
     assert len(tried) == len(set(tried)) == 3
+
+
+def test_draws_in_vain_beside_a_running_child_are_few(study, whole):
+    """Ray asks several times a second, for as long as the other child trains."""
+    run, found = whole
+    settings = StudyFile.of(study).study(["evolve.edits=[shrink]"])
+    kept = PointBook(open_storage(f"sqlite:///{run}/study.db"), "kin")
+    storage: Any = InMemoryStorage()
+    book = PointBook(storage, "kin")
+    book.add([point for point in kept.points if point.method == "teacher"], {}, {})
+    left, latencies = [1e15], Latencies(settings)
+    proposer = Evolving(
+        SearchContext(
+            settings, storage, prepare(settings), book, found["reference_point"], latencies, 2,
+            run, lambda: left[0],
+        )
+    )  # fmt: skip
+    job = proposer.next()
+    assert job is not None
+    left[0] = 0.0
+    assert [proposer.next() for _ in range(100)] == [None] * 100
+    drawn = optuna.load_study(study_name="kin/evolve", storage=storage).trials
+    assert len(drawn) <= 1 + evolving._DRAWS
+    left[0] = 1e15
+    proposer.finish(job, {"error": "broken on purpose"})
+    assert proposer.next() is not None
 
 
 def test_a_lineage_is_shown(whole, command_in):

@@ -62,6 +62,8 @@ class Evolving(Proposer):
         self._exhausted: Exhausted | None = None
         self._passed = 0
         """Rows in a row that were passed over."""
+        self._resting: tuple[int, int] | None = None
+        """How many points there were, and children on their way, when draws were last in vain."""
         self._done = 0
         rows = self._study.get_trials()
         self._asked = sum(row.state != TrialState.WAITING for row in rows)
@@ -86,10 +88,14 @@ class Evolving(Proposer):
                 return self._handed(row, child)
             self._pass_over(row, gone)
             self._notices.append(Notice(f"{child_id(row.number)} cannot be trained: {gone}"))
+        # Asked all the time, also while every draw is in vain: each one would be another row.
+        if self._running and self._resting == self._standing():
+            return None
         while self._wants_more() and self._selection.possible():
             if (found := self._decided()) is not None:
                 return self._handed(*found)
             if self._running:
+                self._resting = self._standing()
                 return None  # what they become may have children
         return None
 
@@ -176,6 +182,10 @@ class Evolving(Proposer):
     def _wants_more(self) -> bool:
         return self._exhausted is None and self._booked() < self._settings.trials
 
+    def _standing(self) -> tuple[int, int]:
+        """What decides on whether a child can come of draws."""
+        return len(self._context.book.points), len(self._running)
+
     def _handed(self, row: FrozenTrial, child: Offspring) -> Job:
         name = child_id(row.number)
         self._running[name] = (row, child)
@@ -187,14 +197,16 @@ class Evolving(Proposer):
         running = [child.place for _, child in self._running.values()]
         left = Left(self._context.macs_left(), self._settings.trials - self._booked())
         promise = self._selection.promise(running, left)
+        in_vain = 0
         while True:
             trial = self._trial()
             child = self._selection.decided(self._selection.drawn(trial), running, left)
             if isinstance(child, str):
                 self._pass_over(trial, child)
-                if self._running:
+                in_vain += 1
+                if self._running and in_vain >= _DRAWS:
                     return None
-                if self._passed >= _IN_VAIN:
+                if not self._running and self._passed >= _IN_VAIN:
                     self._exhausted = Exhausted(self._why(child), by_bounds=False)
                     return None
                 continue
