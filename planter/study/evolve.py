@@ -56,6 +56,15 @@ class Evolve(Section):
         0.7,
         1.4,
     ]
+    useful: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1,
+            description="share of what the most accurate network has above chance that a child is "
+            "forecast to keep: none is aimed below",
+        ),
+    ] = 0.5
     forms: Annotated[
         list[str],
         Field(min_length=1, description="training forms of the kernels: plain, kflo:2x4, ..."),

@@ -253,6 +253,9 @@ class Selection:
     ) -> list[_Option]:
         forecast = Forecast([_place(p) for p in parents])
         pool = self._pool_macs()
+        chance = self._context.reference[0]
+        best = max(parent.values[METRIC] for parent in parents)
+        least = chance + self._settings.useful * (best - chance)
         found = []
         smaller = params["edit"] in ("shrink", "cut", "remove")
         for parent in parents:
@@ -262,6 +265,8 @@ class Selection:
                 prior = _BETTER_TRAINED if params["edit"] == "go_on" else 0.0
                 accuracy = forecast.accuracy(macs)
                 accuracy += self._surprises.expected(str(params["edit"]), prior)
+                if accuracy < least < best:
+                    continue
                 place = Place(min(max(accuracy, 0.0), 1.0), macs)
                 cost = self._train_macs(macs) + self._edit_macs(params, parent) + pool
                 value = self._worth(place, cost, running, left)
