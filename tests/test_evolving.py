@@ -330,6 +330,28 @@ def test_a_lineage_is_shown(whole, command_in):
     assert "ID --lineage" in told
 
 
+def test_the_report_draws_lineages(whole):
+    run, found = whole
+    page = (run / "report.html").read_text()
+    assert "Lineage" in page
+    for point in children(found):
+        if point["on_front"]:
+            assert f"{point['id']}</td>" in page
+    assert "shrunk to 50% of the macs (even)" in page
+
+
+def test_a_command_begins_with_another_runs_front(study, whole, tmp_path, command_in):
+    file = tmp_path / "next.yaml"
+    file.write_text(STUDY.replace("name: kin", "name: next"))
+    more = ["--set", "evolve.trials=1", "--out", "next", "--continue-from", str(whole[0])]
+    code, shown, told = command_in(tmp_path)("search", "next.yaml", *more)
+    assert code == 0, told
+    assert "a01" in shown
+    code, _, told = command_in(tmp_path)("search", "next.yaml", "--continue-from", "nowhere")
+    assert code == 2
+    assert "nowhere" in told
+
+
 def test_a_sampler_from_the_table_chooses_without_repeating_itself(study, tmp_path):
     found = planter.search(
         study, out=tmp_path / "run", overrides=["evolve.sampler=random", "evolve.trials=8"]
