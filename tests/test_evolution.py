@@ -179,6 +179,8 @@ def test_what_a_network_cannot_take_is_refused_by_its_architecture_alone():
             edit.check(dense.architecture, "base")
     with pytest.raises(EditError, match="expected even, magnitude"):
         Shrink(0.5, "largest").check(small.architecture, "base")
+    with pytest.raises(EditError, match=r"one channel more costs more than 1\.001 times"):
+        Grow(1.001).check(small.architecture, "base")
     with pytest.raises(EditError, match="share"):
         Shrink(1.5).check(small.architecture, "base")
     with pytest.raises(EditError, match="cuts are"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from planter.arch import Architecture
-from planter.channels.groups import Group, groups
+from planter.channels.groups import Group, groups, with_widths
 from planter.edits.inherit import inherit_weights
 from planter.evolution.edit import Bench, EditError, Individual, alone, macs_of
 from planter.evolution.shrink import EVEN
@@ -39,15 +39,24 @@ class Grow:
             raise EditError(
                 f"rule {self.rule!r}: expected {EVEN}, {MEASURED} or a width: {', '.join(names)}"
             )
+        most = self.size * macs_of(architecture, pipeline)
+        wider = (
+            with_widths(architecture, dict.fromkeys(group.widths, group.size + 1))
+            for group in found
+            if self.rule in (EVEN, MEASURED, *group.widths)
+        )
+        if all(macs_of(one, pipeline) > most for one in wider):
+            raise EditError(f"one channel more costs more than {self.size:g} times the macs")
 
     def apply(self, parent: Individual, bench: Bench) -> tuple[Individual, int]:
         self.check(parent.architecture, parent.pipeline)
         found = groups(parent.architecture, parent.pipeline)
-        if self.rule == EVEN:
-            return self._grown(parent, found, found, bench.seed), 0
         if self.rule != MEASURED:
-            group = next(group for group in found if self.rule in group.widths)
-            return self._grown(parent, found, [group], bench.seed), 0
+            growing = [g for g in found if self.rule in (EVEN, *g.widths)]
+            child = self._grown(parent, found, growing, bench.seed)
+            if child.macs <= parent.macs:
+                raise EditError(f"no width can grow within {self.size:g} times the macs")
+            return child, 0
         children = {}
         for group in found:
             try:
