@@ -211,6 +211,15 @@ def test_children_keep_to_the_bound_of_macs(study, tmp_path):
     assert all(p["macs"] <= 9000 and p["within_bounds"] for p in children(found))
 
 
+def test_children_keep_to_the_bound_of_parameters(study, tmp_path):
+    """The first child would have half the teacher's, which are too many."""
+    found = planter.search(
+        study, out=tmp_path / "run", overrides=["objectives.bounds.params=1k", "evolve.trials=4"]
+    )
+    assert len(children(found)) == 4
+    assert all(p["within_bounds"] for p in children(found))
+
+
 def test_a_parent_whose_files_are_gone_has_no_children_and_that_is_told(study, tmp_path):
     run, told = tmp_path / "run", []
     found = planter.search(study, out=run, overrides=["evolve.trials=2"])
@@ -291,30 +300,43 @@ def test_the_same_failing_child_is_not_tried_again(study, tmp_path, monkeypatch)
     assert len(tried) == len(set(tried)) == 3
 
 
-def test_draws_in_vain_beside_a_running_child_are_few(study, whole):
-    """Ray asks several times a second, for as long as the other child trains."""
+def proposer(settings, whole, left):
+    """Of a study whose teacher alone is trained, in memory."""
     run, found = whole
-    settings = StudyFile.of(study).study(["evolve.edits=[shrink]"])
     kept = PointBook(open_storage(f"sqlite:///{run}/study.db"), "kin")
     storage: Any = InMemoryStorage()
-    book = PointBook(storage, "kin")
+    book, latencies = PointBook(storage, "kin"), Latencies(settings)
     book.add([point for point in kept.points if point.method == "teacher"], {}, {})
-    left, latencies = [1e15], Latencies(settings)
-    proposer = Evolving(
+    reference = found["reference_point"]
+    return Evolving(
         SearchContext(
-            settings, storage, prepare(settings), book, found["reference_point"], latencies, 2,
-            run, lambda: left[0],
+            settings, storage, prepare(settings), book, reference, latencies, 2, run,
+            lambda: left[0],
         )
-    )  # fmt: skip
-    job = proposer.next()
+    ), storage  # fmt: skip
+
+
+def test_draws_in_vain_beside_a_running_child_are_few(study, whole):
+    """Ray asks several times a second, for as long as the other child trains."""
+    left = [1e15]
+    settings = StudyFile.of(study).study(["evolve.edits=[shrink]"])
+    evolve, storage = proposer(settings, whole, left)
+    job = evolve.next()
     assert job is not None
     left[0] = 0.0
-    assert [proposer.next() for _ in range(100)] == [None] * 100
+    assert [evolve.next() for _ in range(100)] == [None] * 100
     drawn = optuna.load_study(study_name="kin/evolve", storage=storage).trials
     assert len(drawn) <= 1 + evolving._DRAWS
     left[0] = 1e15
-    proposer.finish(job, {"error": "broken on purpose"})
-    assert proposer.next() is not None
+    evolve.finish(job, {"error": "broken on purpose"})
+    assert evolve.next() is not None
+
+
+def test_networks_that_may_have_children_are_kept_as_long_as_any_are_wanted(study, whole):
+    """Also where they are not on the run's own front: evolve.parents, or bounds, leave that out."""
+    for trials, kept in ((1, {"teacher"}), (0, set())):
+        settings = StudyFile.of(study).study([f"evolve.trials={trials}"])
+        assert proposer(settings, whole, [1e15])[0].needed() == kept
 
 
 def test_a_lineage_is_shown(whole, command_in):

@@ -143,9 +143,11 @@ class Evolving(Proposer):
         return f"more are trained with --set evolve.trials={2 * max(self._settings.trials, 1)}"
 
     def needed(self) -> set[str]:
-        """The parents of children that are still to be trained."""
+        """The parents of children that are still to be trained, and those that may have more: on
+        the run's own front, which is kept anyway, they need not be."""
         open_ = [*self._running.values(), *self._waiting]
-        return {child.parent.partition("/")[0] for _, child in open_}
+        parents = {child.parent.partition("/")[0] for _, child in open_}
+        return parents | (self._selection.parents_kept() if self._wants_more() else set())
 
     def notices(self) -> list[Notice]:
         told, self._notices = [*self._notices, *map(Notice, self._selection.told())], []

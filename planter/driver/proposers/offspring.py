@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -10,11 +11,12 @@ from typing import Any, NamedTuple
 from optuna.trial import Trial
 
 from planter.arch import Architecture
+from planter.costs.macs import cost
 from planter.driver.proposers.proposer import SearchContext
 from planter.driver.trials.cost import training_macs
 from planter.evolution.cut import Cut
 from planter.evolution.depth import Deepen, Remove, groups_behind
-from planter.evolution.edit import MEASURED_IMAGES, Edit, EditError, macs_of
+from planter.evolution.edit import MEASURED_IMAGES, Edit, EditError
 from planter.evolution.grow import Grow
 from planter.evolution.shrink import Shrink
 from planter.evolution.table import to_data
@@ -85,7 +87,7 @@ class Selection:
         self._settings = settings
         self._context = context
         self._recipe = settings.recipe_of(context.study.recipe)
-        self._limit = context.study.objectives.bounds.limits().get(COST)
+        self._limits = context.study.objectives.bounds.limits()
         self._refused: dict[tuple[str, str], str] = {}
         self._surprises = Surprises()
         self._told: list[str] = []
@@ -111,6 +113,10 @@ class Selection:
         gained = gain(_place(point), [*map(_place, others)], self._context.reference)
         dearest = self._train_macs(self._context.reference[1])
         return worth(gained, point.train_macs, dearest, self._settings.trials)
+
+    def parents_kept(self) -> set[str]:
+        """Trials of networks that may have children next."""
+        return {point.trial for point in self._parents()}
 
     def told(self) -> list[str]:
         """What was left out since the last call, in words."""
@@ -268,27 +274,25 @@ class Selection:
                 if accuracy < least < best:
                     continue
                 place = Place(min(max(accuracy, 0.0), 1.0), macs)
-                cost = self._train_macs(macs) + self._edit_macs(params, parent) + pool
-                value = self._worth(place, cost, running, left)
-                found.append(_Option(parent, edit, place, cost, value))
+                takes = self._train_macs(macs) + self._edit_macs(params, parent) + pool
+                value = self._worth(place, takes, running, left)
+                found.append(_Option(parent, edit, place, takes, value))
         promising = [option for option in found if option.worth > 0]
         return promising or found
 
     def _edits(self, params: Mapping[str, Any], parent: Point) -> Iterable[tuple[Edit, float]]:
         """The edit that parameters describe, of one parent, and what its child would cost."""
         edit, macs = params["edit"], float(parent.values[COST])
+        room = self._room(parent)
         if edit == "go_on":
-            if self._limit is None or macs <= self._limit:
+            if room >= 1:
                 yield GoOn(), macs
         elif edit == "shrink":
-            share = float(params["shrink_size"])
-            if self._limit is not None and share * macs > self._limit:
-                share = self._limit / macs  # the largest that keeps to the bound
+            share = min(float(params["shrink_size"]), room)
             yield Shrink(share, str(params["shrink_rule"])), share * macs
         elif edit == "grow":
             times = float(params["grow_size"])
-            most = min(self._context.reference[1], self._limit or float("inf"))
-            if times * macs <= most:
+            if times <= room and times * macs <= self._context.reference[1]:
                 yield Grow(times, str(params["grow_rule"])), times * macs
         elif edit == "cut":
             yield from self._cuts(params, parent)
@@ -312,14 +316,13 @@ class Selection:
         if params["cut_stride"] == "half" and stride > 1:
             stride //= 2
         kernel = stride + 2 * int(params["cut_overlap"])
-        kernel += stride == 1 and kernel % 2 == 0
         edit = Cut(place.before, kernel, stride)
         try:
             edit.check(architecture, parent.pipeline)
-            macs = macs_of(*edit.described(architecture, parent.pipeline))
+            after, name = edit.described(architecture, parent.pipeline)
         except EditError:
             return
-        if self._limit is None or macs <= self._limit:
+        if (macs := self._macs_within(after, name)) is not None:
             yield edit, float(macs)
 
     def _blocks(self, params: Mapping[str, Any], parent: Point) -> Iterable[tuple[Edit, float]]:
@@ -330,17 +333,32 @@ class Selection:
         group = groups[min(int(params["block_place"] * len(groups)), len(groups) - 1)]
         edit = Deepen(group) if params["edit"] == "deepen" else Remove(group)
         try:
-            macs = macs_of(edit.described(architecture, parent.pipeline), parent.pipeline)
+            after = edit.described(architecture, parent.pipeline)
+            macs = self._macs_within(after, parent.pipeline)
         except ValueError:
             return
-        most = min(self._context.reference[1], self._limit or float("inf"))
-        if macs <= most:
+        if macs is not None and macs <= self._context.reference[1]:
             yield edit, float(macs)
+
+    def _room(self, parent: Point) -> float:
+        """How often a parent's cost goes into the bounds: the share, or the multiple, of it that
+        its child may have. Parameters and latency are taken to change as macs do."""
+        values = parent.values
+        known = [n for n in self._limits if values[n]]
+        return min((self._limits[name] / values[name] for name in known), default=math.inf)
+
+    def _macs_within(self, architecture: Architecture, pipeline: str) -> int | None:
+        """Multiply-adds of a child that is known in full; None beyond the bounds."""
+        found = cost(architecture).pipelines[pipeline]
+        exact = {"macs": found.macs, "params": found.params}
+        beyond = [n for n, value in exact.items() if value > self._limits.get(n, math.inf)]
+        return None if beyond else found.macs
 
     def _edit_macs(self, params: Mapping[str, Any], parent: Point) -> int:
         """What an edit is expected to take itself."""
         rule = params.get(f"{params['edit']}_rule")
-        return int(_PASSES.get(str(rule), 0) * MEASURED_IMAGES * parent.values[COST])
+        images = min(len(self._context.prepared.data.train), MEASURED_IMAGES)
+        return int(_PASSES.get(str(rule), 0) * images * parent.values[COST])
 
     def _train_macs(self, macs: float) -> int:
         images = len(self._context.prepared.data.train)
