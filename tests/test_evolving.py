@@ -234,6 +234,13 @@ def test_a_parent_whose_files_are_gone_has_no_children_and_that_is_told(study, t
     assert all(p["parent"] != gone for p in late if p["trial"] not in (gone[:5], "e0001"))
 
 
+def test_other_choices_of_a_sampler_are_refused_in_a_run_that_is_begun(study, whole):
+    """Optuna has no other list of choices under the same name; sizes and rates may change."""
+    run, _ = whole
+    with pytest.raises(StudyError, match=r"(?s)evolve.edits: .*shrink, grow.*--continue-from"):
+        planter.search(study, out=run, overrides=["evolve.edits=[shrink]"], accept_changes=True)
+
+
 def test_networks_of_another_run_begin_a_search(study, whole, tmp_path):
     run, found = whole
     file = tmp_path / "next.yaml"
@@ -320,16 +327,16 @@ def test_draws_in_vain_beside_a_running_child_are_few(study, whole):
     """Ray asks several times a second, for as long as the other child trains."""
     left = [1e15]
     settings = StudyFile.of(study).study(["evolve.edits=[shrink]"])
-    evolve, storage = proposer(settings, whole, left)
-    job = evolve.next()
+    children_of, storage = proposer(settings, whole, left)
+    job = children_of.next()
     assert job is not None
     left[0] = 0.0
-    assert [evolve.next() for _ in range(100)] == [None] * 100
+    assert [children_of.next() for _ in range(100)] == [None] * 100
     drawn = optuna.load_study(study_name="kin/evolve", storage=storage).trials
     assert len(drawn) <= 1 + evolving._DRAWS
     left[0] = 1e15
-    evolve.finish(job, {"error": "broken on purpose"})
-    assert evolve.next() is not None
+    children_of.finish(job, {"error": "broken on purpose"})
+    assert children_of.next() is not None
 
 
 def test_networks_that_may_have_children_are_kept_as_long_as_any_are_wanted(study, whole):

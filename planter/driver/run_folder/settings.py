@@ -32,6 +32,7 @@ _PACKAGES = (
 )  # fmt: skip
 _MAY_GROW = (("sample", "trials"), ("plant", "rounds"), ("evolve", "trials"))
 _MAY_CHANGE = ("resources", "budget", "keep", "tensorboard")
+_CHOICES = ("edits", "shrink_rules", "grow_rules", "forms")
 _FIXED = ("seed", "data", "teacher")
 
 
@@ -191,6 +192,7 @@ def _refuse_changes(
                 "or --accept-changes to go on with the new one",
             )
         )
+    problems += _other_choices(before, study)
     if _timed(study) not in (None, _timed(before)):
         problems.append(
             Problem(
@@ -201,6 +203,21 @@ def _refuse_changes(
         )
     if problems:
         raise StudyError(str(run), problems)
+
+
+def _other_choices(before: Study, now: Study) -> list[Problem]:
+    """What a sampler chooses of stays as it was: Optuna knows one list of choices by a name."""
+    if before.evolve is None or now.evolve is None:
+        return []
+    return [
+        Problem(
+            f"evolve.{key}",
+            f"other choices than when this run was begun: {', '.join(getattr(now.evolve, key))}",
+            f"{', '.join(getattr(before.evolve, key))}, or {ANOTHER_NAME} with --continue-from",
+        )
+        for key in _CHOICES
+        if getattr(before.evolve, key) != getattr(now.evolve, key)
+    ]
 
 
 def _other_classes(before: Sequence[str], now: Sequence[str]) -> str:
