@@ -9,8 +9,10 @@ from typing import Any
 
 import optuna
 import pytest
+import torch
 from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState
+from safetensors.torch import load_file
 
 import planter
 from planter.driver.backends import local
@@ -21,7 +23,9 @@ from planter.driver.proposers.evolving import Evolving
 from planter.driver.proposers.proposer import SearchContext
 from planter.driver.storage.points import PointBook, open_storage
 from planter.driver.tasks.context import Context
+from planter.driver.tasks.evolved import evolve
 from planter.driver.trials.bounds import Latencies
+from planter.driver.trials.jobs import Job, seed_of
 from planter.networks import checkpoint
 from planter.study.file import StudyFile
 from planter.study.schema import StudyError
@@ -239,6 +243,27 @@ def test_other_choices_of_a_sampler_are_refused_in_a_run_that_is_begun(study, wh
     run, _ = whole
     with pytest.raises(StudyError, match=r"(?s)evolve.edits: .*shrink, grow.*--continue-from"):
         planter.search(study, out=run, overrides=["evolve.edits=[shrink]"], accept_changes=True)
+
+
+def test_a_lineage_is_enough_to_get_the_same_weights_again(study, whole, tmp_path):
+    run, found = whole
+    settings = StudyFile.of(study).study([])
+    lineages = [checkpoint.read_spec(run / p["model"])["lineage"] for p in children(found)]
+    first, *steps = max(lineages, key=len)
+    assert len(steps) > 1
+    shutil.copytree(run / "models" / first["id"], tmp_path / "models" / first["id"])
+    prepared = prepare(settings)
+    context = Context(settings, tmp_path, prepared.data, prepared.fingerprint, tmp_path / "t")
+    parent = first["id"]
+    for step in steps:
+        trial, _ = step["id"].split("/")
+        assert step["seed"] == seed_of(settings.seed, trial)
+        params = {"parent": parent, "edits": step["edits"], "recipe": step["recipe"]}
+        evolve(context, Job(trial, "evolve", params))
+        parent = step["id"]
+    once, again = (load_file(at / "models" / parent / "weights.safetensors")
+                   for at in (run, tmp_path))  # fmt: skip
+    assert all(torch.equal(once[name], again[name]) for name in once)
 
 
 def test_networks_of_another_run_begin_a_search(study, whole, tmp_path):

@@ -41,11 +41,10 @@ def evolve(context: Context, job: Job) -> Outcome:
     network = checkpoint.load(folder, own_code=True).to(context.device)
     architecture = Architecture.from_dict(spec["architecture"])
     parent = Individual(architecture, spec["pipeline"], network)
-    guided = context.study.teacher is not None and settings.kd is not None
+    kd = settings.kd if context.study.teacher is not None else None
+    guided = kd is not None
     loss = class_loss()
-    if guided:
-        assert settings.kd is not None
-        kd = settings.kd
+    if kd is not None:
         loss = class_loss(ce_weight=kd.ce_weight, kd_weight=kd.weight, temperature=kd.temperature)
     edits = from_data(job.params["edits"])
     bench = _Bench(context, loss, seed_of(context.study.seed, job.id), guided)
@@ -65,7 +64,14 @@ def evolve(context: Context, job: Job) -> Outcome:
         pipelines=[child.pipeline],
     )
     lineage = [*spec.get("lineage", [{"id": job.params["parent"], "trained": spec.get("trial")}])]
-    lineage.append({"id": f"{job.id}/{child.pipeline}", "edits": list(job.params["edits"])})
+    step = {
+        "id": f"{job.id}/{child.pipeline}",
+        "edits": list(job.params["edits"]),
+        "seed": bench.seed,
+        "recipe": recipe.model_dump(),
+        "kd": kd.model_dump() if guided and kd is not None else None,
+    }
+    lineage.append(step)
     return context.outcome(
         job.id,
         {child.pipeline: child.network.eval()},
