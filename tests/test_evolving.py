@@ -266,6 +266,16 @@ def test_a_lineage_is_enough_to_get_the_same_weights_again(study, whole, tmp_pat
     assert all(torch.equal(once[name], again[name]) for name in once)
 
 
+def test_a_distillation_of_no_weight_asks_no_teacher(study, tmp_path):
+    found = planter.search(
+        study,
+        out=tmp_path / "run",
+        overrides=["evolve.trials=1", "evolve.kd={weight: 0.0}", "evolve.recipe.augment={crop: 1}"],
+    )
+    (child,) = children(found)
+    assert child["train_macs"] == 3 * child["macs"] * 150
+
+
 def test_networks_of_another_run_begin_a_search(study, whole, tmp_path):
     run, found = whole
     file = tmp_path / "next.yaml"

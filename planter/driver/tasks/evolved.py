@@ -42,7 +42,7 @@ def evolve(context: Context, job: Job) -> Outcome:
     architecture = Architecture.from_dict(spec["architecture"])
     parent = Individual(architecture, spec["pipeline"], network)
     kd = settings.kd if context.study.teacher is not None else None
-    guided = kd is not None
+    guided = kd is not None and kd.weight > 0
     loss = class_loss()
     if kd is not None:
         loss = class_loss(ce_weight=kd.ce_weight, kd_weight=kd.weight, temperature=kd.temperature)
