@@ -320,6 +320,35 @@ def test_a_start_of_another_number_of_classes_is_refused(study, tmp_path):
         planter.search(study, out=tmp_path / "r", overrides=[f"evolve.start={tmp_path / 'three'}"])
 
 
+def test_networks_by_the_teachers_own_builder_may_begin_a_search(tmp_path, monkeypatch):
+    """A study that names the code runs it; of another one's folder alone it would not."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own_net.py").write_text(
+        "from torch import nn\n"
+        "def build(widths, *, classes, image):\n"
+        "    conv = nn.Conv2d(image[0], widths['a'], 3)\n"
+        "    return nn.Sequential(conv, nn.Flatten(), nn.Linear(36 * widths['a'], classes))\n"
+    )
+    study = StudyFile.of(write(tmp_path, "own", "{builder: 'own_net:build', widths: {a: 4}}"))
+    run = tmp_path / "run"
+    planter.search(study, out=run)
+    again = prepare(study.study([f"evolve.start={run}"]))
+    assert again.starts
+    other = StudyFile.of(write(tmp_path, "other", "{builder: toy}"))
+    with pytest.raises(StudyError, match="named in teacher, plant or baselines"):
+        prepare(other.study([f"evolve.start={run}"]))
+
+
+def write(folder: Path, name: str, teacher: str) -> Path:
+    file = folder / f"{name}.yaml"
+    recipe = "{epochs: 1, batch: 50}"
+    file.write_text(
+        f"name: {name}\ndata: {{name: digits, subset: 200}}\nteacher: {teacher}\n"
+        f"recipe: {recipe}\nevolve: {{trials: 1}}\nresources: {{workers: 0}}\n"
+    )
+    return file
+
+
 def test_children_that_all_fail_end_the_search_with_their_reason(study, tmp_path, monkeypatch):
     def broken(*_: Any) -> Any:
         raise RuntimeError("broken on purpose")

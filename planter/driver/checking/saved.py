@@ -83,12 +83,13 @@ def _fitting(
     found: Findings,
 ) -> Architecture | None:
     """The architecture, where it may be built; what else does not fit the data is found."""
-    named = {section.builder for section in (*study.baselines, *filter(None, [study.plant]))}
+    sections = (study.teacher, study.plant, *study.baselines)
+    named = {section.builder for section in sections if section is not None}
     if not is_known(architecture.builder) and architecture.builder not in named:
         found.add(
             place,
             f"a network built by calling {architecture.builder!r}",
-            "one of planter's builders, or that builder named in plant or baselines: "
+            "one of planter's builders, or that builder named in teacher, plant or baselines: "
             "a folder alone does not get code run",
         )
         return None
