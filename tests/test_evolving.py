@@ -207,6 +207,26 @@ def test_the_budget_holds(study, tmp_path):
     assert "budget" in str(found["notes"])
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        ["evolve.edits=[grow]", "evolve.grow_rules=[measured]", "evolve.grow=[1.5, 2.5]"],
+        ["evolve.edits=[shrink]", "evolve.forms=['kflo:2x4']"],
+        ["evolve.edits=[shrink]", "evolve.shrink_rules=[taylor]"],
+    ],
+)
+def test_a_child_takes_what_was_expected_of_it(study, tmp_path, change):
+    """At most, and most of it: so the budget holds though nothing of it is told beforehand."""
+    run = tmp_path / "run"
+    baseline = "baselines=[{widths: 4, name: small}]"
+    found = planter.search(study, out=run, overrides=["evolve.trials=2", baseline, *change])
+    told = {f"e{row.number:04d}": row.user_attrs["offspring"] for row in rows(run)
+            if "offspring" in row.user_attrs}  # fmt: skip
+    for point in children(found):
+        expected = json.loads(told[point["trial"]])["train_macs"]
+        assert 0.6 * expected <= point["train_macs"] <= 1.05 * expected
+
+
 def test_children_keep_to_the_bound_of_macs(study, tmp_path):
     found = planter.search(
         study, out=tmp_path / "run", overrides=["objectives.bounds.macs=9000", "evolve.trials=3"]

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from optuna.trial import Trial
 
 from planter.arch import Architecture
-from planter.costs.macs import cost
+from planter.channels.groups import groups
+from planter.costs.macs import cost, training_cost
 from planter.driver.proposers.proposer import SearchContext
 from planter.driver.trials.cost import training_macs
 from planter.evolution.cut import Cut
@@ -25,14 +26,16 @@ from planter.front.aim import Forecast, Place, Surprises, gain, worth
 from planter.front.objectives import COST, METRIC
 from planter.front.pareto import pareto_front
 from planter.front.points import Point
+from planter.kernels.forms import form_of
 from planter.networks import checkpoint
 from planter.networks.cut_points import cuts, find_entry
 
 _BETTER_TRAINED = 0.005
 """Accuracy that further training is taken to bring, before there are children to learn it from."""
 _PLAIN = "plain"
-_PASSES = {"taylor": 3.0, "measured": 30.0}
-"""Forward passes of the parent, about, that a rule takes for each image it is measured on."""
+_TAYLOR, _MEASURED = 3.0, 4.5
+"""Forward passes of the parent that a rule takes for each image it is measured on; with "measured",
+at most, for each group of channels and each time the parent's macs that it grows to."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,7 @@ class Selection:
         self._recipe = settings.recipe_of(context.study.recipe)
         self._limits = context.study.objectives.bounds.limits()
         self._refused: dict[tuple[str, str], str] = {}
+        self._forms: dict[tuple[str, str, str], float] = {}
         self._surprises = Surprises()
         self._told: list[str] = []
         self._gone: set[str] = set()
@@ -274,7 +278,8 @@ class Selection:
                 if accuracy < least < best:
                     continue
                 place = Place(min(max(accuracy, 0.0), 1.0), macs)
-                takes = self._train_macs(macs) + self._edit_macs(params, parent) + pool
+                takes = round(self._dearer(params, parent) * self._train_macs(macs))
+                takes += self._edit_macs(params, parent) + pool
                 value = self._worth(place, takes, running, left)
                 found.append(_Option(parent, edit, place, takes, value))
         promising = [option for option in found if option.worth > 0]
@@ -327,10 +332,10 @@ class Selection:
 
     def _blocks(self, params: Mapping[str, Any], parent: Point) -> Iterable[tuple[Edit, float]]:
         architecture = Architecture.from_dict(parent.architecture)
-        groups = list(groups_behind(architecture, parent.pipeline))
-        if not groups:
+        known = list(groups_behind(architecture, parent.pipeline))
+        if not known:
             return
-        group = groups[min(int(params["block_place"] * len(groups)), len(groups) - 1)]
+        group = known[min(int(params["block_place"] * len(known)), len(known) - 1)]
         edit = Deepen(group) if params["edit"] == "deepen" else Remove(group)
         try:
             after = edit.described(architecture, parent.pipeline)
@@ -357,8 +362,32 @@ class Selection:
     def _edit_macs(self, params: Mapping[str, Any], parent: Point) -> int:
         """What an edit is expected to take itself."""
         rule = params.get(f"{params['edit']}_rule")
+        passes = 0.0
+        if rule == "taylor":
+            passes = _TAYLOR
+        elif rule == "measured":
+            every = groups(Architecture.from_dict(parent.architecture), parent.pipeline)
+            passes = 1 + _MEASURED * len(every) * float(params["grow_size"])
         images = min(len(self._context.prepared.data.train), MEASURED_IMAGES)
-        return int(_PASSES.get(str(rule), 0) * images * parent.values[COST])
+        return int(passes * images * parent.values[COST])
+
+    def _dearer(self, params: Mapping[str, Any], parent: Point) -> float:
+        """How often a training in the form of these parameters takes what a plain one takes: told
+        of the parent, once for each of its architectures."""
+        form = params.get("form", _PLAIN)
+        if form == _PLAIN:
+            return 1.0
+        architecture = Architecture.from_dict(parent.architecture)
+        key = (architecture.key(), parent.pipeline, form)
+        if key not in self._forms:
+            try:
+                step = training_cost(
+                    architecture, form_of(form), self._recipe.batch, [parent.pipeline]
+                )
+                self._forms[key] = step.macs_step / step.macs_step_plain
+            except ValueError:
+                self._forms[key] = 1.0  # told where the edit is checked
+        return self._forms[key]
 
     def _train_macs(self, macs: float) -> int:
         images = len(self._context.prepared.data.train)
