@@ -26,6 +26,7 @@ from planter.driver.tasks.context import Context
 from planter.driver.tasks.evolved import evolve
 from planter.driver.trials.bounds import Latencies
 from planter.driver.trials.jobs import Job, seed_of
+from planter.front.lineage import lineage as lineage_of
 from planter.networks import checkpoint
 from planter.study.file import StudyFile
 from planter.study.schema import StudyError
@@ -309,6 +310,9 @@ def test_networks_of_another_run_begin_a_search(study, whole, tmp_path):
     assert child["parent"] in {p["id"] for p in taken}
     lineage = checkpoint.read_spec(tmp_path / "next" / child["model"])["lineage"]
     assert lineage[0]["id"] == "teacher/base"
+    assert [one["id"] for one in lineage][-2:] == [child["parent"], child["id"]]
+    points = PointBook(open_storage(f"sqlite:///{tmp_path}/next/study.db"), "next").points
+    assert lineage_of(points, child["id"])[0].how == "taken from evolve.start"
 
 
 @pytest.mark.parametrize(
@@ -376,6 +380,19 @@ def test_children_that_all_fail_end_the_search_with_their_reason(study, tmp_path
     monkeypatch.setattr("planter.driver.tasks.evolved.apply_all", broken)
     with pytest.raises(SearchFailedError, match="broken on purpose"):
         planter.search(study, out=tmp_path / "run", overrides=["evolve.trials=2"])
+
+
+def test_what_was_taken_in_is_no_result_where_all_children_fail(
+    study, whole, tmp_path, monkeypatch
+):
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("broken on purpose")
+
+    monkeypatch.setattr("planter.driver.tasks.evolved.apply_all", broken)
+    with pytest.raises(SearchFailedError, match="broken on purpose"):
+        planter.search(
+            study, out=tmp_path / "r", overrides=["evolve.trials=1", f"evolve.start={whole[0]}"]
+        )
 
 
 def test_the_same_failing_child_is_not_tried_again(study, tmp_path, monkeypatch):

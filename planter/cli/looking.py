@@ -197,7 +197,8 @@ def show(
         trials = sorted({p["trial"] for p in front["points"]})
         raise ValueError(f"{run} has no trial or point {point!r}; trials are {', '.join(trials)}")
     if with_lineage:
-        print_lineage(out, lineage(points, matching[0].id))
+        for one in matching:
+            print_lineage(out, lineage(points, one.id))
         return
     rows = {row["id"]: row for row in front["points"]}
     first = matching[0]

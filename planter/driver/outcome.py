@@ -60,8 +60,9 @@ def ending(
     asked_of = searching or [p for p in proposers if p.method == "baseline"]
     exhausted = next(filter(None, (p.exhausted() for p in asked_of)), None)
     failures = list(filter(None, (_failure(p, points) for p in asked_of)))
-    # The start of planting is trained before anything is searched for.
-    if failures and not any(point.searched and point.trial != START for point in points):
+    # The start of planting is trained, and networks are taken in, before anything is searched for.
+    given = [p.id for p in points if p.trial == START or (p.method == "evolve" and not p.parent)]
+    if failures and not any(point.searched and point.id not in given for point in points):
         why = "; ".join(failures)
         told = f"every searched trial failed: {why}" if searching else why
         return Ending("failed", 4, f"{told}\n{_CHANGED}")

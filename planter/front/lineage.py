@@ -29,9 +29,14 @@ def lineage(points: Sequence[Point], point: str) -> list[Step]:
         if one is None:
             steps.append(Step(at, "no longer known", None))
             break
-        steps.append(Step(at, edits_text(one.edits) if one.parent else one.method, one))
+        steps.append(Step(at, edits_text(one.edits) if one.parent else _origin(one), one))
         at = one.parent
     return steps[::-1]
+
+
+def _origin(point: Point) -> str:
+    """Where a point without a parent comes from."""
+    return "taken from evolve.start" if point.method == "evolve" else point.method
 
 
 def edits_text(edits: Sequence[Mapping[str, Any]]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Self
 
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -13,6 +14,7 @@ from planter.driver.proposers.samplers import make_sampler
 from planter.driver.storage.open_rows import row_of, take_up, write_attributes
 from planter.driver.storage.points import Direction, open_study, read_result, write_result
 from planter.driver.trials.jobs import Job, Outcome, points_of, seed_of
+from planter.front.points import Point
 
 GAIN: dict[str, Direction] = {"gain": "maximize"}
 OFFSPRING, PASSED_OVER = "offspring", "passed_over"
@@ -138,6 +140,10 @@ class Evolving(Proposer):
 
     def exhausted(self) -> Exhausted | None:
         return self._exhausted
+
+    def results(self, points: Sequence[Point]) -> list[Point]:
+        """Children: what was taken in was there before."""
+        return [point for point in points if point.method == self.method and point.parent]
 
     def remedy(self) -> str:
         return f"more are trained with --set evolve.trials={2 * max(self._settings.trials, 1)}"

@@ -90,13 +90,15 @@ def adopt(context: Context, job: Job) -> Outcome:
     network = checkpoint.load(folder, own_code=True).to(context.device)
     validation = as_taken(context.data.validation, spec)
     architecture = Architecture.from_dict(spec["architecture"])
+    first = f"{spec.get('trial', folder)}/{spec['pipeline']}"
+    before = spec.get("lineage", [{"id": first, "trained": spec.get("trial")}])
     return context.outcome(
         job.id,
         {spec["pipeline"]: network},
         architecture,
         train_macs=0,
         validation=validation,
-        facts={"lineage": spec.get("lineage", [{"id": str(spec.get("trial", folder))}])},
+        facts={"lineage": [*before, {"id": f"{job.id}/{spec['pipeline']}", "taken": folder}]},
     )
 
 
