@@ -239,7 +239,9 @@ def test_children_keep_to_the_bound_of_macs(study, tmp_path):
 def test_children_keep_to_the_bound_of_parameters(study, tmp_path):
     """The first child would have half the teacher's, which are too many."""
     found = planter.search(
-        study, out=tmp_path / "run", overrides=["objectives.bounds.params=1k", "evolve.trials=4"]
+        study,
+        out=tmp_path / "run",
+        overrides=["objectives.bounds.params=1k", "evolve.trials=4", "evolve.useful=0.0"],
     )
     assert len(children(found)) == 4
     assert all(p["within_bounds"] for p in children(found))
@@ -319,7 +321,7 @@ def test_networks_of_another_run_begin_a_search(study, whole, tmp_path):
     ("change", "told"),
     [
         ("evolve.start=nowhere", "holds no saved network"),
-        ("evolve.edits=[mutate]", "'shrink', 'grow', 'cut' or 'go_on'"),
+        ("evolve.edits=[mutate]", "'shrink', 'grow', 'cut', 'go_on', 'deepen' or 'remove'"),
         ("evolve.shrink=[0.5, 1.5]", "below 1"),
         ("evolve.grow=[0.5, 1.5]", "above 1"),
         ("evolve.rate=[2, 1]", "the least value and the largest"),
