@@ -123,7 +123,7 @@ def test_a_shrunk_network_computes_what_plain_torch_does_with_the_channels_that_
     assert torch.allclose(child.network(images), parent.network(images), atol=1e-6)
 
 
-@pytest.mark.parametrize("parent", [n for n in PARENTS if n != "padded shortcuts"])
+@pytest.mark.parametrize("parent", PARENTS)
 def test_a_grown_network_starts_as_its_parents_function(parent):
     parent = PARENTS[parent]()
     child, macs = Grow(1.8).apply(parent, Bench())

@@ -336,6 +336,48 @@ def test_mistakes_are_told_before_anything_is_trained(study, tmp_path, change, t
     assert told in str(error.value)
 
 
+def test_a_child_takes_images_as_its_parent_does(study, whole, tmp_path):
+    """A network of another normalisation, hardly trained further, knows what it knew."""
+    run, found = whole
+    best = max(children(found), key=lambda p: p["accuracy"])
+    shutil.copytree(run / best["model"], tmp_path / "other")
+    spec = json.loads((tmp_path / "other" / "arch.json").read_text())
+    spec["mean"], spec["std"] = [spec["mean"][0] + 0.4], [0.3 * spec["std"][0]]
+    (tmp_path / "other" / "arch.json").write_text(json.dumps(spec))
+    after = planter.search(
+        study,
+        out=tmp_path / "run",
+        overrides=[
+            f"evolve.start={tmp_path / 'other'}",
+            "evolve.parents=[]",
+            "evolve.edits=[go_on]",
+            "evolve.trials=1",
+            "evolve.recipe={epochs: 1, batch: 50, optimizer: sgd, lr: 1.0e-9}",
+        ],
+    )
+    accuracy = {p["trial"]: p["accuracy"] for p in after["points"]}
+    assert accuracy["a01"] != best["accuracy"]  # other images than it learned from
+    assert accuracy["e0000"] == accuracy["a01"]
+
+
+def test_networks_that_are_taken_in_keep_their_ids(study, whole, tmp_path):
+    run, found = whole
+    models = [str(run / p["model"]) for p in children(found)[:2]]
+    more = ["evolve.trials=0", "evolve.parents=[]"]
+    first = planter.search(
+        study, out=tmp_path / "r", overrides=[f"evolve.start=[{models[1]}]", *more]
+    )
+    again = planter.search(
+        study,
+        out=tmp_path / "r",
+        overrides=[f"evolve.start=[{', '.join(models)}]", *more],
+        accept_changes=True,
+    )
+    macs = [{p["trial"]: p["macs"] for p in one["points"]} for one in (first, again)]
+    assert macs[0].items() <= macs[1].items()
+    assert {"a01", "a02"} <= set(macs[1])
+
+
 def test_a_start_of_another_number_of_classes_is_refused(study, tmp_path):
     three = planter.Architecture(
         "convnet", dict.fromkeys(["conv1", "conv2", "conv3", "conv4", "conv5", "fc1"], 3),
@@ -482,6 +524,11 @@ def test_a_command_begins_with_another_runs_front(study, whole, tmp_path, comman
     code, _, told = command_in(tmp_path)("search", "next.yaml", "--continue-from", "nowhere")
     assert code == 2
     assert "nowhere" in told
+    code, _, told = command_in(tmp_path)(
+        "search", "next.yaml", *more[:4], "--continue-from", "next"
+    )
+    assert code == 2
+    assert "this run itself" in told
 
 
 def test_a_sampler_from_the_table_chooses_without_repeating_itself(study, tmp_path):

@@ -67,11 +67,17 @@ def search(
 
     given = _overrides(overrides, workers, storage)
     given += ["tensorboard=true"] if tensorboard else []
-    if continue_from is not None:
-        given.append(f"evolve.start={json.dumps(str(run_folder(continue_from).resolve()))}")
     file = StudyFile.of(study)
     name = file.study(given).name
     run = (out_folder if out_folder is not None else Path("runs") / name).resolve()
+    if continue_from is not None:
+        other = run_folder(continue_from).resolve()
+        if other == run:
+            raise ValueError(
+                f"--continue-from {continue_from} is this run itself, which the same command "
+                "without it resumes; expected another run, or another --set name=..."
+            )
+        given.append(f"evolve.start={json.dumps(str(other))}")
     keep_memory()  # with workers: 0 it is this process that trains
     try:
         with ProgressDisplay(out) as display:

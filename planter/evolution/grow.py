@@ -79,6 +79,8 @@ class Grow:
     def _grown(
         self, parent: Individual, every: list[Group], growing: list[Group], seed: int
     ) -> Individual:
+        # Where some shortcuts pad, the other groups alone keep the function.
+        growing = [group for group in growing if group.free] or growing
         before = alone(parent.architecture, parent.pipeline)
         most = self.size * macs_of(before, parent.pipeline)
         factors = even(every, 1.0, _LARGEST)

@@ -40,10 +40,15 @@ class Renormalised(nn.Module):
         return logits
 
 
-def taking(network: nn.Module, given: Split, spec: Mapping[str, Any]) -> nn.Module:
-    """The network for images normalised as those of `given` are; itself where its file says the
-    same."""
-    taken = as_taken(given, spec)
+def seeing(network: nn.Module, given: Split, taken: Split) -> nn.Module:
+    """A network that takes images normalised as those of `taken` are, for those of `given`; itself
+    where both are alike."""
     if torch.equal(taken.mean, given.mean) and torch.equal(taken.std, given.std):
         return network
     return Renormalised(network, given, taken)
+
+
+def taking(network: nn.Module, given: Split, spec: Mapping[str, Any]) -> nn.Module:
+    """The network for images normalised as those of `given` are; itself where its file says the
+    same."""
+    return seeing(network, given, as_taken(given, spec))

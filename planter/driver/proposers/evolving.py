@@ -20,6 +20,8 @@ GAIN: dict[str, Direction] = {"gain": "maximize"}
 OFFSPRING, PASSED_OVER = "offspring", "passed_over"
 """Attributes of a row: the child as it was decided on, written before its job is handed out; why
 another was drawn in its place."""
+STARTS = "starts"
+"""Attribute of the study."""
 _KNOWN_GOOD = 4
 """First children of a search whose settings are not drawn: a sampler knows nothing before them."""
 _DRAWS = 8
@@ -54,9 +56,7 @@ class Evolving(Proposer):
         self._waiting: list[tuple[FrozenTrial, Offspring]] = []
         self._undecided: list[FrozenTrial] = []
         self._adopting: dict[str, str] = {
-            name: folder
-            for name, folder in adopted(context.prepared.starts).items()
-            if not context.book.has(name)
+            name: folder for name, folder in self._starts().items() if not context.book.has(name)
         }
         self._handed_out: set[str] = set()
         self._failures: dict[str, str] = {}
@@ -158,6 +158,15 @@ class Evolving(Proposer):
     def notices(self) -> list[Notice]:
         told, self._notices = [*self._notices, *map(Notice, self._selection.told())], []
         return told
+
+    def _starts(self) -> dict[str, str]:
+        """The folders of networks that are taken in, by the ids they have for good."""
+        known: dict[str, str] = dict(self._study.user_attrs.get(STARTS, {}))
+        new = [f for f in self._context.prepared.starts if f not in known.values()]
+        if new:
+            known |= {f"a{n:02d}": folder for n, folder in enumerate(new, len(known) + 1)}
+            self._study.set_user_attr(STARTS, known)
+        return known
 
     def _take_over(self, row: FrozenTrial) -> None:
         """What the books say of a row, from before the search was interrupted."""
@@ -263,8 +272,3 @@ class Evolving(Proposer):
 def child_id(number: int) -> str:
     """The id of a child, by the number of its row."""
     return f"e{number:04d}"
-
-
-def adopted(folders: list[str]) -> dict[str, str]:
-    """The folders of networks that are taken in, by the ids they get."""
-    return {f"a{number:02d}": folder for number, folder in enumerate(folders, 1)}

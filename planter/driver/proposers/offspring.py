@@ -11,13 +11,12 @@ from typing import Any, NamedTuple
 from optuna.trial import Trial
 
 from planter.arch import Architecture
-from planter.channels.groups import groups
-from planter.costs.macs import cost, training_cost
+from planter.costs.macs import cost
+from planter.driver.proposers.expected import PLAIN, Expected
 from planter.driver.proposers.proposer import SearchContext
-from planter.driver.trials.cost import training_macs
 from planter.evolution.cut import Cut
 from planter.evolution.depth import Deepen, Remove, groups_behind
-from planter.evolution.edit import MEASURED_IMAGES, Edit, EditError
+from planter.evolution.edit import Edit, EditError
 from planter.evolution.grow import Grow
 from planter.evolution.shrink import Shrink
 from planter.evolution.table import to_data
@@ -25,17 +24,12 @@ from planter.evolution.whole import GoOn, Reform
 from planter.front.aim import Forecast, Place, Surprises, gain, worth
 from planter.front.objectives import COST, METRIC
 from planter.front.pareto import pareto_front
-from planter.front.points import Point
-from planter.kernels.forms import form_of
+from planter.front.points import Point, within
 from planter.networks import checkpoint
 from planter.networks.cut_points import cuts, find_entry
 
 _BETTER_TRAINED = 0.005
 """Accuracy that further training is taken to bring, before there are children to learn it from."""
-_PLAIN = "plain"
-_TAYLOR, _MEASURED = 3.0, 4.5
-"""Forward passes of the parent that a rule takes for each image it is measured on; with "measured",
-at most, for each group of channels and each time the parent's macs that it grows to."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +85,8 @@ class Selection:
         self._context = context
         self._recipe = settings.recipe_of(context.study.recipe)
         self._limits = context.study.objectives.bounds.limits()
-        self._refused: dict[tuple[str, str], str] = {}
-        self._forms: dict[tuple[str, str, str], float] = {}
+        self._refused: set[tuple[str, str]] = set()
+        self._expected = Expected(context, settings)
         self._surprises = Surprises()
         self._told: list[str] = []
         self._gone: set[str] = set()
@@ -106,8 +100,10 @@ class Selection:
         self._surprises.add(child.edit, point.values[METRIC] - child.accuracy)
 
     def refuse(self, child: Offspring, reason: str) -> None:
-        """Leaves out, from now on, an edit that has failed on a parent."""
-        self._refused[child.parent, json.dumps(list(child.edits))] = reason
+        """Leaves out, from now on, an edit that has failed on a parent: of any size, unless its
+        training diverged."""
+        exact = reason.startswith(FloatingPointError.__name__)
+        self._refused.add((child.parent, _kind(child.edits, exact=exact)))
 
     def gained(self, point: Point) -> float:
         """The hypervolume that a child adds to the front of all others, for what its training took:
@@ -115,7 +111,7 @@ class Selection:
         counts."""
         others = [p for p in self._context.book.front if p.id != point.id]
         gained = gain(_place(point), [*map(_place, others)], self._context.reference)
-        dearest = self._train_macs(self._context.reference[1])
+        dearest = self._expected.training(self._context.reference[1])
         return worth(gained, point.train_macs, dearest, self._settings.trials)
 
     def parents_kept(self) -> set[str]:
@@ -189,7 +185,7 @@ class Selection:
         for option in sorted(affordable, key=lambda one: (-one.worth, -one.place.accuracy)):
             architecture = Architecture.from_dict(option.parent.architecture)
             edits = [option.edit]
-            if params["form"] != _PLAIN:
+            if params["form"] != PLAIN:
                 edits.append(Reform(str(params["form"])))
             try:
                 for edit in edits:
@@ -197,12 +193,14 @@ class Selection:
             except EditError as error:
                 told = f"{option.parent.id} cannot {params['edit']}: {error}"
                 continue
-            if (option.parent.id, json.dumps(to_data(edits))) in self._refused:
+            data = to_data(edits)
+            kinds = (_kind(data, exact=True), _kind(data, exact=False))
+            if any((option.parent.id, kind) in self._refused for kind in kinds):
                 continue
             recipe = self._recipe.model_copy(update={"lr": self._recipe.lr * params["rate"]})
             return Offspring(
                 option.parent.id,
-                to_data(edits),
+                data,
                 recipe.model_dump(),
                 option.place.macs,
                 option.place.accuracy,
@@ -262,10 +260,7 @@ class Selection:
         left: Left,
     ) -> list[_Option]:
         forecast = Forecast([_place(p) for p in parents])
-        pool = self._pool_macs()
-        chance = self._context.reference[0]
-        best = max(parent.values[METRIC] for parent in parents)
-        least = chance + self._settings.useful * (best - chance)
+        least = self._least(parents)
         found = []
         smaller = params["edit"] in ("shrink", "cut", "remove")
         for parent in parents:
@@ -275,15 +270,22 @@ class Selection:
                 prior = _BETTER_TRAINED if params["edit"] == "go_on" else 0.0
                 accuracy = forecast.accuracy(macs)
                 accuracy += self._surprises.expected(str(params["edit"]), prior)
-                if accuracy < least < best:
+                if smaller and accuracy < least:
                     continue
                 place = Place(min(max(accuracy, 0.0), 1.0), macs)
-                takes = round(self._dearer(params, parent) * self._train_macs(macs))
-                takes += self._edit_macs(params, parent) + pool
+                takes = self._expected.child(params, parent, macs)
                 value = self._worth(place, takes, running, left)
                 found.append(_Option(parent, edit, place, takes, value))
         promising = [option for option in found if option.worth > 0]
         return promising or found
+
+    def _least(self, parents: Sequence[Point]) -> float:
+        """What a smaller child is to be forecast at least, so that it is of use: told of the best
+        network within the bounds; 0 where there is none, as then any of them is."""
+        within_bounds = [parent for parent in parents if within(parent, self._limits)]
+        chance = self._context.reference[0]
+        best = max((parent.values[METRIC] for parent in within_bounds), default=chance)
+        return chance + self._settings.useful * (best - chance) if best > chance else 0.0
 
     def _edits(self, params: Mapping[str, Any], parent: Point) -> Iterable[tuple[Edit, float]]:
         """The edit that parameters describe, of one parent, and what its child would cost."""
@@ -359,52 +361,6 @@ class Selection:
         beyond = [n for n, value in exact.items() if value > self._limits.get(n, math.inf)]
         return None if beyond else found.macs
 
-    def _edit_macs(self, params: Mapping[str, Any], parent: Point) -> int:
-        """What an edit is expected to take itself."""
-        rule = params.get(f"{params['edit']}_rule")
-        passes = 0.0
-        if rule == "taylor":
-            passes = _TAYLOR
-        elif rule == "measured":
-            every = groups(Architecture.from_dict(parent.architecture), parent.pipeline)
-            passes = 1 + _MEASURED * len(every) * float(params["grow_size"])
-        images = min(len(self._context.prepared.data.train), MEASURED_IMAGES)
-        return int(passes * images * parent.values[COST])
-
-    def _dearer(self, params: Mapping[str, Any], parent: Point) -> float:
-        """How often a training in the form of these parameters takes what a plain one takes: told
-        of the parent, once for each of its architectures."""
-        form = params.get("form", _PLAIN)
-        if form == _PLAIN:
-            return 1.0
-        architecture = Architecture.from_dict(parent.architecture)
-        key = (architecture.key(), parent.pipeline, form)
-        if key not in self._forms:
-            try:
-                step = training_cost(
-                    architecture, form_of(form), self._recipe.batch, [parent.pipeline]
-                )
-                self._forms[key] = step.macs_step / step.macs_step_plain
-            except ValueError:
-                self._forms[key] = 1.0  # told where the edit is checked
-        return self._forms[key]
-
-    def _train_macs(self, macs: float) -> int:
-        images = len(self._context.prepared.data.train)
-        return training_macs(int(macs), self._recipe, images, self._teacher_macs())
-
-    def _pool_macs(self) -> int:
-        """What the teacher's logits of a pool of views are still to take, of the first child."""
-        views = self._recipe.augment.views
-        trials = (point.trial for point in self._context.book.points if point.parent)
-        if views is None or next(trials, None) is not None:
-            return 0
-        return views * len(self._context.prepared.data.train) * self._teacher_macs()
-
-    def _teacher_macs(self) -> int:
-        guided = self._settings.kd is not None and self._settings.kd.weight > 0
-        return self._context.prepared.teacher_macs if guided else 0
-
     def _worth(self, place: Place, train_macs: int, running: Sequence[Place], left: Left) -> float:
         front = [*map(_place, self._context.book.front), *running]
         gained = gain(place, front, self._context.reference)
@@ -413,3 +369,8 @@ class Selection:
 
 def _place(point: Point) -> Place:
     return Place(point.values[METRIC], point.values[COST])
+
+
+def _kind(edits: Sequence[Mapping[str, Any]], *, exact: bool) -> str:
+    """Edits by what they do; `exact`ly, or whatever their size."""
+    return json.dumps([{k: v for k, v in one.items() if exact or k != "size"} for one in edits])

@@ -29,7 +29,7 @@ from planter.front.points import measured
 from planter.kernels.forms import Kernels
 from planter.machine.disk import when_there_is_space
 from planter.networks import checkpoint
-from planter.networks.normalisation import taking
+from planter.networks.normalisation import seeing, taking
 from planter.networks.norms import NormMode
 from planter.study.schema import Study
 from planter.training.loop import (
@@ -96,13 +96,16 @@ class Context:
     ) -> None:
         """Trains all of a network, under the trial's own seed; on `images`, by default those of the
         recipe, with a `checkpoint`, by default in the trial's folder. See `planter.fit`."""
+        guide = self.guide(recipe, trial) if guided else None
+        if isinstance(guide, nn.Module) and images is not None:
+            guide = seeing(guide, images, self.data.train)
         fit(
             network,
             loss,
             self.images(recipe) if images is None else images,
             recipe,
             seed=seed_of(self.study.seed, trial),
-            teacher=self.guide(recipe, trial) if guided else None,
+            teacher=guide,
             optimizer=optimizer,
             checkpoint=checkpoint or self.checkpoint_of(trial),
             on_epoch=self.metrics(trial),

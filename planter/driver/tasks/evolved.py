@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,7 +48,9 @@ def evolve(context: Context, job: Job) -> Outcome:
     if kd is not None:
         loss = class_loss(ce_weight=kd.ce_weight, kd_weight=kd.weight, temperature=kd.temperature)
     edits = from_data(job.params["edits"])
-    bench = _Bench(context, loss, seed_of(context.study.seed, job.id), guided)
+    # As its parent takes them, so that it begins with what that one knows.
+    images = as_taken(context.images(recipe), spec)
+    bench = _Bench(context, loss, seed_of(context.study.seed, job.id), guided, spec)
     child, macs = apply_all(edits, parent, bench)
     forms = [edit.form for edit in edits if isinstance(edit, Reform)]
     kernels = form_of(forms[-1]) if forms else None
@@ -62,6 +65,7 @@ def evolve(context: Context, job: Job) -> Outcome:
         guided=guided,
         kernels=kernels,
         pipelines=[child.pipeline],
+        images=images,
     )
     lineage = [*spec.get("lineage", [{"id": job.params["parent"], "trained": spec.get("trial")}])]
     step = {
@@ -78,6 +82,7 @@ def evolve(context: Context, job: Job) -> Outcome:
         child.architecture,
         train_macs=macs + trained.macs,
         kernels=form_names(kernels),
+        validation=as_taken(context.data.validation, spec),
         facts={"lineage": lineage, "recipe": recipe.model_dump()},
         fields={"parent": job.params["parent"], "edits": list(job.params["edits"])},
     )
@@ -111,6 +116,7 @@ class _Bench:
     loss: Loss
     seed: int
     guided: bool
+    spec: Mapping[str, Any]
 
     def gradients(self, parent: Individual) -> Measured:
         network, split = parent.network, self._images
@@ -155,7 +161,7 @@ class _Bench:
 
     @cached_property
     def _images(self) -> Split:
-        return self.context.data.train.sample(self._chosen)
+        return as_taken(self.context.data.train.sample(self._chosen), self.spec)
 
     @cached_property
     def _teacher(self) -> Tensor | None:

@@ -1,0 +1,85 @@
+"""What a child is expected to take, told before it is made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from planter.arch import Architecture
+from planter.channels.groups import groups
+from planter.costs.macs import training_cost
+from planter.driver.proposers.proposer import SearchContext
+from planter.driver.trials.cost import training_macs
+from planter.evolution.edit import MEASURED_IMAGES
+from planter.front.objectives import COST
+from planter.front.points import Point
+from planter.kernels.forms import form_of
+from planter.study.evolve import Evolve
+
+PLAIN = "plain"
+_TAYLOR, _MEASURED = 3.0, 4.5
+"""Forward passes of the parent that a rule takes for each image it is measured on; with "measured",
+at most, for each group of channels and each time the parent's macs that it grows to."""
+
+
+class Expected:
+    """Multiply-adds of children, under the settings of one study."""
+
+    def __init__(self, context: SearchContext, settings: Evolve) -> None:
+        self._settings = settings
+        self._book = context.book
+        self._prepared = context.prepared
+        self._recipe = settings.recipe_of(context.study.recipe)
+        self._forms: dict[tuple[str, str, str], float] = {}
+
+    def child(self, params: Mapping[str, Any], parent: Point, macs: float) -> int:
+        """All that a child of so many macs takes: its edit, its training and, of the first one, the
+        teacher's logits of a pool of views."""
+        training = round(self._dearer(params, parent) * self.training(macs))
+        return training + self._edit(params, parent) + self._pool()
+
+    def _edit(self, params: Mapping[str, Any], parent: Point) -> int:
+        """What an edit is expected to take itself."""
+        rule = params.get(f"{params['edit']}_rule")
+        passes = 0.0
+        if rule == "taylor":
+            passes = _TAYLOR
+        elif rule == "measured":
+            every = groups(Architecture.from_dict(parent.architecture), parent.pipeline)
+            passes = 1 + _MEASURED * len(every) * float(params["grow_size"])
+        images = min(len(self._prepared.data.train), MEASURED_IMAGES)
+        return int(passes * images * parent.values[COST])
+
+    def _dearer(self, params: Mapping[str, Any], parent: Point) -> float:
+        """How often a training in the form of these parameters takes what a plain one takes: told
+        of the parent, once for each of its architectures."""
+        form = params.get("form", PLAIN)
+        if form == PLAIN:
+            return 1.0
+        architecture = Architecture.from_dict(parent.architecture)
+        key = (architecture.key(), parent.pipeline, form)
+        if key not in self._forms:
+            try:
+                step = training_cost(
+                    architecture, form_of(form), self._recipe.batch, [parent.pipeline]
+                )
+                self._forms[key] = step.macs_step / step.macs_step_plain
+            except ValueError:
+                self._forms[key] = 1.0  # told where the edit is checked
+        return self._forms[key]
+
+    def training(self, macs: float) -> int:
+        images = len(self._prepared.data.train)
+        return training_macs(int(macs), self._recipe, images, self._teacher_macs())
+
+    def _pool(self) -> int:
+        """What the teacher's logits of a pool of views are still to take, of the first child."""
+        views = self._recipe.augment.views
+        trials = (point.trial for point in self._book.points if point.parent)
+        if views is None or next(trials, None) is not None:
+            return 0
+        return views * len(self._prepared.data.train) * self._teacher_macs()
+
+    def _teacher_macs(self) -> int:
+        guided = self._settings.kd is not None and self._settings.kd.weight > 0
+        return self._prepared.teacher_macs if guided else 0
