@@ -64,7 +64,7 @@ class Evolve(Section):
             description="share of what the most accurate network has above chance that a child is "
             "forecast to keep: none is aimed below",
         ),
-    ] = 0.5
+    ] = 0.7
     forms: Annotated[
         list[str],
         Field(min_length=1, description="training forms of the kernels: plain, kflo:2x4, ..."),
