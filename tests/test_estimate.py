@@ -55,7 +55,7 @@ def test_what_is_too_large_to_be_timed_is_estimated_by_its_multiply_adds(
     fc = Architecture("convnet", {"fc1": 900_000}, {"classes": 10, "image": [3, 32, 32]})
     assert 4 * cost(fc).params > 256e6
     assert timed_batch(fc, 128, 3 * cost(fc).macs) is None
-    study = read_study("quickstart", ["sample=null", "plant=null"])
+    study = read_study("quickstart", ["sample=null", "plant=null", "evolve=null"])
     prepared = prepare(study)
     monkeypatch.setattr(estimate, "_measured_pace", lambda: (2e9, 1.0))
     monkeypatch.setattr(estimate, "timed_batch", lambda *given: None)
@@ -77,7 +77,7 @@ def test_when_the_time_is_up_the_pace_of_what_was_timed_stands_for_the_rest(
     monkeypatch.setattr(estimate, "_step_seconds", step)
     monkeypatch.setattr(estimate, "_MOST_S", -1.0)
     monkeypatch.setattr(estimate, "worker_count", lambda study: 1)
-    study = read_study("quickstart", ["sample=null", "plant=null"])
+    study = read_study("quickstart", ["sample=null", "plant=null", "evolve=null"])
     prepared = prepare(study)
     macs = sum(cost(planned.architecture).macs for planned in prepared.networks.values())
     images = len(prepared.data.train) * study.recipe.epochs

@@ -181,7 +181,8 @@ def test_a_spent_budget_leaves_trainings_waiting_and_more_of_it_ends_them(place,
     front = planter.search(
         study, out=run, overrides=overrides(STOPPING, f"budget.train_macs={half}")
     )
-    assert half <= front["cost"]["train_macs"] < stopped["cost"]["train_macs"]
+    # None begins that would take more than is left; those that had begun are compared and go on.
+    assert 0 < front["cost"]["train_macs"] < stopped["cost"]["train_macs"]
     assert any(row.state.name == "RUNNING" for row in states(run).values())
     assert list((run / "trials").glob("*/checkpoint.pt"))
     whole = planter.search(study, out=run, overrides=overrides(STOPPING))

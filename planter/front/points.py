@@ -121,6 +121,24 @@ def covered(
     return hypervolume([values_of(p.values) for p in searched], reference)
 
 
+def adding_most(
+    points: Sequence[Point],
+    before: Sequence[Point],
+    reference: Sequence[float],
+    limits: Mapping[str, float],
+) -> Point:
+    """The point that adds most hypervolume to those `before`, of those within the limits, where any
+    is; of equal ones the more accurate, then the cheaper."""
+    allowed = [point for point in points if within(point, limits)] or points
+    return max(
+        allowed,
+        key=lambda p: (
+            covered([*before, p], reference, limits),
+            *(-OBJECTIVES[name].cost_of(p.values[name]) for name in SEARCHED),
+        ),
+    )
+
+
 def best_family(
     points: Sequence[Point], reference: Sequence[float], limits: Mapping[str, float]
 ) -> list[Point]:

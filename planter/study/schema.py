@@ -269,8 +269,8 @@ class Budget(Section):
         Amount | None,
         Field(
             gt=0,
-            description="no training begins when those of the run took so many; those that run "
-            "are finished",
+            description="of all trainings of the run; one that would take more than is left does "
+            "not begin",
         ),
     ] = None
 

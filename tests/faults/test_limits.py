@@ -78,14 +78,16 @@ def test_a_spent_budget_of_multiply_adds_ends_a_search_that_more_of_it_completes
     front = planter.search(
         study,
         out=run,
-        overrides=[f"budget.train_macs={first + 1}"],
+        overrides=[f"budget.train_macs={first + second - 1}"],
         observe=lambda progress: told.append(progress.event),
     )
-    # The second began with one multiply-add left; nothing that runs is stopped.
+    # The second would take one multiply-add more than is left: it does not begin.
+    assert trials(front) == {"b-width4"}
+    assert front["cost"]["train_macs"] == first
+    assert "more than is left of budget.train_macs" in told[-1]
+    assert "2 trainings at most were not begun" in told[-1]
+    front = planter.search(study, out=run, overrides=[f"budget.train_macs={first + second}"])
     assert trials(front) == {"b-width4", "b-width5"}
-    assert front["cost"]["train_macs"] == first + second
-    assert told[-1].startswith(f"budget.train_macs {first + 1:g} are spent")
-    assert "1 trainings at most were not begun" in told[-1]
     assert planter.search(study, out=run)["points"] == whole["points"]
 
 

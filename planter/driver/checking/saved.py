@@ -108,6 +108,7 @@ def _fitting(
             f"a network of {spec['pixels']} pixels",
             f"one of {pixels} pixels, as the data has: uint8 pixels are divided by 255, others not",
         )
+    told = "the teacher" if place == "teacher.model" else place
     names = spec.get("class_names")
     if names is not None and names != list(data.class_names):
         if sorted(names) == sorted(data.class_names):
@@ -119,12 +120,12 @@ def _fitting(
             )
         elif len(names) == data.classes:
             found.warnings.append(
-                f"{place} names its classes {', '.join(names[:4])}{', ...' * (len(names) > 4)},"
+                f"{told} names its classes {', '.join(names[:4])}{', ...' * (len(names) > 4)},"
                 f" the data {', '.join(data.class_names[:4])}{', ...' * (len(names) > 4)}"
             )
     if spec.get("data") != fingerprint:
         found.warnings.append(
-            f"{place} was trained on another split or data set: images that select here may "
+            f"{told} was trained on another split or data set: images that select here may "
             "have trained it, and accuracies may be too high"
         )
     return architecture

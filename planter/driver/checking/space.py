@@ -110,10 +110,7 @@ def _try(drawn: Drawn, study: Study, data: Data, teacher_macs: int, found: Findi
             _check_repeats(drawn.space, params, planned, study, data)
             found.warnings += [text for text in candidate.warnings if text not in found.warnings]
         drawn.weighed += 1
-        images = len(data.train)
-        drawn.train_macs.append(
-            candidate_macs(candidate, planned.architecture, planned.recipe, images, teacher_macs)
-        )
+        drawn.train_macs.append(candidate_macs(candidate, study, data, teacher_macs))
         fits = not limits or _within(limits, planned, candidate)
         if limits and fits:
             drawn.within = (drawn.within or 0) + 1

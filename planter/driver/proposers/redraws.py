@@ -21,8 +21,7 @@ RECIPES = "trained_under"
 """Attribute of a row: the key of what its trial is trained under; rows of before have none."""
 
 BOUNDS, PRUNED, REPEATED = "beyond the bounds", "pruned by the space", "trained before"
-DEAR = "dearer than what is left of the budget"
-_KINDS = (BOUNDS, PRUNED, REPEATED, DEAR)
+_KINDS = (BOUNDS, PRUNED, REPEATED)
 
 
 def is_redrawn(row: FrozenTrial) -> bool:
@@ -76,7 +75,6 @@ class Streak:
 
 _ADVICE = {
     BOUNDS: f"wider bounds let more through (with --accept-changes, or {ANOTHER_NAME})",
-    DEAR: "with more of budget.train_macs the same command draws on",
     PRUNED: "the same command draws on when the space lets more through",
     REPEATED: "a space with more in it gives more: the same command draws on where ranges of "
     f"numbers have grown, choices that have changed need {ANOTHER_NAME}",

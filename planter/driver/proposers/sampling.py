@@ -13,7 +13,6 @@ from planter.driver.proposers.early_stopping import Stopping, partial_cost, part
 from planter.driver.proposers.proposer import Exhausted, Notice, Proposer, SearchContext
 from planter.driver.proposers.redraws import (
     BOUNDS,
-    DEAR,
     IN_A_ROW,
     PRUNED,
     RECIPES,
@@ -47,9 +46,9 @@ from planter.driver.trials.jobs import (
 )
 from planter.driver.trials.networks import candidate_architecture, recipes_of
 from planter.front.halving import Points, by_rank
-from planter.front.objectives import OBJECTIVES, SEARCHED, values_of
+from planter.front.objectives import values_of
 from planter.front.pareto import hypervolume
-from planter.front.points import covered, within
+from planter.front.points import adding_most, covered, within
 from planter.kernels.forms import form_names
 from planter.networks import checkpoint
 from planter.study.space import Candidate
@@ -82,6 +81,9 @@ class Sampling(Proposer):
         self._latencies = context.latencies
         self._macs_left = context.macs_left
         self._teacher_macs = context.prepared.teacher_macs
+        self._dear: tuple[FrozenTrial, int] | None = (
+            None  # a draw that waits for more of the budget
+        )
         self._limits = study.objectives.bounds.limits()
         family = study.objectives.family
         metrics = FAMILY_METRICS if family else METRICS
@@ -129,6 +131,8 @@ class Sampling(Proposer):
             if (job := self._prepared(trial)) is not None:
                 self._notices += map(Notice, self._streak.end())
                 return job
+            if self._dear is not None:
+                return None
             if self._streak.over:
                 self._draw_no_more()
             if self._space_failures > self._settings.resources.max_failures:
@@ -213,7 +217,7 @@ class Sampling(Proposer):
     def _nobody_else(self, trial: str | None = None) -> bool:
         """Whether no other trial than this one is on its way to a rung."""
         others = set(self._handed) - {trial}
-        return self._all_drawn() and not others and not self._interrupted
+        return self._all_drawn() and not others and not self._interrupted and not self._dear
 
     def _all_drawn(self) -> bool:
         """Whether no further trial is drawn."""
@@ -258,9 +262,14 @@ class Sampling(Proposer):
     def _trial(self) -> Trial | None:
         """The next trial to prepare: an interrupted one, one that waited and goes on, a new one, or
         None."""
-        row = self._interrupted.pop(0) if self._interrupted else self._waiting_row()
+        row: FrozenTrial | None = None
+        if self._dear is not None and self._dear[1] <= self._macs_left():
+            (row, _), self._dear = self._dear, None
+        elif self._dear is None and self._interrupted:
+            row = self._interrupted.pop(0)
+        row = row or self._waiting_row()
         number = self._asked if row is None else row.number
-        if row is None and self._all_drawn():
+        if row is None and (self._all_drawn() or self._dear is not None):
             return None
         # One sampler a trial: a single one with a fixed seed would, after a restart, propose its
         # first trials again.
@@ -322,11 +331,15 @@ class Sampling(Proposer):
             ]
             self._redraw(trial, BOUNDS, f"beyond {', '.join(misses)}", weighed.beyond)
             return None
-        images = len(self._data.train)
-        recipe = recipes_of(candidate, self._settings).network
-        macs = candidate_macs(candidate, architecture, recipe, images, self._teacher_macs)
-        if trial.number == self._asked - 1 and macs > (left := self._macs_left()):
-            self._redraw(trial, DEAR, f"{macs:.3g} multiply-adds, {left:.3g} are left")
+        rungs = None
+        if self._stopping is not None:
+            epochs = recipes_of(candidate, self._settings).network.epochs
+            rungs = self._stopping.ahead(trial_id(trial.number), epochs)
+        macs = candidate_macs(
+            candidate, self._settings, self._data, self._teacher_macs, rungs[0] if rungs else None
+        )
+        if macs > self._macs_left():
+            self._dear = (row_of(self._study, trial), macs)
             return None
         trial.set_user_attr(RECIPES, recipes)
         row = row_of(self._study, trial)
@@ -336,9 +349,8 @@ class Sampling(Proposer):
         }
         if part is not None:
             chosen["trained"] = part
-        if self._stopping is not None:
-            epochs = recipes_of(candidate, self._settings).network.epochs
-            chosen["rungs"] = self._stopping.ahead(trial_id(trial.number), epochs)
+        if rungs is not None:
+            chosen["rungs"] = rungs
         given = {"trial": row.params, **chosen}
         job = Job(trial_id(trial.number), "sample", given, macs=macs)
         self._trained.add(row)
@@ -369,14 +381,7 @@ class Sampling(Proposer):
         if self._family:
             self._close(row.number, covered(points, self._reference, self._limits))
             return
-        allowed = [point for point in points if within(point, self._limits)] or points
-        best = max(
-            allowed,
-            key=lambda p: (
-                covered([*before, p], self._reference, self._limits),
-                *(-OBJECTIVES[name].cost_of(p.values[name]) for name in SEARCHED),
-            ),
-        )
+        best = adding_most(points, before, self._reference, self._limits)
         self._close(row.number, values_of(best.values))
 
     def _publish(self, row: FrozenTrial, outcome: Outcome) -> None:

@@ -10,7 +10,6 @@ from planter.backbones import with_data_options
 from planter.costs.macs import cost
 from planter.data import Data
 from planter.driver.trials.cost import candidate_macs
-from planter.driver.trials.networks import recipes_of
 from planter.study.schema import Study
 from planter.study.space import Candidate, Space
 
@@ -33,8 +32,7 @@ def affordable(space: Space, study: Study, data: Data, teacher_macs: int) -> Spa
         if teacher_macs and ways[dearest].macs > teacher_macs:
             told = f"{dearest} of {ways[dearest].macs:,} macs costs more than the teacher"
             raise optuna.TrialPruned(told)
-        recipe = recipes_of(candidate, study).network
-        takes = candidate_macs(candidate, grown, recipe, len(data.train), teacher_macs)
+        takes = candidate_macs(candidate, study, data, teacher_macs)
         if budget is not None and takes > _PART * budget:
             told = f"its training takes {takes / budget:.0%} of budget.train_macs"
             raise optuna.TrialPruned(told)

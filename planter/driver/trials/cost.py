@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from planter.arch import Architecture
+from planter.backbones import with_data_options
 from planter.costs.macs import cost, joint_macs
+from planter.data import Data
+from planter.driver.trials.networks import recipes_of
+from planter.study.schema import Study
 from planter.study.space import Candidate
 from planter.training.recipe import Recipe
 
@@ -17,8 +20,16 @@ def training_macs(macs: int, recipe: Recipe, images: int, teacher_macs: int = 0)
 
 
 def candidate_macs(
-    candidate: Candidate, architecture: Architecture, recipe: Recipe, images: int, teacher_macs: int
+    candidate: Candidate,
+    study: Study,
+    data: Data,
+    teacher_macs: int,
+    until: int | None = None,
 ) -> int:
-    """The same of a candidate's network, without its plants."""
-    macs = joint_macs(cost(architecture), candidate.trained)
-    return training_macs(macs, recipe, images, teacher_macs if candidate.guided else 0)
+    """The same of a candidate's network, without its plants; up to its epoch `until`, where that is
+    given."""
+    recipe = recipes_of(candidate, study).network
+    done = recipe.model_copy(update={"epochs": until or recipe.epochs})
+    grown = with_data_options(candidate.grown, data.classes, data.image)
+    macs = joint_macs(cost(grown), candidate.trained)
+    return training_macs(macs, done, len(data.train), teacher_macs if candidate.guided else 0)
