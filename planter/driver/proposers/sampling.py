@@ -260,8 +260,7 @@ class Sampling(Proposer):
         return self._stopping.let_on(ready[0]) if ready else None
 
     def _trial(self) -> Trial | None:
-        """The next trial to prepare: an interrupted one, one that waited and goes on, a new one, or
-        None."""
+        """The next trial to prepare: interrupted, one that waited and goes on, new, or None."""
         row: FrozenTrial | None = None
         if self._dear is not None and self._dear[1] <= self._macs_left():
             (row, _), self._dear = self._dear, None
