@@ -73,7 +73,7 @@ class Sampling(Proposer):
         assert study.sample is not None
         assert space is not None
         self._settings = study
-        self._trials = study.sample.trials
+        self._trials, self._sampler = study.sample.trials, study.sample.sampler
         self._space = space
         self._data = context.prepared.data
         self._book = context.book
@@ -272,10 +272,8 @@ class Sampling(Proposer):
             return None
         # One sampler a trial: a single one with a fixed seed would, after a restart, propose its
         # first trials again.
-        assert self._settings.sample is not None
-        self._study.sampler = make_sampler(
-            self._settings.sample.sampler, seed_of(self._settings.seed, trial_id(number))
-        )
+        seed = seed_of(self._settings.seed, trial_id(number))
+        self._study.sampler = make_sampler(self._sampler, seed)
         if row is not None:
             return take_up(self._study, row)
         trial = self._study.ask()
