@@ -575,3 +575,16 @@ def test_files_with_several_frames_are_counted(tmp_path):
     assert _load(tmp_path).account.notes == (
         "of 1 files with several frames the first one was read",
     )
+
+
+def test_a_folder_without_any_readable_ending_says_what_it_holds(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for number in range(3):
+            Image.new("RGB", (8, 8), (200, 10, 10)).save(tmp_path / name / f"{number}", "PNG")
+            (tmp_path / name / f"{number}.heic").write_bytes(b"no image that Pillow reads")
+    with pytest.raises(ValueError, match="holds no images") as error:
+        load_data("folder", root=str(tmp_path), validation=0.2)
+    assert "6 without an ending (an image by its content" in str(error.value)
+    assert "rename it" in str(error.value)
+    assert "6 .heic" in str(error.value)

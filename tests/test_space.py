@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from planter.arch import Architecture
+from planter.driver.checking.check import prepare
 from planter.edits.expand import check_kernels
 from planter.kernels.forms import AsymmetricBlock, KernelFilter, form_names, forms_of
 from planter.networks.assembly import build, check_architecture
+from planter.study.file import read_study
 from planter.study.space import Candidate, load_space
 
 _IMAGE, _CLASSES = (3, 16, 16), 7
@@ -352,3 +354,22 @@ def test_every_shipped_space_can_be_drawn_in_multiples():
             assert all(width % 16 == 0 for width in drawn.grown.widths.values())
             check_architecture(drawn.grown)
             check_kernels(drawn.grown, drawn.kernels)
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ("return Candidate(Architecture('convnet', {'conv1': w}))", "got 0; drawn: w 0"),
+        ("return 16 // w", "ZeroDivisionError: integer division or modulo by zero; drawn: w 0"),
+    ],
+)
+def test_an_error_of_a_space_says_what_was_drawn(tmp_path, body, told):
+    place = tmp_path / "zero.py"
+    place.write_text(
+        "from planter import Architecture, Candidate\n"
+        f"def space(trial):\n    w = trial.suggest_int('w', 0, 0)\n    {body}\n"
+    )
+    study = [f"sample={{space: '{place}:space', trials: 2}}", "plant=null", "evolve=null"]
+    with pytest.raises(ValueError, match="drawn: w 0") as error:
+        prepare(read_study("quickstart", study))
+    assert told in str(error.value)

@@ -263,7 +263,7 @@ def load_space(
                 f"{place} called sys.exit({error.code!r}); raise an error there, or "
                 "optuna.TrialPruned for a draw that is not wanted"
             ) from error
-        except ValueError as error:
+        except (ValueError, TypeError, ArithmeticError) as error:
             if hint := getattr(seen, "hint", lambda error: "")(error):
                 error.args = (f"{error}{hint}",)
             raise

@@ -9,6 +9,8 @@ from typing import Any
 
 from planter.arch import plain_numbers
 
+_SHOWN = 8
+"""Parameters that an error names at most."""
 _RESERVED = (
     "id", "parent", "result", "error", "partial", "climbed", "refused", "redrawn", "latency_ms",
     "trained_under",
@@ -74,14 +76,17 @@ class Suggestions:
         self._trial.set_user_attr(key, plain)
 
     def hint(self, error: Exception) -> str:
-        """What to add to an error that names a fraction as it was drawn: whose it is."""
+        """What to add to an error: whose a fraction is that it names as it was drawn, or else what
+        was drawn."""
         for name, value in self._fractions.items():
             if repr(value) in str(error):
                 return (
                     f"; it is parameter {name!r}, which suggest_float draws with fractions: "
                     "suggest_int, or a step of whole numbers"
                 )
-        return ""
+        drawn = [f"{name} {value}" for name, value in self._trial.params.items()]
+        more = ", ..." * (len(drawn) > _SHOWN)
+        return f"; drawn: {', '.join(drawn[:_SHOWN])}{more}" if drawn else ""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._trial, name)

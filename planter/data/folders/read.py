@@ -69,7 +69,8 @@ def read_folder(root: Path, resize: int | None, *, leave_out_empty: bool = False
     held = [place for place in (layout.validation, layout.test) if place is not None]
     listed = images_of(trained, held, root, reading)
     if not any(listed.values()):
-        raise ValueError(f"{layout.train} holds no images ({', '.join(sorted(readable()))})")
+        endings = ", ".join(sorted(readable()))
+        raise ValueError(f"{layout.train} holds no images ({endings}){_skipped(reading)}")
     if empty := [name for name, files in listed.items() if not files]:
         if not leave_out_empty:
             raise ValueError(_empty_classes(layout.train, empty, reading))
@@ -85,7 +86,7 @@ def read_folder(root: Path, resize: int | None, *, leave_out_empty: bool = False
         folders = class_folders(root, place, layout.classes, reading)
         there = images_of(folders, others, root, reading)
         if not any(there.values()):
-            raise ValueError(f"{place} holds no images; fill it or move it away")
+            raise ValueError(f"{place} holds no images; fill it or move it away{_skipped(reading)}")
         parts[part] = _read(there, list(listed), files)
     if files.unreadable:
         told, more = files.unreadable[:_NAMED], len(files.unreadable) - _NAMED
@@ -127,9 +128,17 @@ def _empty_classes(train: Path, empty: list[str], reading: Reading) -> str:
         f"{train}: a class needs an image to train on, and {'this' if one else 'these'} "
         f"{'has' if one else 'have'} none: {', '.join(told)}; add images or move the "
         f"folder{'' if one else 's'} away"
-        + "; links into other classes or parts are not read"
-        * linked
+        + "; links into other classes or parts are not read" * linked
+        + _skipped(reading)
     )
+
+
+def _skipped(reading: Reading) -> str:
+    """What lay there and was not read, and why, to end a message with."""
+    found = [
+        f"{one.files} {one.ending or 'without an ending'} ({one.reason})" for one in reading.skips()
+    ]
+    return f"; not read: {', '.join(found)}" if found else ""
 
 
 def _note(files: _Files, reading: Reading) -> None:
