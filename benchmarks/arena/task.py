@@ -109,6 +109,7 @@ TASKS = {
         shares=(0.5, 0.12),
         scratch=(5, 2),
         denominator=8,
+        views=2,
     ),
 }
 

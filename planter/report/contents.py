@@ -52,8 +52,8 @@ class Report:
     growth: Sequence[Mapping[str, Any]]
     importances: Importances | None
     enough: int
-    samplers: Sequence[str]
     standing: str | None
     study: str
     environment: Mapping[str, Any]
     comparison: Comparison | None = None
+    samplers: Sequence[str] = ("sample.sampler",)
