@@ -152,11 +152,11 @@ def report(
     out.print(f"written: {shown_path(file.resolve())}", soft_wrap=True, markup=False)
 
 
-@app.command(epilog="Example: planter show quickstart s0010/cut3")
+@app.command(epilog="Example: planter show quickstart s0004/cut3")
 def show(
     run: RunArgument,
     point: Annotated[
-        str | None, typer.Argument(metavar="ID", help="A trial or a point, e.g. s0012/cut2.")
+        str | None, typer.Argument(metavar="ID", help="A trial or a point, e.g. s0004/cut3.")
     ] = None,
     max_macs: MaxMacs = None,
     min_accuracy: MinAccuracy = None,

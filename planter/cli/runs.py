@@ -81,7 +81,7 @@ def point_of(target: str) -> tuple[Point, str | None]:
 
     folder, wanted = split_target(target)
     if wanted is None:
-        raise ValueError(f"{target!r} is a run: expected RUN/ID, e.g. quickstart/s0012/cut2")
+        raise ValueError(f"{target!r} is a run: expected RUN/ID, e.g. quickstart/s0004/base")
     for point in read_points(folder):
         if wanted in (point.trial, point.id):
             return point, point.pipeline if wanted == point.id else None

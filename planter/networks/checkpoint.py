@@ -77,7 +77,7 @@ def copy(source: Path, folder: Path) -> None:
 
 
 def load(folder: str | Path, *, own_code: bool = False) -> nn.Module:
-    """The network saved in a folder such as `runs/quickstart/models/s0012/cut2`: a plain module in
+    """The network saved in a folder such as `runs/quickstart/models/s0004/base`: a plain module in
     eval mode that takes normalised images `[batch, channels, height, width]`.
 
     A network of a builder of your own ("my_pkg.nets:build") is built by calling that function:
