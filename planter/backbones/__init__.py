@@ -23,12 +23,11 @@ from planter.backbones import (
     densenet,
     mobilenet,
     resnet,
-    torchvision_branch,
-    torchvision_nets,
     toy,
     vgg,
     wrn,
 )
+from planter.backbones.outside import own, timm_nets, torchvision_branch, torchvision_nets
 from planter.backbones.staged import StagedNet
 
 __all__ = [
@@ -135,37 +134,52 @@ def import_object(place: str) -> Any:
 
 
 def find_builder(key: str) -> Builder:
-    """The builder of that name, torchvision's model as "torchvision:resnet18", or the function at
-    "my_pkg.nets:build" (default widths: its attribute `widths`, if it has one: a mapping, or a
-    function of the options; inner ones: its attribute `inner`, a list or a function likewise)."""
+    """The builder of that name, torchvision's or timm's model as "torchvision:resnet18" and
+    "timm:resnet18", or what stands at "my_pkg.nets:build" or was given by name in Python: a
+    function of `widths` (default widths: its attribute `widths`, if it has one: a mapping, or a
+    function of the options; inner ones: its attribute `inner`, a list or a function likewise), or
+    a plain network (see `planter.backbones.outside.own`)."""
     if key in BUILDERS:
         return BUILDERS[key]
     if key.startswith(torchvision_nets.PREFIX):
         name = key.removeprefix(torchvision_nets.PREFIX)
         return Builder(torchvision_nets.torchvision_net(name), None, torchvision_branch.branch)
-    if ":" in key:
-        function = import_object(key)
+    if key.startswith(timm_nets.PREFIX):
+        return Builder(timm_nets.timm_net(key.removeprefix(timm_nets.PREFIX)), None)
+    if ":" in key or key in own.NETWORKS:
+        function = own.NETWORKS[key] if key in own.NETWORKS else import_object(key)
+        if own.is_plain(function):
+            return Builder(own.plain_net(function, key), None)
         inner = getattr(function, "inner", None)
         blocks = getattr(function, "blocks", None)
         return Builder(function, getattr(function, "widths", {}), inner=inner, blocks=blocks)
     raise ValueError(
-        f"unknown builder {key!r}; builders are {', '.join(BUILDERS)}, torchvision's as "
-        "'torchvision:resnet18', or your own as 'my_pkg.nets:build'"
+        f"unknown builder {key!r}; builders are {', '.join([*BUILDERS, *own.NETWORKS])}, "
+        "torchvision's and timm's as 'torchvision:resnet18' and 'timm:resnet18', or your own as "
+        "'my_pkg.nets:build'; a network of a script or notebook is given, also to go on with its "
+        f"run, as planter.search(study, networks={{{key!r}: ...}})"
     )
 
 
 def is_known(key: str) -> bool:
-    """Whether the key names a builder of planter or torchvision, so that to build it runs no code
-    of the user's."""
-    return key in BUILDERS or key.startswith(torchvision_nets.PREFIX)
+    """Whether the key names a builder of planter, torchvision or timm, so that to build it runs no
+    code of the user's."""
+    return key in BUILDERS or key.startswith((torchvision_nets.PREFIX, timm_nets.PREFIX))
 
 
 def source_key(key: str) -> str:
     """16 hexadecimal digits of the source that builds `key`: another source may be another
     function of the same weights."""
-    content = _source(inspect.unwrap(find_builder(key).function)) or key.encode()
+    function = find_builder(key).function
+    given = own.network_of(function)
+    source = inspect.unwrap(function) if given is None else type(given)
+    content = _source(source) or key.encode()
     if key.startswith(torchvision_nets.PREFIX):  # the file makes stages of what torchvision builds
         content += torchvision_nets.installed_version().encode()
+    if key.startswith(timm_nets.PREFIX):
+        content += timm_nets.installed_version().encode()
+    if given is not None:
+        content += own.weights_key(given)
     return hashlib.sha256(content).hexdigest()[:16]
 
 
@@ -336,6 +350,7 @@ def build_backbone(architecture: Architecture, seed: int = 0) -> nn.Module:
             raise
         except Exception as error:  # a builder may be the user's code, its options are
             raise ValueError(
-                f"{architecture.builder} cannot be built with widths {widths} and options "
+                f"{architecture.builder} cannot be built with "
+                f"{f'widths {widths} and ' if widths else ''}options "
                 f"{options}: {type(error).__name__}: {error}"
             ) from error

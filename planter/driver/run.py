@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from planter.backbones import BUILDERS
+from planter.backbones.outside.own import Made, register
 from planter.driver.backends.local import run_here
 from planter.driver.checking.check import Prepared, prepare, worker_count
 from planter.driver.outcome import SearchFailedError, ending
@@ -37,7 +39,7 @@ from planter.front.points import (
 from planter.machine.disk import is_full
 from planter.machine.paths import user_path
 from planter.machine.torch_state import plain_torch
-from planter.study.file import StudyFile
+from planter.study.file import StudyFile, study_of
 from planter.study.schema import Study
 
 log = logging.getLogger(__name__)
@@ -68,8 +70,9 @@ Observer = Callable[[Progress], None]
 
 @plain_torch()
 def search(
-    study: Study | StudyFile | str | Path,
+    study: Study | StudyFile | Mapping[str, Any] | str | Path,
     *,
+    networks: Mapping[str, Made] | None = None,
     out: str | Path | None = None,
     overrides: Sequence[str] = (),
     accept_changes: bool = False,
@@ -79,10 +82,13 @@ def search(
 ) -> dict[str, Any]:
     """Runs a study, or what is left of it, and returns what `pareto.json` says.
 
-    `study` is a file (or what was read of one), the name of a shipped study or a `Study`; the run
-    folder is `out` or `runs/NAME`. Raises StudyError for a study that cannot be run, also where
-    another driver is at work on it (`take_over` takes it from that one); nothing was trained then.
-    Raises SearchStoppedError where the teacher or too many trials failed, the storage stayed away,
+    `study` is a file (or what was read of one), the name of a shipped study, a mapping of the same
+    keys or a `Study`; the run folder is `out` or `runs/NAME`. `networks` are plain ones by the name
+    that the study has as `builder`: classes or functions that return a module, or modules, of which
+    copies are trained. They stay known in this process, so that `planter.load` builds what was
+    trained of them; to go on with the run they are given again. Raises StudyError for a study that
+    cannot be run, also where another driver is at work on it (`take_over` takes it from that one);
+    nothing was trained then. Raises SearchStoppedError where the teacher or too many trials failed, the storage stayed away,
     the disk stayed full or another driver took over, KeyboardInterrupt on Ctrl-C; the same call
     goes on from what is finished. Raises SearchFailedError, a SearchStoppedError, at the end of a
     search of which nothing came: all that was searched for failed, or, of a study of baselines
@@ -92,8 +98,12 @@ def search(
     (docs/spaces.md).
     Single trainings that failed are listed under `failed`, with the reason.
     """
+    if networks:
+        register(networks, BUILDERS)
     text = None
-    if not isinstance(study, Study):
+    if isinstance(study, Mapping):
+        study = study_of(study, overrides)
+    elif not isinstance(study, Study):
         file = study if isinstance(study, StudyFile) else StudyFile.of(study)
         text, study = file.content, file.study(overrides)
     run = user_path(out if out is not None else Path("runs") / study.name).resolve()

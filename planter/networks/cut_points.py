@@ -119,7 +119,9 @@ def backbone_without_data(architecture: Architecture) -> nn.Module:
 
 def is_staged(backbone: nn.Module) -> bool:
     """Whether a network has `stages`, an `nn.Sequential`, and a `head`; it then must compute
-    `head(stages(images))`."""
+    `head(stages(images))`, unless it was not written for planter (see `own.whole`)."""
+    if getattr(backbone, "without_stages", False):
+        return False
     stages, head = getattr(backbone, "stages", None), getattr(backbone, "head", None)
     return isinstance(stages, nn.Sequential) and isinstance(head, nn.Module)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import sys
 import warnings
 from dataclasses import asdict, replace
@@ -12,7 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from planter.backbones.outside.own import NETWORKS
 from planter.data import Data, InMemorySplit
+from planter.driver.checking.importable import pickled
 from planter.driver.tasks.context import Context
 from planter.driver.trials.jobs import Job
 
@@ -27,12 +30,25 @@ def pack(context: Context) -> dict[str, Any]:
     bare = replace(context, data=None)  # type: ignore[arg-type]
     # Ray tells workers of the script's folder and the working folder alone.
     path = [os.path.abspath(folder) for folder in sys.path]
-    return {"context": bare, "data": arrays, "class_names": data.class_names, "path": path}
+    return {
+        "context": bare,
+        "data": arrays,
+        "class_names": data.class_names,
+        "path": path,
+        # One that cannot travel was refused where this study trains it.
+        "networks": {
+            name: content
+            for name, made in NETWORKS.items()
+            if isinstance(content := pickled(made), bytes)
+        },
+    }
 
 
 def unpack(parcel: dict[str, Any]) -> Context:
     """The context of a parcel, in the process that trains, on its device."""
     sys.path += [folder for folder in parcel["path"] if folder not in sys.path]
+    # Not before: what is pickled by its place is imported from there.
+    NETWORKS.update({name: pickle.loads(made) for name, made in parcel["networks"].items()})
     arrays: dict[str, np.ndarray[Any, Any]] = parcel["data"]
     splits = {}
     with warnings.catch_warnings():

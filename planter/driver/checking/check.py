@@ -254,7 +254,8 @@ def _network(
         if not callable(find_builder(builder_of(study, section)).function):
             raise ValueError("it is no function: expected one of widths and options")
         architecture = network_of(study, section, data, widths)
-        check_network(architecture)
+        some = data.validation.batch(slice(2))
+        check_network(architecture, data.validation.normalise(some))
         return architecture
 
     if section.builder is None and found.of_teacher():

@@ -8,6 +8,8 @@ import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from planter.arch import Architecture, whole_number
 from planter.backbones import convolutions, full_widths, inner_widths, with_data_options
 from planter.data import Data
@@ -123,9 +125,10 @@ def recipes_of(candidate: Candidate, study: Study) -> Recipes:
     return Recipes(network, plants, again)
 
 
-def check_network(architecture: Architecture) -> None:
-    """Raises ValueError for a network that cannot be built or whose weights no memory holds."""
-    check_architecture(architecture)
+def check_network(architecture: Architecture, images: Tensor | None = None) -> None:
+    """Raises ValueError for a network that cannot be built, gives no logits of the `images` it will
+    see, or whose weights no memory holds."""
+    check_architecture(architecture, images)
     weights = sum(weight.numel() for weight in build_without_data(architecture).parameters())
     size, memory = 4 * weights, _memory()
     if size > memory:

@@ -1,0 +1,65 @@
+"""timm's models as backbones; timm is an extra: `pip install "planter[timm]"`."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from typing import Any
+
+from torch import nn
+
+from planter.backbones.outside.own import whole
+
+PREFIX = "timm:"
+
+
+def timm_net(name: str) -> Callable[..., nn.Module]:
+    """A builder function of `timm.create_model(name)` without pre-trained weights, which takes
+    timm's own options (`drop_rate`, `img_size`, ...).
+
+    Raises ValueError where timm is not installed, and for a name that it does not have.
+    """
+    timm = timm_package()
+    plain, _, tag = name.partition(".")
+    names = timm.list_models()
+    if plain not in names:
+        near = difflib.get_close_matches(plain, names, n=5)
+        raise ValueError(
+            f"timm has no model {name!r}; it has {', '.join(near or ['resnet18'])}, ..."
+        )
+    if tag and name not in timm.list_pretrained(f"{plain}.*"):
+        raise ValueError(
+            f"timm has no weights {tag!r} of {plain}; it has "
+            f"{', '.join(timm.list_pretrained(f'{plain}.*')) or 'none'}"
+        )
+
+    def build(
+        widths: Mapping[str, int],
+        *,
+        classes: int = 1000,
+        image: Sequence[int] = (3, 224, 224),
+        **options: Any,
+    ) -> nn.Module:
+        network: nn.Module = timm.create_model(
+            name, pretrained=False, num_classes=classes, in_chans=image[0], **options
+        )
+        return whole(network)
+
+    return build
+
+
+def timm_package() -> Any:
+    """The package. Raises ValueError where it is not installed."""
+    try:
+        import timm  # takes seconds, which only those who ask for it wait
+    except ImportError as error:
+        raise ValueError(
+            f'{PREFIX}NAME needs timm: pip install "planter[timm]" ({error})'
+        ) from error
+    return timm
+
+
+def installed_version() -> str:
+    """The version of timm, without importing it."""
+    return metadata.version("timm")
