@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from planter.channels.groups import Group
 from planter.kernels.blocks import expanded_layers
+from planter.tracing.axes import Axis, Group
 
 
 def inherit_channels_(
@@ -24,18 +24,20 @@ def inherit_channels_(
     """
     if expanded := expanded_layers(parent):
         raise ValueError(f"{expanded[0]} is expanded; collapse_kernels_(model) first")
-    axes: dict[str, list[tuple[int, Tensor]]] = {}
+    places: dict[str, dict[int, list[tuple[Axis, int, Tensor]]]] = {}
     for group, channels in zip(groups, kept, strict=True):
         for axis in group.axes:
-            axes.setdefault(axis.tensor, []).append((axis.axis, axis.indices(channels)))
+            parts = places.setdefault(axis.tensor, {}).setdefault(axis.axis, [])
+            parts.append((axis, group.size, channels))
     old, new = parent.state_dict(), child.state_dict()
     if other := sorted(old.keys() ^ new.keys()):
         raise ValueError(f"the narrower network has other layers than its parent: {other[0]}")
     with torch.no_grad():
         for name, target in new.items():
             source = old[name]
-            for place, indices in axes.get(name, []):
-                source = source.index_select(place, indices.to(source.device))
+            for place, parts in places.get(name, {}).items():
+                entries = _entries(source.shape[place], parts)
+                source = source.index_select(place, entries.to(source.device))
             if source.shape != target.shape:
                 raise ValueError(
                     f"{name} is {list(source.shape)} in the channels that stay, "
@@ -43,6 +45,15 @@ def inherit_channels_(
                 )
             target.copy_(source)
     return child
+
+
+def _entries(length: int, parts: Sequence[tuple[Axis, int, Tensor]]) -> Tensor:
+    """The entries of an axis that stay, in their order: of its parts those of the channels kept."""
+    stays = torch.ones(length, dtype=torch.bool)
+    for axis, size, channels in parts:
+        stays[axis.indices(torch.arange(size))] = False
+        stays[axis.indices(channels.cpu())] = True
+    return stays.nonzero().flatten()
 
 
 def widths_of(groups: Sequence[Group], sizes: Mapping[int, int] | Sequence[int]) -> dict[str, int]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from planter.arch import Architecture
-from planter.channels.groups import Group, groups, with_widths
+from planter.backbones import is_traced
+from planter.channels.groups import groups, with_widths
 from planter.edits.inherit import inherit_weights
+from planter.edits.widen import inherit_parts_
 from planter.evolution.edit import Bench, EditError, Individual, alone, macs_of
 from planter.evolution.shrink import EVEN
 from planter.evolution.sizes import even, sizes_for
 from planter.networks.assembly import build_network
+from planter.tracing.axes import Group
 
 MEASURED = "measured"
 _LARGEST = 64.0
@@ -80,7 +83,7 @@ class Grow:
         self, parent: Individual, every: list[Group], growing: list[Group], seed: int
     ) -> Individual:
         # Where some shortcuts pad, the other groups alone keep the function.
-        growing = [group for group in growing if group.free] or growing
+        growing = [group for group in growing if group.free and group.keeps] or growing
         before = alone(parent.architecture, parent.pipeline)
         most = self.size * macs_of(before, parent.pipeline)
         factors = even(every, 1.0, _LARGEST)
@@ -92,5 +95,9 @@ class Grow:
         after, _ = sizes_for(before, parent.pipeline, every, most, sizes_at)
         child = build_network(after, parent.pipeline, seed)
         child.to(next(parent.network.parameters()))
-        inherit_weights(child, parent.network, "zero")
+        if is_traced(after):
+            wider = groups(after, parent.pipeline)
+            inherit_parts_(child, parent.network, every, wider)
+        else:
+            inherit_weights(child, parent.network, "zero")
         return Individual(after, parent.pipeline, child.eval())

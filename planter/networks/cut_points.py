@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from planter.arch import Architecture
-from planter.backbones import build_backbone, is_known
+from planter.backbones import build_backbone, builds_without_data, is_known
 from planter.machine.torch_state import ShapesOnly
 
 
@@ -109,7 +109,7 @@ def image_of(architecture: Architecture) -> tuple[int, int, int]:
 
 def backbone_without_data(architecture: Architecture) -> nn.Module:
     """The backbone of an architecture on torch's meta device: shapes without numbers."""
-    if not is_known(architecture.builder):
+    if not builds_without_data(architecture):
         # A user's builder may compute with tensors, e.g. rates that rise from layer to layer.
         with torch.device("cpu"):
             return build_backbone(architecture).to("meta")

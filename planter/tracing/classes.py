@@ -21,7 +21,7 @@ class Place(NamedTuple):
 
 
 class Classes:
-    """Sets of entries of axes. Every entry has a number; 0 stands for values that no layer makes."""
+    """Sets of entries of axes. Every entry has a number; 0 stands for values of no layer."""
 
     def __init__(self, state: Mapping[str, Tensor]) -> None:
         self._parent = [0]

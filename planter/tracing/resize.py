@@ -35,8 +35,8 @@ def resize_(network: nn.Module, groups: Sequence[Group], sizes: Sequence[int]) -
     """Gives a freshly initialised network groups of other sizes, in place; returns it.
 
     The leading channels stay; the values of new ones are drawn from those that the tensor had, so
-    that whatever initialisation the network has of its own goes on: ones where all are ones. Weights
-    are scaled to the number of inputs they have now, which keeps a layer's outputs as large.
+    that whatever initialisation the network has of its own goes on: ones where all are ones.
+    Weights are scaled to their number of inputs, which keeps a layer's outputs as large.
     """
     by_tensor: dict[str, dict[int, list[_Part]]] = defaultdict(dict)
     for (tensor, place), parts in _by_place(groups).items():
@@ -79,6 +79,11 @@ def _resized(
 ) -> Tensor:
     """The tensor with parts of an axis of other lengths."""
     length = values.shape[place]
+    added = sum((sizes[i] - groups[i].size) * axis.repeat for i, axis in parts)
+    if values.is_meta:
+        shape = list(values.shape)
+        shape[place] += added
+        return values.new_empty(shape)
     kept: list[Tensor] = []
     at = 0
     for i, axis in parts:
@@ -87,12 +92,7 @@ def _resized(
         wanted = torch.arange(sizes[i] * axis.repeat)
         kept.append(torch.where(wanted < whole, wanted + axis.offset, -1))
         at = axis.offset + whole
-    kept.append(torch.arange(at, length))
-    source = torch.cat(kept)
-    if values.is_meta:
-        shape = list(values.shape)
-        shape[place] = len(source)
-        return values.new_empty(shape)
+    source = torch.cat([*kept, torch.arange(at, length)])
     source = source.to(values.device)
     taken = values.index_select(place, source.clamp_min(0))
     fresh = (source < 0).nonzero().flatten()

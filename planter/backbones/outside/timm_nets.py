@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from importlib import metadata
 from typing import Any
 
@@ -14,6 +15,7 @@ from planter.backbones.outside.own import whole
 PREFIX = "timm:"
 
 
+@lru_cache
 def timm_net(name: str) -> Callable[..., nn.Module]:
     """A builder function of `timm.create_model(name)` without pre-trained weights, which takes
     timm's own options (`drop_rate`, `img_size`, ...).

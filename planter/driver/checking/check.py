@@ -199,6 +199,9 @@ def _names(study: Study, found: Findings) -> None:
         builder = found.attempt(place, "no builder", partial(_builder, study, section))
         if builder is None:
             continue
+        known = found.attempt(place, builder, partial(find_builder, builder))
+        if known is None or known.traced is not None:
+            continue  # what is traced needs an image of the data
         full = found.attempt(
             place, f"{builder} {widths}", partial(full_widths, builder, widths, section.options)
         )
