@@ -105,12 +105,13 @@ class InMemorySplit:
         return replace(self, mean=mean, std=std, size=size or self.size)
 
     def to(self, device: str | torch.device) -> Self:
-        moved = {
-            name: value.to(device)
-            for name, value in vars(self).items()
-            if isinstance(value, Tensor)
-        }
-        return replace(self, **moved)
+        return replace(
+            self,
+            images=self.images.to(device),
+            labels=self.labels.to(device),
+            mean=self.mean.to(device),
+            std=self.std.to(device),
+        )
 
     def update(self, digest: Digest) -> None:
         for tensor in (self.images, self.labels):

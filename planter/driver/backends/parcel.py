@@ -57,9 +57,10 @@ def unpack(parcel: dict[str, Any]) -> Context:
         # The shared arrays are read-only; nothing writes to raw images or labels.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         for part in ("train", "validation"):
-            splits[part] = InMemorySplit(
-                *(torch.from_numpy(arrays[f"{part}.{name}"]) for name in _FIELDS)
+            images, labels, mean, std = (
+                torch.from_numpy(arrays[f"{part}.{name}"]) for name in _FIELDS
             )
+            splits[part] = InMemorySplit(images, labels, mean, std)
     data = Data(splits["train"], splits["validation"], None, parcel["class_names"])
     context: Context = parcel["context"]
     return replace(context, data=data.to(context.device))
