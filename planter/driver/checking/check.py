@@ -195,7 +195,10 @@ def _crops(study: Study, data: Data, found: Findings) -> None:
         recipes["evolve.recipe"] = study.evolve.recipe
     _, *sides = data.image
     for place, recipe in recipes.items():
-        if recipe is not None and recipe.augment.crop >= min(sides):
+        # Networks with weights have the study's recipe as their own: that is told once.
+        if recipe is None or (place != "recipe" and recipe == study.recipe):
+            continue
+        if recipe.augment.crop >= min(sides):
             expected = f"fewer pixels than an image of {sides[0]} x {sides[1]} has"
             found.add(f"{place}.augment.crop", recipe.augment.crop, expected)
 
