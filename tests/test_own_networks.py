@@ -242,6 +242,12 @@ def test_unknown_models_of_timm_are_answered_with_close_ones() -> None:
         find_builder("timm:resnet18.a9")
 
 
+def test_options_of_timm_that_read_files_are_refused() -> None:
+    options = {**FACTS, "checkpoint_path": "/tmp/net.pth"}
+    with pytest.raises(ValueError, match="checkpoint_path reads files"):
+        build_backbone(Architecture("timm:resnet18", {}, options))
+
+
 def test_without_timm_the_extra_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "timm", None)
     with pytest.raises(ValueError, match=r'pip install "planter\[timm\]"'):

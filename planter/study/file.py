@@ -16,8 +16,13 @@ from pydantic import BaseModel, ValidationError
 import planter
 from planter.machine.paths import user_path
 from planter.study.schema import Problem, Study, StudyError
+from planter.study.section import NAMED_WEIGHTS
 
 _MOST_VALUES = 100_000
+_PATHS = (
+    ("data", "root"), ("teacher", "model"), ("teacher", "weights"), ("plant", "weights"),
+    ("sample", "space"),
+)  # fmt: skip
 # The path of a storage that is a file; a password in another URL may hold any character.
 _FILE_URL = re.compile(r"(sqlite(?:\+\w+)?:///|journal:///)([^?]+)(.*)", re.DOTALL)
 
@@ -219,9 +224,13 @@ def _absolute(raw: dict[str, Any], base: Path, known: dict[str, str]) -> list[Pr
     """Makes the paths of a raw study absolute, in place; names stay, and so do the paths that are
     `known`, by their places, to have been made so."""
     problems = []
-    for section, key in (("data", "root"), ("teacher", "model"), ("sample", "space")):
-        part, place = raw.get(section), f"{section}.{key}"
+    places = [(raw.get(section), f"{section}.{key}", key) for section, key in _PATHS]
+    if isinstance(baselines := raw.get("baselines"), list):
+        places += [(one, f"baselines.{i}.weights", "weights") for i, one in enumerate(baselines)]
+    for part, place, key in places:
         if not isinstance(part, dict) or not isinstance(part.get(key), str):
+            continue
+        if key == "weights" and part[key] in NAMED_WEIGHTS:
             continue
         file, colon, function = part[key], "", ""
         if key == "space":

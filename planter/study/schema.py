@@ -12,8 +12,9 @@ from pydantic import Field, field_validator, model_validator
 from planter.data import NAMES
 from planter.planting.starts import Filters, Outgoing, check_init
 from planter.study.evolve import Evolve
+from planter.study.networks import Baseline, Teacher, with_recipe
 from planter.study.samplers import SamplerName
-from planter.study.section import Amount, Count, Distillation, Network, Section, Widths
+from planter.study.section import Amount, Count, Network, Section, Widths
 from planter.training.recipe import Recipe
 
 
@@ -44,28 +45,6 @@ class DataSettings(Section):
             gt=0,
             description="part set aside to test, where the data have none: a count, or a share < 1",
         ),
-    ] = None
-
-
-class Teacher(Network):
-    """The network that guides: trained with the study, or the folder of a saved network."""
-
-    model: Annotated[
-        str | None, Field(description="folder of a saved network instead of a training")
-    ] = None
-    recipe: Annotated[Recipe | None, Field(description="default: the study's recipe")] = None
-
-
-class Baseline(Network):
-    """A plain network under the study's recipe, a point to compare with."""
-
-    name: Annotated[
-        str | None,
-        Field(pattern=r"^[A-Za-z0-9_-]+$", description="its id is b-NAME; default: b-widthN"),
-    ] = None
-    kd: Annotated[
-        Distillation | None,
-        Field(description="guided by the teacher as well; default: labels only"),
     ] = None
 
 
@@ -308,6 +287,15 @@ class Study(Section):
     storage: Annotated[
         str | None, Field(description="any Optuna storage URL; default: study.db in the run folder")
     ] = None
+
+    @model_validator(mode="after")
+    def _trains_what_has_weights(self) -> Study:
+        """Beside weights, null says that a network is not trained: see `with_recipe`."""
+        if self.teacher is not None:
+            object.__setattr__(self, "teacher", with_recipe(self.teacher, self.recipe))
+        made = [with_recipe(one, self.recipe) for one in self.baselines]
+        object.__setattr__(self, "baselines", made)
+        return self
 
     @field_validator("name")
     @classmethod

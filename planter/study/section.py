@@ -17,23 +17,58 @@ Amount = Annotated[
     float, BeforeValidator(plain_quantity), WithJsonSchema({"type": ["number", "string"]})
 ]
 
+NAMED_WEIGHTS = ("DEFAULT", "OWN")
+"""What stands for the path of a file of weights. See `planter.networks.weights`."""
+
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Network(Section):
-    """A plain network: a builder, its widths and its options."""
+    """A plain network: a builder, its widths and its options, and the weights it begins with."""
 
     builder: Annotated[
         str | None,
-        Field(description="a key of planter.BUILDERS or my_pkg.nets:build; default: the teacher's"),
+        Field(
+            description="a key of planter.BUILDERS, torchvision:NAME, timm:NAME or "
+            "my_pkg.nets:build; default: the teacher's"
+        ),
     ] = None
     widths: Annotated[
         Widths | None,
         Field(description="one number for every convolution, or width by name; default: builder's"),
     ] = None
     options: Annotated[dict[str, Any], Field(description="the builder's keyword options")] = {}
+    weights: Annotated[
+        str | None,
+        Field(
+            description="a file of weights to begin with (.pth, .pt, .safetensors), DEFAULT: those "
+            "that torchvision or timm publishes, or OWN: those the network is built with; "
+            "default: drawn anew"
+        ),
+    ] = None
+    download: Annotated[bool, Field(description="fetch DEFAULT weights that are not here")] = False
+
+    @model_validator(mode="after")
+    def _fetches(self) -> Network:
+        if self.download and self.weights != "DEFAULT":
+            raise ValueError("download: true is for weights: DEFAULT")
+        return self
+
+
+class Normalise(Section):
+    """How images are brought to what a network was trained on: `(pixel - mean) / std`, pixels of
+    files in 0..1; one number for each channel."""
+
+    mean: Annotated[list[float], Field(min_length=1, description="of each channel")]
+    std: Annotated[list[float], Field(min_length=1, description="of each channel, above 0")]
+
+    @model_validator(mode="after")
+    def _fits(self) -> Normalise:
+        if len(self.mean) != len(self.std) or min(self.std) <= 0:
+            raise ValueError("mean and std have a number for each channel, std above 0")
+        return self
 
 
 class Distillation(Section):

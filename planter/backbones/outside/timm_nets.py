@@ -13,6 +13,11 @@ from torch import nn
 from planter.backbones.outside.own import whole
 
 PREFIX = "timm:"
+# A saved network of somebody else's names its options, and timm unpickles checkpoints.
+_REFUSED = {
+    "cache_dir", "checkpoint_path", "features_only", "pretrained", "pretrained_cfg",
+    "pretrained_cfg_overlay", "pretrained_strict",
+}  # fmt: skip
 
 
 @lru_cache
@@ -43,6 +48,11 @@ def timm_net(name: str) -> Callable[..., nn.Module]:
         image: Sequence[int] = (3, 224, 224),
         **options: Any,
     ) -> nn.Module:
+        if refused := sorted(_REFUSED & set(options)):
+            raise ValueError(
+                f"{PREFIX}{name}: option {', '.join(refused)} reads files or changes what is "
+                "returned; a study's `weights` loads weights"
+            )
         network: nn.Module = timm.create_model(
             name, pretrained=False, num_classes=classes, in_chans=image[0], **options
         )

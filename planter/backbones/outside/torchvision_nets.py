@@ -72,6 +72,16 @@ def layer_name(name: str) -> str:
     return f"{group}.{int(number) - 1}.{layer}"
 
 
+def own_names(name: str) -> list[str]:
+    """The names of the state of `torchvision.models.get_model(name)`, in its order, which is that
+    of the network planter makes of it."""
+    from torchvision import models
+
+    with torch.device("cpu" if name.startswith("regnet") else "meta"):
+        net = models.get_model(name, weights=None, **_WITHOUT_AUXILIARY.get(name, {}))
+    return list(net.state_dict())
+
+
 def installed_version() -> str:
     """The version of torchvision, without importing it."""
     return metadata.version("torchvision")

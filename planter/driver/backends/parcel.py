@@ -19,6 +19,8 @@ from planter.driver.checking.importable import pickled
 from planter.driver.tasks.context import Context
 from planter.driver.trials.jobs import Job
 
+_FIELDS = ("images", "labels", "mean", "std")
+
 
 def pack(context: Context) -> dict[str, Any]:
     """A context as plain values and arrays: Ray shares arrays between processes without copies."""
@@ -26,7 +28,7 @@ def pack(context: Context) -> dict[str, Any]:
     arrays: dict[str, np.ndarray[Any, Any]] = {}
     for part, split in (("train", data.train), ("validation", data.validation)):
         assert isinstance(split, InMemorySplit)
-        arrays |= {f"{part}.{name}": tensor.numpy() for name, tensor in vars(split).items()}
+        arrays |= {f"{part}.{name}": getattr(split, name).numpy() for name in _FIELDS}
     bare = replace(context, data=None)  # type: ignore[arg-type]
     # Ray tells workers of the script's folder and the working folder alone.
     path = [os.path.abspath(folder) for folder in sys.path]
@@ -55,10 +57,10 @@ def unpack(parcel: dict[str, Any]) -> Context:
         # The shared arrays are read-only; nothing writes to raw images or labels.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         for part in ("train", "validation"):
-            fields = ("images", "labels", "mean", "std")
-            splits[part] = InMemorySplit(
-                *(torch.from_numpy(arrays[f"{part}.{name}"]) for name in fields)
+            images, labels, mean, std = (
+                torch.from_numpy(arrays[f"{part}.{name}"]) for name in _FIELDS
             )
+            splits[part] = InMemorySplit(images, labels, mean, std)
     data = Data(splits["train"], splits["validation"], None, parcel["class_names"])
     context: Context = parcel["context"]
     return replace(context, data=data.to(context.device))

@@ -13,7 +13,8 @@ from planter.networks.assembly import code_called
 
 REMEDY = (
     "a function in a module file (my_nets.py beside the script: 'my_nets:build'), which workers "
-    "can import; or resources.workers: 0, to train in this process"
+    "can import; a plain network given as planter.search(study, networks={NAME: ...}); or "
+    "resources.workers: 0, to train in this process"
 )
 
 

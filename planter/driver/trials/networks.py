@@ -27,18 +27,20 @@ from planter.kernels.forms import Kernels
 from planter.networks import checkpoint
 from planter.networks.assembly import build_without_data, check_architecture
 from planter.study.findings import NEEDS_TEACHER
-from planter.study.schema import Baseline, Plant, Study
+from planter.study.networks import Baseline
+from planter.study.schema import Plant, Study
 from planter.study.section import Network, Widths
 from planter.study.space import Candidate
 from planter.training.recipe import Recipe
 
 
 class Planned(NamedTuple):
-    """A network of the study and how it would be trained."""
+    """A network of the study and how it would be trained, if it is."""
 
     architecture: Architecture
     recipe: Recipe
     kernels: Kernels | None = None
+    trained: bool = True
 
 
 def builder_of(study: Study, section: Network) -> str:
