@@ -11,6 +11,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from planter.driver.proposers.offspring import Left, Offspring, Selection
 from planter.driver.proposers.proposer import Exhausted, Notice, Proposer, SearchContext
 from planter.driver.proposers.samplers import make_sampler
+from planter.driver.proposers.unfinished import Cost, cost_without_point, reason_of, write_failure
 from planter.driver.storage.open_rows import row_of, take_up, write_attributes
 from planter.driver.storage.points import Direction, open_study, read_result, write_result
 from planter.driver.trials.jobs import Job, Outcome, points_of, seed_of
@@ -60,6 +61,8 @@ class Evolving(Proposer):
         }
         self._handed_out: set[str] = set()
         self._failures: dict[str, str] = {}
+        self._left: dict[str, Cost] = {}
+        """What trainings without a point took."""
         self._notices: list[Notice] = []
         self._exhausted: Exhausted | None = None
         self._passed = 0
@@ -114,7 +117,8 @@ class Evolving(Proposer):
         if "error" in outcome:
             self._failures[job.id] = outcome["error"]
             self._selection.refuse(child, outcome["error"])
-            write_attributes(self._study, row, {"error": outcome["error"]})
+            if (cost := write_failure(self._study, row, outcome)) is not None:
+                self._left[job.id] = cost
             self._study.tell(row.number, state=TrialState.FAIL)
             return
         outcome = self._context.latencies.added(outcome)
@@ -137,6 +141,10 @@ class Evolving(Proposer):
 
     def failures(self) -> dict[str, str]:
         return dict(self._failures)
+
+    def unfinished(self) -> dict[str, Cost]:
+        """See `cost_without_point`."""
+        return dict(self._left)
 
     def exhausted(self) -> Exhausted | None:
         return self._exhausted
@@ -173,8 +181,10 @@ class Evolving(Proposer):
         written, outcome = row.user_attrs.get(OFFSPRING), read_result(row)
         child = None if written is None else Offspring(**json.loads(written))
         if row.state == TrialState.FAIL:
-            reason = str(row.user_attrs.get("error", "no reason is known"))
+            reason = reason_of(row)
             self._failures[child_id(row.number)] = reason
+            if (cost := cost_without_point(row)) is not None:
+                self._left[child_id(row.number)] = cost
             if child is not None:
                 self._selection.refuse(child, reason)
         elif child is None:

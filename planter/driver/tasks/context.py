@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from planter.arch import Architecture
 from planter.costs.macs import Cost, cost, training_cost
 from planter.data import Data, Split
-from planter.driver.run_folder.logs import epochs_to
+from planter.driver.run_folder.logs import MacsAfter, epochs_to, lost_epoch_to
 from planter.driver.trials.cost import training_macs
 from planter.driver.trials.jobs import Outcome, SearchStoppedError, seed_of
 from planter.front.points import measured
@@ -93,25 +93,31 @@ class Context:
         until: int | None = None,
         images: Split | None = None,
         checkpoint: Path | None = None,
+        macs_after: MacsAfter,
     ) -> None:
         """Trains all of a network, under the trial's own seed; on `images`, by default those of the
-        recipe, with a `checkpoint`, by default in the trial's folder. See `planter.fit`."""
+        recipe, with a `checkpoint`, by default in the trial's folder. The log of its epochs says
+        what each of them took, `macs_after` them. See `planter.fit`."""
         guide = self.guide(recipe, trial) if guided else None
         if isinstance(guide, nn.Module) and images is not None:
             guide = seeing(guide, images, self.data.train)
-        fit(
-            network,
-            loss,
-            self.images(recipe) if images is None else images,
-            recipe,
-            seed=seed_of(self.study.seed, trial),
-            teacher=guide,
-            optimizer=optimizer,
-            checkpoint=checkpoint or self.checkpoint_of(trial),
-            on_epoch=self.metrics(trial),
-            until=until,
-            pause=self.pause,
-        )
+        try:
+            fit(
+                network,
+                loss,
+                self.images(recipe) if images is None else images,
+                recipe,
+                seed=seed_of(self.study.seed, trial),
+                teacher=guide,
+                optimizer=optimizer,
+                checkpoint=checkpoint or self.checkpoint_of(trial),
+                on_epoch=self.metrics(trial, macs_after),
+                until=until,
+                pause=self.pause,
+            )
+        except FloatingPointError:
+            lost_epoch_to(self.metrics_of(trial), macs_after, recipe.lr_at)
+            raise
 
     def phase(
         self,
@@ -331,8 +337,11 @@ class Context:
     def checkpoint_of(self, trial: str) -> Path:
         return self.run / "trials" / trial / _CHECKPOINT
 
-    def metrics(self, trial: str) -> Callable[[Epoch], None]:
-        return epochs_to(self.run / "trials" / trial / "metrics.jsonl")
+    def metrics_of(self, trial: str) -> Path:
+        return self.run / "trials" / trial / "metrics.jsonl"
+
+    def metrics(self, trial: str, macs_after: MacsAfter) -> Callable[[Epoch], None]:
+        return epochs_to(self.metrics_of(trial), macs_after)
 
 
 def _pool_logits(recipe: Recipe) -> str:

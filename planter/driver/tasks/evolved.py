@@ -66,6 +66,7 @@ def evolve(context: Context, job: Job) -> Outcome:
         kernels=kernels,
         pipelines=[child.pipeline],
         images=images,
+        before=macs,
     )
     lineage = [*spec.get("lineage", [{"id": job.params["parent"], "trained": spec.get("trial")}])]
     step = {
