@@ -37,6 +37,17 @@ def by_rank(trials: Mapping[str, Points], most: int) -> list[str]:
     return sorted(places, key=places.__getitem__)[:most]
 
 
+def by_aim(trials: Mapping[str, Points], aims: Mapping[str, float], most: int) -> list[str]:
+    """The best `most` trials by how far their network is ahead of the accuracy that it was aimed
+    at, or behind it; of equal ones the earlier.
+
+    For networks that differ in size on purpose, each aimed at a place of its own: by rank, a
+    cheaper one that is less accurate is as good as any, and all of a chain of halves are equal.
+    """
+    ahead = {trial: points[0][0] - aims[trial] for trial, points in trials.items() if points}
+    return sorted(ahead, key=ahead.__getitem__, reverse=True)[:most]
+
+
 class Rungs:
     """Where trials stand on a ladder of rungs, shares of a training, and who may climb on.
 

@@ -1,4 +1,4 @@
-"""Early stopping of sampled trials: partial results in the books, and who goes on."""
+"""Early stopping: partial results in the books of sampled trials or children, and who goes on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from planter.driver.proposers.unfinished import PARTIAL, Cost, cost_of, partial_
 from planter.driver.storage.open_rows import write_attributes
 from planter.driver.trials.jobs import Outcome
 from planter.front.halving import Order, Points, Rungs
-from planter.study.schema import EarlyStopping
+from planter.study.section import EarlyStopping
 
 CLIMBED = "climbed"
 """Attribute of a row beside PARTIAL: how many rungs the trial was let past. It is written before
@@ -21,7 +21,7 @@ the training goes on, so that a kill takes nobody's place away."""
 
 
 class Stopping:
-    """The rungs of a study's sampled trials; each trial by its id."""
+    """The rungs of the trials in one book; each trial by its id."""
 
     def __init__(self, settings: EarlyStopping, study: optuna.Study, order: Order) -> None:
         self._shares = settings.rungs

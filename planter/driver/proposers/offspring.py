@@ -99,10 +99,14 @@ class Selection:
         """Takes in how well a child has done."""
         self._surprises.add(child.edit, point.values[METRIC] - child.accuracy)
 
-    def refuse(self, child: Offspring, reason: str) -> None:
+    def begun(self) -> None:
+        """Takes in that a child is trained in part: what is computed once for all is there."""
+        self._expected.pool_is_paid = True
+
+    def refuse(self, child: Offspring, reason: str | None = None) -> None:
         """Leaves out, from now on, an edit that has failed on a parent: of any size, unless its
-        training diverged."""
-        exact = reason.startswith(FloatingPointError.__name__)
+        training diverged, or was stopped for no `reason` but what it promised."""
+        exact = reason is None or reason.startswith(FloatingPointError.__name__)
         self._refused.add((child.parent, _kind(child.edits, exact=exact)))
 
     def gained(self, point: Point) -> float:

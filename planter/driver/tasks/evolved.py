@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,16 +11,26 @@ import torch
 from torch import Tensor
 
 from planter.arch import Architecture
+from planter.costs.macs import cost
 from planter.data import Split
 from planter.driver.tasks.context import Context
 from planter.driver.tasks.whole import class_loss, of_batch, train_whole
 from planter.driver.trials.jobs import Job, Outcome, seed_of
-from planter.evolution.edit import MEASURED_IMAGES, Individual, Measured, gradient_sums
+from planter.evolution.edit import (
+    MEASURED_IMAGES,
+    Bench,
+    Edit,
+    Individual,
+    Measured,
+    gradient_sums,
+)
 from planter.evolution.table import apply_all, from_data
 from planter.evolution.whole import Reform
+from planter.front.points import measured
 from planter.kernels.forms import form_names, form_of
 from planter.machine.torch_state import evaluating
 from planter.networks import checkpoint
+from planter.networks.assembly import build_network
 from planter.networks.normalisation import as_taken
 from planter.planting.round import Loss, train_round
 from planter.training.loop import evaluate
@@ -33,7 +43,8 @@ _ROUND = Recipe(
 
 
 def evolve(context: Context, job: Job) -> Outcome:
-    """Makes a child of the point `parent` by `edits`, trains all its weights under `recipe`."""
+    """Makes a child of the point `parent` by `edits`, trains all its weights under `recipe`; up to
+    the first of `rungs`, where there are any."""
     settings = context.study.evolve
     assert settings is not None
     recipe = Recipe.model_validate(job.params["recipe"])
@@ -51,9 +62,10 @@ def evolve(context: Context, job: Job) -> Outcome:
     # As its parent takes them, so that it begins with what that one knows.
     images = as_taken(context.images(recipe), spec)
     bench = _Bench(context, loss, seed_of(context.study.seed, job.id), guided, spec)
-    child, macs = apply_all(edits, parent, bench)
+    child, macs = _made(context, job, edits, parent, bench)
     forms = [edit.form for edit in edits if isinstance(edit, Reform)]
     kernels = form_of(forms[-1]) if forms else None
+    until = next(iter(job.params.get("rungs", [])), recipe.epochs)
     child.network.train()
     trained = train_whole(
         context,
@@ -65,9 +77,18 @@ def evolve(context: Context, job: Job) -> Outcome:
         guided=guided,
         kernels=kernels,
         pipelines=[child.pipeline],
+        until=until,
         images=images,
         before=macs,
     )
+    validation = as_taken(context.data.validation, spec)
+    if until < recipe.epochs:
+        score = context.score(child.pipeline, child.network.eval(), validation)
+        scored = measured(score, cost(child.architecture).pipelines[child.pipeline])
+        architecture = child.architecture.to_dict()
+        point = {"pipeline": child.pipeline, **scored, "architecture": architecture}
+        took = macs + trained.macs
+        return {"partial": {"epochs": until, "points": [point], "train_macs": took}}
     lineage = [*spec.get("lineage", [{"id": job.params["parent"], "trained": spec.get("trial")}])]
     step = {
         "id": f"{job.id}/{child.pipeline}",
@@ -83,10 +104,35 @@ def evolve(context: Context, job: Job) -> Outcome:
         child.architecture,
         train_macs=macs + trained.macs,
         kernels=form_names(kernels),
-        validation=as_taken(context.data.validation, spec),
+        validation=validation,
         facts={"lineage": lineage, "recipe": recipe.model_dump()},
         fields={"parent": job.params["parent"], "edits": list(job.params["edits"])},
     )
+
+
+def _made(
+    context: Context, job: Job, edits: Sequence[Edit], parent: Individual, bench: Bench
+) -> tuple[Individual, int]:
+    """The child before its training, and the multiply-adds that its edits took. One that is stopped
+    on the way is kept in its folder: with every job that goes on, edits would measure once more."""
+    if "rungs" not in job.params:
+        return apply_all(edits, parent, bench)
+    file = context.checkpoint_of(f"{job.id}/edited")
+    if (kept := checkpoint.read_training(file)) is not None:
+        architecture, pipeline = Architecture.from_dict(kept["architecture"]), kept["pipeline"]
+        network = build_network(architecture, pipeline)
+        network.load_state_dict(kept["model"])
+        network.to(context.device)
+        return Individual(architecture, pipeline, network.eval()), int(kept["macs"])
+    child, macs = apply_all(edits, parent, bench)
+    state = {
+        "architecture": child.architecture.to_dict(),
+        "pipeline": child.pipeline,
+        "model": child.network.state_dict(),
+        "macs": macs,
+    }
+    checkpoint.keep_training(file, state)
+    return child, macs
 
 
 def adopt(context: Context, job: Job) -> Outcome:
