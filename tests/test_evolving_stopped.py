@@ -22,7 +22,7 @@ from planter.front.points import read_front
 from planter.study.file import StudyFile
 
 TRIALS, EPOCHS = 8, 4
-STOPPING = "evolve.early_stopping={rungs: [0.25, 0.5], keep: 0.5, wait: 3}"
+STOPPING = "evolve.early_stopping={rungs: [0.25, 0.5], keep: 0.5, wait: 2}"
 RECIPE = f"evolve.recipe={{epochs: {EPOCHS}, batch: 50, optimizer: adam, lr: 0.01}}"
 MORE = [f"evolve.trials={TRIALS}", RECIPE, "evolve.shrink_rules=[even, taylor]",
         "evolve.edits=[shrink, cut, go_on]"]  # fmt: skip
@@ -31,7 +31,7 @@ MORE = [f"evolve.trials={TRIALS}", RECIPE, "evolve.shrink_rules=[even, taylor]",
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("stopped") / "kin.yaml"
-    file.write_text(STUDY.replace("{epochs: 15, ", "{epochs: 8, "))
+    file.write_text(STUDY)
     return file
 
 
@@ -197,10 +197,9 @@ def test_a_kill_at_any_write_of_the_books_loses_and_doubles_nothing(
 
 def test_a_spent_budget_leaves_children_waiting_and_more_of_it_ends_them(study, stopped):
     run, (_, found) = study.parent / "budget", stopped
-    teacher = next(p["train_macs"] for p in found["points"] if p["method"] == "teacher")
-    most = teacher + (found["cost"]["train_macs"] - teacher) // 3
+    most = found["cost"]["train_macs"] - 1
     part = planter.search(study, out=run, overrides=[*MORE, STOPPING, f"budget.train_macs={most}"])
-    assert teacher < part["cost"]["train_macs"] <= most
+    assert 0.5 * most < part["cost"]["train_macs"] <= most
     assert part["cost"]["unfinished"] > 0
     assert any(row.state.name == "RUNNING" for row in rows(run).values())
     whole = planter.search(study, out=run, overrides=[*MORE, STOPPING])
@@ -212,12 +211,12 @@ def test_a_spent_budget_leaves_children_waiting_and_more_of_it_ends_them(study, 
 def test_a_chain_of_halves_is_no_front_of_equals():
     """By rank the last, smallest one would be stopped; by its aim the one that fell short is."""
     chain = {"a": [(0.9, 8.0)], "b": [(0.7, 4.0)], "c": [(0.8, 2.0)], "d": [(0.75, 1.0)]}
-    aims = {"a": 0.92, "b": 0.88, "c": 0.83, "d": 0.77}
+    aims = {"a": 0.92, "b": 0.88, "c": 0.84, "d": 0.78}
     assert by_aim(chain, aims, 4) == ["a", "d", "c", "b"]
     assert by_aim({**chain, "beyond": []}, {**aims, "beyond": 0.0}, 2) == ["a", "d"]
     falling = {name: [(0.9 - 0.02 * i, 8.0 / 2**i)] for i, name in enumerate("abcd")}
     assert by_rank(falling, 3) == ["a", "b", "c"]
-    assert by_aim(falling, {"a": 0.9, "b": 0.89, "c": 0.87, "d": 0.84}, 2) == ["a", "d"]
+    assert by_aim(falling, {"a": 0.9, "b": 0.89, "c": 0.87, "d": 0.83}, 2) == ["d", "a"]
 
 
 def test_the_teachers_answers_are_paid_for_once_though_the_first_child_only_waits(study):

@@ -24,18 +24,13 @@ def inherit_channels_(
     """
     if expanded := expanded_layers(parent):
         raise ValueError(f"{expanded[0]} is expanded; collapse_kernels_(model) first")
-    axes: dict[str, list[tuple[int, Tensor]]] = {}
-    for group, channels in zip(groups, kept, strict=True):
-        for axis in group.axes:
-            axes.setdefault(axis.tensor, []).append((axis.axis, axis.indices(channels)))
+    axes = _axes(groups, kept)
     old, new = parent.state_dict(), child.state_dict()
     if other := sorted(old.keys() ^ new.keys()):
         raise ValueError(f"the narrower network has other layers than its parent: {other[0]}")
     with torch.no_grad():
         for name, target in new.items():
-            source = old[name]
-            for place, indices in axes.get(name, []):
-                source = source.index_select(place, indices.to(source.device))
+            source = _taken(old[name], axes.get(name, []))
             if source.shape != target.shape:
                 raise ValueError(
                     f"{name} is {list(source.shape)} in the channels that stay, "
@@ -43,6 +38,37 @@ def inherit_channels_(
                 )
             target.copy_(source)
     return child
+
+
+def narrowed(
+    moments: Mapping[str, Mapping[str, Tensor]], groups: Sequence[Group], kept: Sequence[Tensor]
+) -> dict[str, dict[str, Tensor]]:
+    """What an optimiser has learned of a network's parameters, by name, of the channels that stay
+    alone: each number belongs to an entry of its parameter, those without axes (counts of steps)
+    to all of it. `kept` as for `inherit_channels_`."""
+    axes = _axes(groups, kept)
+    return {
+        name: {
+            key: _taken(value, axes.get(name, [])) if value.dim() else value
+            for key, value in learned.items()
+        }
+        for name, learned in moments.items()
+    }
+
+
+def _axes(groups: Sequence[Group], kept: Sequence[Tensor]) -> dict[str, list[tuple[int, Tensor]]]:
+    """By tensor, the axes that lose channels, each with the indices that stay."""
+    axes: dict[str, list[tuple[int, Tensor]]] = {}
+    for group, channels in zip(groups, kept, strict=True):
+        for axis in group.axes:
+            axes.setdefault(axis.tensor, []).append((axis.axis, axis.indices(channels)))
+    return axes
+
+
+def _taken(tensor: Tensor, axes: Sequence[tuple[int, Tensor]]) -> Tensor:
+    for place, indices in axes:
+        tensor = tensor.index_select(place, indices.to(tensor.device))
+    return tensor
 
 
 def widths_of(groups: Sequence[Group], sizes: Mapping[int, int] | Sequence[int]) -> dict[str, int]:

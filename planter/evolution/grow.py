@@ -93,4 +93,4 @@ class Grow:
         child = build_network(after, parent.pipeline, seed)
         child.to(next(parent.network.parameters()))
         inherit_weights(child, parent.network, "zero")
-        return Individual(after, parent.pipeline, child.eval())
+        return Individual(after, parent.pipeline, child.eval(), parent.moments)

@@ -87,6 +87,13 @@ class Evolve(Section):
             "at; {} for the defaults; default: none"
         ),
     ] = None
+    moments: Annotated[
+        bool,
+        Field(
+            description="children begin with what their parent's optimiser has learned of the "
+            "weights they share (momentum, Adam's moments), not with fresh moments"
+        ),
+    ] = False
     start: Annotated[
         str | list[str] | None,
         Field(description="folders of saved networks, or of runs, whose fronts are parents too"),

@@ -70,7 +70,12 @@ class EarlyStopping(Section):
         float, Field(gt=0, lt=1, description="share of the trials on a rung that goes on")
     ] = 0.72
     wait: Annotated[
-        int, Field(ge=1, description="trials that reach a rung before the first of them goes on")
+        int,
+        Field(
+            ge=1,
+            description="trials that reach a rung before they are compared: until then sampled "
+            "ones wait there, children go on",
+        ),
     ] = 12
 
     @field_validator("rungs")

@@ -21,12 +21,14 @@ the training goes on, so that a kill takes nobody's place away."""
 
 
 class Stopping:
-    """The rungs of the trials in one book; each trial by its id."""
+    """The rungs of the trials in one book; each trial by its id. See `Rungs`."""
 
-    def __init__(self, settings: EarlyStopping, study: optuna.Study, order: Order) -> None:
+    def __init__(
+        self, settings: EarlyStopping, study: optuna.Study, order: Order, *, free: bool = False
+    ) -> None:
         self._shares = settings.rungs
         self._study = study
-        self._rungs = Rungs(len(self._shares), settings.keep, settings.wait, order)
+        self._rungs = Rungs(len(self._shares), settings.keep, settings.wait, order, free=free)
         self._rows: dict[str, FrozenTrial] = {}
         self._partial: dict[str, list[Outcome]] = {}
         self._climbed: dict[str, int] = {}

@@ -68,7 +68,8 @@ class Evolving(Proposer):
         self._limits = context.study.objectives.bounds.limits()
         self._study = open_study(context.storage, f"{context.study.name}/evolve", GAIN)
         stopping = settings.early_stopping
-        self._stopping = None if stopping is None else Stopping(stopping, self._study, self._best)
+        # The first ones are parents of others: if they waited, all would come of the same few.
+        self._stopping = stopping and Stopping(stopping, self._study, self._best, free=True)
         self._on_rungs: dict[str, tuple[FrozenTrial, Offspring]] = {}
         self._aims: dict[str, float] = {}
         self._stopped = 0
@@ -147,7 +148,7 @@ class Evolving(Proposer):
         self._aims[job.id] = child.accuracy
         figures = self._figures(job.id, partial)
         self._left[job.id] = self._stopping.reach(job.id, row, partial, figures)
-        self._selection.begun()
+        self._selection.begun(child)
         return None
 
     def finish(self, job: Job, outcome: Outcome) -> None:
@@ -257,7 +258,6 @@ class Evolving(Proposer):
             self._waiting.append((row, child))
         elif PARTIAL in row.user_attrs and PASSED_OVER not in row.user_attrs:
             self._stopped += 1
-            self._selection.refuse(child)
         if child is not None:
             self._passed = 0
 
@@ -268,7 +268,7 @@ class Evolving(Proposer):
         partial = partial_results(row)
         if partial:
             self._aims[name] = child.accuracy
-            self._selection.begun()
+            self._selection.begun(child)
         return self._stopping.read(name, row, [self._figures(name, one) for one in partial])
 
     def _figures(self, name: str, partial: Outcome) -> Points:
@@ -298,7 +298,7 @@ class Evolving(Proposer):
             return False
         stopped = self._stopping.stop()
         for name in stopped:
-            self._selection.refuse(self._on_rungs.pop(name)[1])
+            del self._on_rungs[name]
         self._stopped += len(stopped)
         self._notices.append(Notice(f"stopped early: {', '.join(stopped)}", stopped))
         return True

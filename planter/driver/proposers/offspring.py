@@ -99,14 +99,16 @@ class Selection:
         """Takes in how well a child has done."""
         self._surprises.add(child.edit, point.values[METRIC] - child.accuracy)
 
-    def begun(self) -> None:
-        """Takes in that a child is trained in part: what is computed once for all is there."""
+    def begun(self, child: Offspring) -> None:
+        """Takes in that a child is trained in part, and waits: there shall be no second one like
+        it, and what is computed once for all is there."""
         self._expected.pool_is_paid = True
+        self._refused.add((child.parent, _kind(child.edits, exact=True)))
 
-    def refuse(self, child: Offspring, reason: str | None = None) -> None:
+    def refuse(self, child: Offspring, reason: str) -> None:
         """Leaves out, from now on, an edit that has failed on a parent: of any size, unless its
-        training diverged, or was stopped for no `reason` but what it promised."""
-        exact = reason is None or reason.startswith(FloatingPointError.__name__)
+        training diverged."""
+        exact = reason.startswith(FloatingPointError.__name__)
         self._refused.add((child.parent, _kind(child.edits, exact=exact)))
 
     def gained(self, point: Point) -> float:
@@ -185,7 +187,7 @@ class Selection:
                 f"the cheapest child would take {cheapest:.3g} multiply-adds, more than is left of "
                 "budget.train_macs"
             )
-        told = "every child of these settings has failed before"
+        told = "every child of these settings has failed, or was begun, before"
         for option in sorted(affordable, key=lambda one: (-one.worth, -one.place.accuracy)):
             architecture = Architecture.from_dict(option.parent.architecture)
             edits = [option.edit]

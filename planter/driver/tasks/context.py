@@ -25,10 +25,12 @@ from planter.data import Data, Split
 from planter.driver.run_folder.logs import MacsAfter, epochs_to, lost_epoch_to
 from planter.driver.trials.cost import training_macs
 from planter.driver.trials.jobs import Outcome, SearchStoppedError, seed_of
+from planter.edits.inherit import optimizer_state
 from planter.front.points import measured
 from planter.kernels.forms import Kernels
 from planter.machine.disk import when_there_is_space
-from planter.networks import checkpoint
+from planter.networks import checkpoint, moments
+from planter.networks.moments import Moments
 from planter.networks.normalisation import seeing, taking
 from planter.networks.norms import NormMode
 from planter.study.schema import Study
@@ -333,6 +335,23 @@ class Context:
 
     def save(self, folder: Path, *network: Any) -> None:
         when_there_is_space(lambda: checkpoint.save(folder, *network), folder)
+
+    @property
+    def wants_moments(self) -> bool:
+        """Whether children begin with the moments of their parents."""
+        return self.study.evolve is not None and self.study.evolve.moments
+
+    def keep_moments(
+        self, folder: Path, network: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe
+    ) -> None:
+        """Writes what the optimiser has learned of a saved network's weights beside them, where the
+        study's children begin with it. Factors of kernels in another form are gone by then."""
+        if not self.wants_moments:
+            return
+        names = {name for name, _ in network.named_parameters()}
+        learned = optimizer_state(optimizer)
+        kept = Moments(recipe.optimizer, {n: learned[n] for n in learned if n in names})
+        when_there_is_space(lambda: moments.save(folder, kept), folder)
 
     def checkpoint_of(self, trial: str) -> Path:
         return self.run / "trials" / trial / _CHECKPOINT

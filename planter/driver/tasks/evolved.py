@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,13 +31,14 @@ from planter.evolution.whole import Reform
 from planter.front.points import measured
 from planter.kernels.forms import form_names, form_of
 from planter.machine.torch_state import evaluating
-from planter.networks import checkpoint
+from planter.networks import checkpoint, moments
 from planter.networks.assembly import build_network
 from planter.networks.normalisation import as_taken
 from planter.planting.round import Loss, train_round
 from planter.training.loop import evaluate
 from planter.training.recipe import Recipe
 
+log = logging.getLogger(__name__)
 _ROUND = Recipe(
     epochs=2, batch=64, optimizer="adam", lr=0.005, weight_decay=0.0, schedule="onecycle"
 )
@@ -52,7 +55,8 @@ def evolve(context: Context, job: Job) -> Outcome:
     spec = checkpoint.read_spec(folder)
     network = checkpoint.load(folder, own_code=True).to(context.device)
     architecture = Architecture.from_dict(spec["architecture"])
-    parent = Individual(architecture, spec["pipeline"], network)
+    known = _moments(folder, recipe) if context.wants_moments else {}
+    parent = Individual(architecture, spec["pipeline"], network, known)
     kd = settings.kd if context.study.teacher is not None else None
     guided = kd is not None and kd.weight > 0
     loss = class_loss()
@@ -77,6 +81,7 @@ def evolve(context: Context, job: Job) -> Outcome:
         guided=guided,
         kernels=kernels,
         pipelines=[child.pipeline],
+        learned=child.moments,
         until=until,
         images=images,
         before=macs,
@@ -97,8 +102,10 @@ def evolve(context: Context, job: Job) -> Outcome:
         "recipe": recipe.model_dump(),
         "kd": kd.model_dump() if guided and kd is not None else None,
     }
+    if child.moments:
+        step["moments"] = True
     lineage.append(step)
-    return context.outcome(
+    outcome = context.outcome(
         job.id,
         {child.pipeline: child.network.eval()},
         child.architecture,
@@ -108,6 +115,22 @@ def evolve(context: Context, job: Job) -> Outcome:
         facts={"lineage": lineage, "recipe": recipe.model_dump()},
         fields={"parent": job.params["parent"], "edits": list(job.params["edits"])},
     )
+    saved = context.run / "models" / job.id / child.pipeline
+    context.keep_moments(saved, child.network, trained.optimizer, recipe)
+    return outcome
+
+
+def _moments(folder: Path, recipe: Recipe) -> Mapping[str, Mapping[str, Tensor]]:
+    """What the recipe's optimiser has learned of a parent's weights, as far as it is kept."""
+    kept = moments.load(folder)
+    if kept is None:
+        log.warning("%s: no moments are kept there; its child begins with fresh ones", folder)
+        return {}
+    if kept.optimizer != recipe.optimizer:
+        told = "%s: its moments are of %s, not %s; its child begins with fresh ones"
+        log.warning(told, folder, kept.optimizer, recipe.optimizer)
+        return {}
+    return kept.state
 
 
 def _made(
@@ -123,12 +146,14 @@ def _made(
         network = build_network(architecture, pipeline)
         network.load_state_dict(kept["model"])
         network.to(context.device)
-        return Individual(architecture, pipeline, network.eval()), int(kept["macs"])
+        child = Individual(architecture, pipeline, network.eval(), kept["moments"])
+        return child, int(kept["macs"])
     child, macs = apply_all(edits, parent, bench)
     state = {
         "architecture": child.architecture.to_dict(),
         "pipeline": child.pipeline,
         "model": child.network.state_dict(),
+        "moments": {name: dict(learned) for name, learned in child.moments.items()},
         "macs": macs,
     }
     checkpoint.keep_training(file, state)

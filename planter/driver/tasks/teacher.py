@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 
 from torch import nn
 
@@ -15,7 +16,7 @@ from planter.driver.tasks.context import Context, locked
 from planter.driver.tasks.whole import class_loss, of_batch, train_whole
 from planter.driver.trials.jobs import Job, Outcome, seed_of
 from planter.driver.trials.networks import network_of
-from planter.networks import checkpoint
+from planter.networks import checkpoint, moments
 from planter.networks.assembly import build_network
 from planter.networks.normalisation import as_taken, taking
 from planter.training.augmentation import augmentation
@@ -46,16 +47,20 @@ def train_teacher(context: Context, job: Job) -> Outcome:
     else:
         architecture = network_of(context.study, settings, context.data, settings.widths)
         recipe = settings.recipe or context.study.recipe
-        network = _cached(context, job, architecture, recipe)
+        network, kept = _cached(context, job, architecture, recipe)
         macs = context.train_macs(cost(architecture).macs, recipe, guided=False)
         outcome = context.outcome(job.id, {"base": network}, architecture, train_macs=macs)
+        if context.wants_moments:
+            moments.copy(kept, context.run / "models" / job.id / "base")
     context.keep_teacher_logits(network)
     return outcome
 
 
-def _cached(context: Context, job: Job, architecture: Architecture, recipe: Recipe) -> nn.Module:
-    """The teacher trained with these settings on these images, by whichever study came first;
-    others that need it meanwhile wait for its lock."""
+def _cached(
+    context: Context, job: Job, architecture: Architecture, recipe: Recipe
+) -> tuple[nn.Module, Path]:
+    """The teacher trained with these settings on these images, by whichever study came first, and
+    the folder it is kept in; others that need it meanwhile wait for its lock."""
     seed = seed_of(context.study.seed, job.id)
     settings = [
         architecture.to_dict(),
@@ -78,11 +83,11 @@ def _cached(context: Context, job: Job, architecture: Architecture, recipe: Reci
                 log.warning("%s; the teacher is trained again", error)
             else:
                 log.info("teacher %s was trained before: %s", key, folder)
-                return network
+                return network, folder
         _pause_before(context, recipe)()  # the hours may have ended while another had the lock
         network = build_network(architecture, seed=seed)
         part = context.teachers / f"{key}.part"
-        train_whole(
+        trained = train_whole(
             context,
             job.id,
             network,
@@ -94,8 +99,9 @@ def _cached(context: Context, job: Job, architecture: Architecture, recipe: Reci
             checkpoint=part,
         )
         context.save(folder, network, architecture, "base", {"settings": settings})
+        context.keep_moments(folder, network, trained.optimizer, recipe)
         part.unlink(missing_ok=True)
-    return network
+    return network, folder
 
 
 def _own_augmentations(recipe: Recipe) -> list[str]:
