@@ -35,7 +35,7 @@ from planter.study.file import StudyFile
 from planter.training.recipe import Recipe, make_optimizer
 
 RESNET = Architecture(
-    "resnet", {"conv1": 4, "group1": 5, "group2": 6, "group3": 7},
+    "resnet", {"stem": 4, "group1": 5, "group2": 6, "group3": 7},
     {"depth": 8, "shortcut": "conv", "classes": 10, "image": [1, 8, 8]},
 )  # fmt: skip
 MORE = ["evolve.moments=true", "evolve.trials=2", "evolve.edits=[shrink]"]
