@@ -226,7 +226,8 @@ def full_widths(
     One number stands for every convolution; fully connected layers then keep their default. An
     inner width (`group1_1.conv1`) is there only where one is given that differs from its owner's:
     equal networks have equal widths. A network that was not written for planter has none unless
-    some are given, and then all, found by tracing. Raises ValueError for a width that the builder does not have.
+    some are given, and then all, found by tracing. Raises ValueError for a width that the builder
+    does not have.
     """
     builder = find_builder(key)
     if builder.traced is not None:

@@ -18,6 +18,7 @@ from planter.driver.outcome import SearchFailedError, ending, worse_teacher
 from planter.driver.proposers.proposer import SearchContext
 from planter.driver.proposers.registry import proposers_for
 from planter.driver.run_folder.documents import Documents
+from planter.driver.run_folder.logs import taken_by
 from planter.driver.run_folder.settings import (
     drop_checkpoints,
     drop_half_written,
@@ -277,6 +278,9 @@ class _Search(Queue):
     def finish(self, job: Job, outcome: Outcome) -> None:
         self._lease.check()
         self._count_time()
+        if "error" in outcome:
+            macs, seconds = taken_by(self._run / "trials" / job.id)
+            outcome = {**outcome, "train_macs": macs, "seconds": seconds}
         again = self._schedule.finish(job, outcome)
         if "paused" in outcome:
             self._account.close()

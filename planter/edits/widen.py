@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -25,31 +25,60 @@ def inherit_parts_(
     if expanded := expanded_layers(parent):
         raise ValueError(f"{expanded[0]} is expanded; collapse_kernels_(model) first")
     old, new = parent.state_dict(), child.state_dict()
-    parts: dict[str, list[tuple[Axis, int, Axis, int]]] = {}
-    for ours, theirs in zip(before, after, strict=True):
-        for axis, wider in zip(ours.axes, theirs.axes, strict=True):
-            parts.setdefault(axis.tensor, []).append((axis, ours.size, wider, theirs.size))
+    parts = _parts(before, after)
     with torch.no_grad():
         for name, target in new.items():
-            source = old[name].to(target)
-            places: list[Tensor] = []
-            for place, length in enumerate(target.shape):
-                own = [one for one in parts.get(name, []) if one[0].axis == place]
-                taken = _old_entries(length, own)
-                if any(axis.reads for axis, *_ in own):
-                    fresh = torch.ones(length, dtype=torch.bool)
-                    fresh[taken] = False
-                    target.index_fill_(place, fresh.nonzero().flatten().to(target.device), 0)
-                # Its own axis of an index of all: they broadcast to the block that was there.
-                shape = [-1 if axis == place else 1 for axis in range(target.dim())]
-                places.append(taken.to(target.device).view(shape))
-            target[tuple(places)] = source
+            _put_(target, old[name], parts.get(name, []))
     return child
 
 
-def _old_entries(length: int, parts: Sequence[tuple[Axis, int, Axis, int]]) -> Tensor:
-    """Where on an axis of the child the parent's entries stand, in their order."""
-    stays = torch.ones(length, dtype=torch.bool)
-    for _, size, wider, grown in parts:
-        stays[wider.indices(torch.arange(size, grown))] = False
-    return stays.nonzero().flatten()
+def widened(
+    moments: Mapping[str, Mapping[str, Tensor]],
+    child: nn.Module,
+    before: Sequence[Group],
+    after: Sequence[Group],
+) -> dict[str, dict[str, Tensor]]:
+    """What an optimiser has learned of a parent's parameters, by name, for those of a child with
+    more channels; zeros for the new ones. Groups as for `inherit_parts_`."""
+    parts = _parts(before, after)
+    shapes = {name: parameter.shape for name, parameter in child.named_parameters()}
+    grown: dict[str, dict[str, Tensor]] = {}
+    for name, learned in moments.items():
+        grown[name] = dict(learned)
+        for key, value in learned.items():
+            if value.dim():
+                grown[name][key] = value.new_zeros(shapes[name])
+                _put_(grown[name][key], value, parts.get(name, []))
+    return grown
+
+
+_Part = tuple[Axis, int, Axis, int]
+"""A part of an axis and its group's size, of the parent and of the child."""
+
+
+def _parts(before: Sequence[Group], after: Sequence[Group]) -> dict[str, list[_Part]]:
+    """By tensor."""
+    parts: dict[str, list[_Part]] = {}
+    for ours, theirs in zip(before, after, strict=True):
+        for axis, wider in zip(ours.axes, theirs.axes, strict=True):
+            parts.setdefault(axis.tensor, []).append((axis, ours.size, wider, theirs.size))
+    return parts
+
+
+def _put_(target: Tensor, source: Tensor, parts: Sequence[_Part]) -> None:
+    """Writes a parent's tensor into a child's; what reads new channels becomes zero."""
+    places: list[Tensor] = []
+    for place, length in enumerate(target.shape):
+        own = [one for one in parts if one[0].axis == place]
+        old = torch.ones(length, dtype=torch.bool)
+        for _, size, wider, grown in own:
+            old[wider.indices(torch.arange(size, grown))] = False
+        if any(axis.reads for axis, *_ in own):
+            target.index_fill_(place, (~old).nonzero().flatten().to(target.device), 0)
+        # Each axis has its own axis of an index of all: they broadcast to the block that was there.
+        shape = [-1 if axis == place else 1 for axis in range(target.dim())]
+        places.append(old.nonzero().view(shape).to(target.device))
+    if places:
+        target[tuple(places)] = source.to(target)
+    else:
+        target.copy_(source)

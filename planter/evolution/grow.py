@@ -8,7 +8,7 @@ from planter.arch import Architecture
 from planter.backbones import is_traced
 from planter.channels.groups import groups, with_widths
 from planter.edits.inherit import inherit_weights
-from planter.edits.widen import inherit_parts_
+from planter.edits.widen import inherit_parts_, widened
 from planter.evolution.edit import Bench, EditError, Individual, alone, macs_of
 from planter.evolution.shrink import EVEN
 from planter.evolution.sizes import even, sizes_for
@@ -95,9 +95,12 @@ class Grow:
         after, _ = sizes_for(before, parent.pipeline, every, most, sizes_at)
         child = build_network(after, parent.pipeline, seed)
         child.to(next(parent.network.parameters()))
+        moments = parent.moments
         if is_traced(after):
             wider = groups(after, parent.pipeline)
             inherit_parts_(child, parent.network, every, wider)
+            if moments is not None:
+                moments = widened(moments, child, every, wider)
         else:
             inherit_weights(child, parent.network, "zero")
-        return Individual(after, parent.pipeline, child.eval())
+        return Individual(after, parent.pipeline, child.eval(), moments)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from planter.study.samplers import SamplerName
-from planter.study.section import Distillation, Section
+from planter.study.section import Distillation, EarlyStopping, Section
 from planter.training.recipe import Recipe
 
 EditName = Literal["shrink", "grow", "cut", "go_on", "deepen", "remove"]
@@ -80,6 +80,20 @@ class Evolve(Section):
         Distillation | None,
         Field(description="how the teacher guides, where there is one; null: labels only"),
     ] = Distillation(temperature=2.0)
+    early_stopping: Annotated[
+        EarlyStopping | None,
+        Field(
+            description="end trainings of children that are furthest behind what they were aimed "
+            "at; {} for the defaults; default: none"
+        ),
+    ] = None
+    moments: Annotated[
+        bool,
+        Field(
+            description="children begin with what their parent's optimiser has learned of the "
+            "weights they share (momentum, Adam's moments), not with fresh moments"
+        ),
+    ] = False
     start: Annotated[
         str | list[str] | None,
         Field(description="folders of saved networks, or of runs, whose fronts are parents too"),

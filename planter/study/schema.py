@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -14,7 +13,7 @@ from planter.planting.starts import Filters, Outgoing, check_init
 from planter.study.evolve import Evolve
 from planter.study.networks import Baseline, Teacher, with_recipe
 from planter.study.samplers import SamplerName
-from planter.study.section import Amount, Count, Network, Section, Widths
+from planter.study.section import Amount, Count, EarlyStopping, Network, Section, Widths
 from planter.training.recipe import Recipe
 
 
@@ -164,33 +163,6 @@ class Plant(Network):
         if self.recipe.ema is not None:
             raise ValueError("recipe.ema: a round of planting keeps no moving average; null")
         return self
-
-
-class EarlyStopping(Section):
-    """Successive halving by non-dominated rank: which sampled trials train to their end."""
-
-    rungs: Annotated[
-        list[float],
-        Field(min_length=1, description="shares of a training after which trials are compared"),
-    ] = [0.0625, 0.1875, 0.3125, 0.5625]
-    keep: Annotated[
-        float, Field(gt=0, lt=1, description="share of the trials on a rung that goes on")
-    ] = 0.72
-    wait: Annotated[
-        int, Field(ge=1, description="trials that reach a rung before the first of them goes on")
-    ] = 12
-
-    @field_validator("rungs")
-    @classmethod
-    def _climbs(cls, rungs: list[float]) -> list[float]:
-        if not all(0 < rung < 1 for rung in rungs) or sorted(set(rungs)) != rungs:
-            raise ValueError(f"rungs {rungs}: expected rising shares between 0 and 1")
-        return rungs
-
-    def share(self) -> float:
-        """What of all trainings is done where each rung lets exactly `keep` of its trials on."""
-        edges = [0.0, *self.rungs, 1.0]
-        return sum(self.keep**i * (b - a) for i, (a, b) in enumerate(pairwise(edges)))
 
 
 class Sample(Section):

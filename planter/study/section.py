@@ -1,10 +1,19 @@
-"""What sections of a study share: their rules, numbers, plain networks, distillation."""
+"""What sections of a study share: their rules, numbers, plain networks, distillation, halving."""
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from planter.study.quantities import plain_quantity
 
@@ -83,3 +92,35 @@ class Distillation(Section):
         if not self.weight and not self.ce_weight:
             raise ValueError("weight and ce_weight are both 0: nothing is learned")
         return self
+
+
+class EarlyStopping(Section):
+    """Successive halving: which sampled trials, or children, train to their end."""
+
+    rungs: Annotated[
+        list[float],
+        Field(min_length=1, description="shares of a training after which trials are compared"),
+    ] = [0.0625, 0.1875, 0.3125, 0.5625]
+    keep: Annotated[
+        float, Field(gt=0, lt=1, description="share of the trials on a rung that goes on")
+    ] = 0.72
+    wait: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="trials that reach a rung before they are compared: until then sampled "
+            "ones wait there, children go on",
+        ),
+    ] = 12
+
+    @field_validator("rungs")
+    @classmethod
+    def _climbs(cls, rungs: list[float]) -> list[float]:
+        if not all(0 < rung < 1 for rung in rungs) or sorted(set(rungs)) != rungs:
+            raise ValueError(f"rungs {rungs}: expected rising shares between 0 and 1")
+        return rungs
+
+    def share(self) -> float:
+        """What of all trainings is done where each rung lets exactly `keep` of its trials on."""
+        edges = [0.0, *self.rungs, 1.0]
+        return sum(self.keep**i * (b - a) for i, (a, b) in enumerate(pairwise(edges)))

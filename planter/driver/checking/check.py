@@ -243,6 +243,11 @@ def _whole(study: Study, found: Findings) -> None:
     ):
         expected = "at least one of plant, sample, evolve and baselines"
         found.add("study", "nothing to train", expected)
+    asked = {"sample": study.sample, "evolve": study.evolve}
+    counts = {name: section.trials for name, section in asked.items() if section is not None}
+    if study.plant is None and counts and not any(counts.values()):
+        named = " and ".join(f"{name}.trials" for name in counts)
+        found.warnings.append(f"{named}: 0, so that nothing is searched for; expected 1 or more")
     if (evolve := study.evolve) is not None:
         sections = {
             "teacher": study.teacher, "baseline": study.baselines or None, "plant": study.plant,

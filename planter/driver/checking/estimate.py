@@ -73,6 +73,8 @@ def _children_seconds(study: Study, prepared: Prepared, seconds: Mapping[str, fl
     name = max(parents, key=lambda n: cost(parents[n].architecture).macs)
     epoch = seconds[name] / parents[name].recipe.epochs
     children = study.evolve.trials * study.evolve.recipe_of(study.recipe).epochs * _CHILD * epoch
+    if study.evolve.early_stopping is not None:
+        children *= study.evolve.early_stopping.share()
     most = study.budget.train_macs
     if most is None or not seconds[name]:
         return children

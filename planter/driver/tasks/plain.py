@@ -84,4 +84,6 @@ def _train(
         train_macs=trained.macs,
         kernels=form_names(kernels),
     )
+    saved = context.run / "models" / job.id / "base"
+    context.keep_moments(saved, network, trained.optimizer, context.study.recipe)
     return outcome, trained

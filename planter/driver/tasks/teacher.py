@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -16,7 +17,7 @@ from planter.driver.tasks.context import Context, locked
 from planter.driver.tasks.whole import class_loss, of_batch, train_whole
 from planter.driver.trials.jobs import Job, Outcome, seed_of
 from planter.driver.trials.starts import key_of_weights, started, teacher_of
-from planter.networks import checkpoint
+from planter.networks import checkpoint, moments
 from planter.networks.normalisation import as_taken, taking
 from planter.study.networks import Teacher
 from planter.training.augmentation import augmentation
@@ -46,11 +47,12 @@ def train_teacher(context: Context, job: Job) -> Outcome:
         network = taking(network, context.data.train, spec)
     else:
         architecture, spec = teacher_of(context.study, context.data)
+        kept: Path | None = None
         if settings.frozen:
             network, macs = started(settings, architecture, 0).network.to(context.device), 0
         else:
             recipe = settings.recipe or context.study.recipe
-            network = _cached(context, job, settings, architecture, spec, recipe)
+            network, kept = _cached(context, job, settings, architecture, spec, recipe)
             macs = context.train_macs(cost(architecture).macs, recipe, guided=False)
         outcome = context.outcome(
             job.id,
@@ -59,6 +61,8 @@ def train_teacher(context: Context, job: Job) -> Outcome:
             train_macs=macs,
             validation=as_taken(context.data.validation, spec),
         )
+        if kept is not None and context.wants_moments:
+            moments.copy(kept, context.run / "models" / job.id / "base")
         network = taking(network, context.data.train, spec)
     context.keep_teacher_logits(network)
     return outcome
@@ -71,9 +75,9 @@ def _cached(
     architecture: Architecture,
     spec: Mapping[str, Any],
     recipe: Recipe,
-) -> nn.Module:
-    """The teacher trained with these settings on these images, by whichever study came first;
-    others that need it meanwhile wait for its lock."""
+) -> tuple[nn.Module, Path]:
+    """The teacher trained with these settings on these images, by whichever study came first, and
+    the folder it is kept in; others that need it meanwhile wait for its lock."""
     seed = seed_of(context.study.seed, job.id)
     settings = [
         architecture.to_dict(),
@@ -101,14 +105,14 @@ def _cached(
                 log.warning("%s; the teacher is trained again", error)
             else:
                 log.info("teacher %s was trained before: %s", key, folder)
-                return network
+                return network, folder
         _pause_before(context, recipe)()  # the hours may have ended while another had the lock
         begun = started(section, architecture, seed)
         for told in begun.told:
             log.info("weights %s: %s", section.weights, told)
         network = begun.network
         part = context.teachers / f"{key}.part"
-        train_whole(
+        trained = train_whole(
             context,
             job.id,
             network,
@@ -120,8 +124,9 @@ def _cached(
             checkpoint=part,
         )
         context.save(folder, network, architecture, "base", {"settings": settings})
+        context.keep_moments(folder, network, trained.optimizer, recipe)
         part.unlink(missing_ok=True)
-    return network
+    return network, folder
 
 
 def _own_augmentations(recipe: Recipe) -> list[str]:
