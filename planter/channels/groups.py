@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from planter.arch import Architecture
 from planter.backbones import builds_without_data, free_widths, is_known, traced_groups
+from planter.backbones.outside.chain import ChainNet
 from planter.networks.assembly import build_network, code_called
-from planter.networks.cut_points import image_of
+from planter.networks.cut_points import backbone_without_data, image_of, staged
 from planter.tracing.axes import Axis, Group
 from planter.tracing.trace import trace
 
@@ -53,7 +54,14 @@ def _traced(architecture: Architecture, pipeline: str, whole: Sequence[Group]) -
     or of another way through it the groups that are traced there, under the network's names."""
     if pipeline == "base":
         return list(whole)
-    names = {(a.tensor, a.axis): group.widths for group in whole for a in group.axes}
+    backbone = staged(backbone_without_data(replace(architecture, pipelines={})))
+    layers = backbone.layers if isinstance(backbone, ChainNet) else {}
+    names = {}
+    for group in whole:
+        for axis in group.axes:
+            layer = max((one for one in layers if axis.tensor.startswith(f"{one}.")), default="")
+            place = layers.get(layer, "") + axis.tensor.removeprefix(layer)
+            names[place, axis.axis] = group.widths
     found = trace(build_network(architecture, pipeline), image_of(architecture)).groups
     known = []
     for group in found:

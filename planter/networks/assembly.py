@@ -25,6 +25,7 @@ from planter.networks.cut_points import (
     image_of,
     is_staged,
     stage_names,
+    staged,
 )
 from planter.networks.image_heads import image_head
 from planter.networks.logits import check_logits
@@ -189,6 +190,7 @@ def _around(
     backbone: nn.Module, architecture: Architecture, seed: int, norms: NormMode
 ) -> Pipelines:
     known = cuts(architecture)
+    backbone = staged(backbone)
     ways: dict[str, Entry | Exit] = {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 1)
