@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Self
+from typing import Any, Self
 
 from optuna.trial import FrozenTrial, Trial, TrialState
 
@@ -69,7 +69,9 @@ class Evolving(Proposer):
         self._study = open_study(context.storage, f"{context.study.name}/evolve", GAIN)
         stopping = settings.early_stopping
         # The first ones are parents of others: if they waited, all would come of the same few.
-        self._stopping = stopping and Stopping(stopping, self._study, self._best, free=True)
+        self._stopping: Stopping | None = None
+        if stopping is not None:
+            self._stopping = Stopping(stopping, self._study, self._best, free=True)
         self._on_rungs: dict[str, tuple[FrozenTrial, Offspring]] = {}
         self._aims: dict[str, float] = {}
         self._stopped = 0
@@ -326,7 +328,8 @@ class Evolving(Proposer):
     def _handed(self, row: FrozenTrial, child: Offspring) -> Job:
         name = child_id(row.number)
         self._running[name] = (row, child)
-        params = {"parent": child.parent, "edits": child.edits, "recipe": child.recipe}
+        params: dict[str, Any] = {"parent": child.parent, "edits": child.edits}
+        params["recipe"] = child.recipe
         if self._stopping is not None:
             params["rungs"] = self._stopping.ahead(name, child.recipe["epochs"])
         return Job(name, "evolve", params, macs=self._to_take(name, child))

@@ -90,8 +90,8 @@ def evolve(context: Context, job: Job) -> Outcome:
     if until < recipe.epochs:
         score = context.score(child.pipeline, child.network.eval(), validation)
         scored = measured(score, cost(child.architecture).pipelines[child.pipeline])
-        architecture = child.architecture.to_dict()
-        point = {"pipeline": child.pipeline, **scored, "architecture": architecture}
+        made = child.architecture.to_dict()
+        point = {"pipeline": child.pipeline, **scored, "architecture": made}
         took = macs + trained.macs
         return {"partial": {"epochs": until, "points": [point], "train_macs": took}}
     lineage = [*spec.get("lineage", [{"id": job.params["parent"], "trained": spec.get("trial")}])]
