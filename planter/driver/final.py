@@ -154,8 +154,9 @@ def _check_normalised(run: Path, points: Sequence[Point], data: Data) -> None:
             taken.std, data.train.std
         ):
             raise ValueError(
-                f"{point.id} takes images normalised as its own data were (teacher.model or "
-                "teacher.normalise): train it further in the run it comes from, or leave it out"
+                f"{point.id} was given as teacher.model, or with teacher.normalise, and takes "
+                "images normalised as its own data were: train it further in the run it comes "
+                "from, or leave it out"
             )
 
 

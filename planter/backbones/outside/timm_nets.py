@@ -29,9 +29,8 @@ def timm_net(name: str) -> Callable[..., nn.Module]:
     """
     timm = timm_package()
     plain, _, tag = name.partition(".")
-    names = timm.list_models()
-    if plain not in names:
-        near = difflib.get_close_matches(plain, names, n=5)
+    if not timm.is_model(plain):
+        near = difflib.get_close_matches(plain, timm.list_models(), n=5)
         raise ValueError(
             f"timm has no model {name!r}; it has {', '.join(near or ['resnet18'])}, ..."
         )
