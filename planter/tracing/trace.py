@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -40,7 +39,35 @@ def trace(network: nn.Module, image: Sequence[int]) -> Found:
         raise ValueError(f"the network cannot take an image of {list(image)}: {first.failed}")
     groups, fixed = list(first.found.groups), dict(first.found.fixed)
     free = _that_go_along(light, image, groups, range(len(groups)), fixed)
-    return Found(tuple(groups[i] for i in free), fixed)
+    bound = [group for i, group in enumerate(groups) if i not in free]
+    groups = [groups[i] for i in free]
+    for tied in _ties(bound):
+        if _fails(light, image, [*groups, tied], range(len(groups) + 1)) is None:
+            groups.append(tied)
+            for name in [name for group in bound for name in group.widths if _shares(group, tied)]:
+                fixed.pop(name, None)
+    order = [group.widths for group in first.found.groups]
+    return Found(tuple(sorted(groups, key=lambda group: order.index(group.widths))), fixed)
+
+
+def _ties(bound: Sequence[Group]) -> Iterator[Group]:
+    """Groups that cannot change alone, those of one layer as one: its maps are split into parts of
+    one size, each of which goes a way of its own."""
+    rest = list(bound)
+    while rest:
+        first = rest.pop(0)
+        parts = [one for one in rest if one.size == first.size and _shares(one, first)]
+        rest = [one for one in rest if one not in parts]
+        if parts:
+            axes = [axis for group in (first, *parts) for axis in group.axes]
+            keeps = all(group.keeps for group in (first, *parts))
+            yield Group(first.widths, first.size, tuple(axes), keeps=keeps)
+
+
+def _shares(one: Group, other: Group) -> bool:
+    """Whether one layer makes channels of both groups."""
+    made = [{(a.tensor, a.axis) for a in group.axes if not a.reads} for group in (one, other)]
+    return bool(made[0] & made[1])
 
 
 def _that_go_along(
@@ -77,30 +104,27 @@ def _fails(
     network: nn.Module, image: Sequence[int], groups: Sequence[Group], chosen: Sequence[int]
 ) -> str | None:
     """Why the network cannot have more channels in these groups; None where it can."""
-    # By several numbers: where two widths are equal by chance, they no longer are.
-    sizes = [group.size + (1 + i % 3 if i in chosen else 0) for i, group in enumerate(groups)]
+    # By several numbers, so that widths that are equal by chance no longer are, and by more than
+    # one, which one half of a layer's maps could take alone.
+    sizes = [group.size + (2 + i % 3 if i in chosen else 0) for i, group in enumerate(groups)]
     wider = resize_(copy.deepcopy(network), groups, sizes)
     found, failed = _followed(wider, image)
     if found is None:
         return failed
     expected = with_sizes(groups, sizes)
-    if {_plain(expected[i]) for i in chosen} <= {_plain(group) for group in found.groups}:
+    known = {axis for group in found.groups for axis in group.axes}
+    if all(set(expected[i].axes) <= known for i in chosen):
         return None
     return "with another number of channels the network reads others"
 
 
-def _plain(group: Group) -> Group:
-    return replace(
-        group, axes=tuple(sorted(group.axes, key=lambda a: (a.tensor, a.axis, a.offset)))
-    )
-
-
 def _followed(network: nn.Module, image: Sequence[int]) -> Tried:
     following = Follow(network)
-    device = next((tensor.device for tensor in network.parameters()), None)
+    like = next(network.parameters(), torch.empty(()))
+    images = like.new_ones(1, *image)
     try:
         with torch.no_grad(), following:
-            outputs = network(torch.ones(1, *image, device=device))
+            outputs = network(images)
     except Exception as error:  # the user's code runs: whatever it raises is told
         first = str(error).strip().partition("\n")[0]
         return Tried(None, f"{following.last}: {first}" if following.last else first)
