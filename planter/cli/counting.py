@@ -10,7 +10,7 @@ import typer
 from planter.arch import Architecture
 from planter.cli.app import app, out
 from planter.cli.runs import architecture_of_builder, pipelines_of, point_of
-from planter.cli.tables import cost_json, print_cost, training_table
+from planter.cli.tables import cost_json, print_cost, print_widths, training_table
 
 
 @app.command(epilog="Example: planter cost vgg16 --cut cut2 --cut cut7 --image 3x32x32")
@@ -65,8 +65,10 @@ def cost(
     macs are those of convolutions and linear layers for one image, without bias and norm.
     macs_all adds 1 per convolution output, 2 per batch-norm element, 1 per ReLU element and the
     inputs of poolings. With --training: the multiply-adds of one step, forward and backward, with
-    all pipelines and in the training form of the kernels, beside the plain ones.
+    all pipelines and in the training form of the kernels, beside the plain ones. Of a network that
+    was not written for planter the widths that can be set are listed as well.
     """
+    from planter.backbones import traced_groups
     from planter.costs.macs import alone, training_cost
     from planter.costs.macs import cost as count
     from planter.kernels.forms import form_names, form_of, forms_of
@@ -105,5 +107,7 @@ def cost(
         typer.echo(json.dumps(told, indent=2))
         return
     print_cost(out, shown, whole)
+    if (traced := traced_groups(architecture)) is not None:
+        print_widths(out, traced)
     if step is not None:
         out.print(training_table(form_names(form), step))

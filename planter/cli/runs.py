@@ -46,14 +46,14 @@ def architecture_of_builder(
     pipelines: Mapping[str, Mapping[str, Any]],
 ) -> Architecture:
     """The architecture that `planter cost BUILDER` and its options describe."""
-    from planter.backbones import full_widths, with_data_options
+    from planter.backbones import full_widths
 
     shape = image.split("x")
     if len(shape) != 3 or not all(part.isdigit() and int(part) for part in shape):
         raise ValueError(f"--image {image!r}: expected channels x height x width, e.g. 3x32x32")
     pairs = dict(_pair("--option", text) for text in options)
-    plain = Architecture(target, full_widths(target, _widths(widths), pairs), pairs, pipelines)
-    return with_data_options(plain, classes, [int(part) for part in shape])
+    known = {**pairs, "classes": classes, "image": [int(part) for part in shape]}
+    return Architecture(target, full_widths(target, _widths(widths), known), known, pipelines)
 
 
 def pipelines_of(

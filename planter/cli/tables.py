@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from planter.costs.macs import Cost, TrainingCost
     from planter.front.lineage import Step
     from planter.front.points import Point
+    from planter.tracing.units import Found
 
 
 def cost_json(shown: Cost, whole: Cost) -> dict[str, Any]:
@@ -75,6 +76,14 @@ def print_cost(out: Console, shown: Cost, whole: Cost) -> None:
             f"{whole.extra_statistics:,} norm statistics beside those of base",
             soft_wrap=True,
         )
+
+
+def print_widths(out: Console, found: Found) -> None:
+    """The widths of a network that was not written for planter, and the layers that have none."""
+    widths = ", ".join(f"{group.widths[0]}={group.size}" for group in found.groups)
+    out.print(f"\nwidths: {widths or 'none'}", soft_wrap=True)
+    for layer, why in found.fixed.items():
+        out.print(f"fixed: {escape(layer)}, because of {escape(why)}", soft_wrap=True)
 
 
 def training_table(form: str | Mapping[str, str], cost: TrainingCost) -> Table:

@@ -70,8 +70,8 @@ def export_network(
     calibration: Split | None = None,
     force: bool = False,
 ) -> Exported:
-    """Writes a network as FILE.onnx, FILE.pt2, FILE.safetensors (with FILE.py beside it) or what
-    else `FORMATS` holds, loads the file in a process that cannot import planter, and lets it stay
+    """Writes a network as FILE.onnx, FILE.pt2, FILE.safetensors with FILE.py (either name asks for
+    both) or what else `FORMATS` holds, loads the file in a process that cannot import planter, and lets it stay
     only if there, for each of the validation images, no logit differs by more than 1e-4 (times the
     largest one, where that is above 1) and the predicted class is the same.
 
@@ -86,6 +86,7 @@ def export_network(
     """
     file = user_path(file)
     kind = format_of(file)
+    file = file.with_suffix(f".{kind}")
     _check_place(file, FORMATS[kind], force=force)
     int8 = require_int8(file) if calibration is not None else None
     require(kind)

@@ -58,14 +58,15 @@ FORMATS = {
 
 
 def format_of(file: Path) -> str:
-    """The format of a file's ending. Raises ValueError for another one."""
-    kind = file.suffix.removeprefix(".")
-    if kind not in FORMATS:
+    """The format of a file's ending, its own or that of a file beside it. Raises ValueError for
+    another one."""
+    endings = {f".{kind}": kind for kind in FORMATS}
+    endings |= {ending: kind for kind, format_ in FORMATS.items() for ending in format_.beside}
+    if file.suffix not in endings:
         raise ValueError(
-            f"{file.name}: the file's ending is its format; endings are "
-            f"{', '.join(f'.{name}' for name in FORMATS)}"
+            f"{file.name}: the file's ending is its format; endings are {', '.join(endings)}"
         )
-    return kind
+    return endings[file.suffix]
 
 
 def require(kind: str) -> None:
