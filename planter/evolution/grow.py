@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 
 from planter.arch import Architecture
 from planter.channels.groups import Group, groups, with_widths
@@ -14,6 +15,9 @@ from planter.networks.assembly import build_network
 
 MEASURED = "measured"
 _LARGEST = 64.0
+_GROWING = 0.5
+"""Share of a training in which a network grows that grows while it trains: what comes late has
+little of the schedule left to learn."""
 
 
 @dataclass(frozen=True)
@@ -23,14 +27,19 @@ class Grow:
     With the rule "even" in every width by one factor; with "measured" in that width whose channels
     lower the loss most for each multiply-add, as a short planting round of all of them measures
     it; with the name of a width in that one. What reads a new channel starts at zero.
+
+    In several `steps`, of equal factors, each follows the rule anew: a task trains between them.
     """
 
     size: float
     rule: str = EVEN
+    steps: int = field(default=1, metadata={"told": False})
 
     def check(self, architecture: Architecture, pipeline: str) -> None:
         if not self.size > 1:
             raise EditError(f"size {self.size}: a larger network costs more than once the macs")
+        if self.steps < 1:
+            raise EditError(f"steps {self.steps}: a network grows in one step or more")
         found = groups(architecture, pipeline)
         if not found:
             raise EditError(f"{architecture.builder} has no width that can change by itself")
@@ -50,17 +59,51 @@ class Grow:
 
     def apply(self, parent: Individual, bench: Bench) -> tuple[Individual, int]:
         self.check(parent.architecture, parent.pipeline)
+        child, macs = parent, 0
+        for number in range(self.steps):
+            child, more = self.step(number, parent.macs, child, bench)
+            macs += more
+        return child, macs
+
+    def step(
+        self, number: int, first: int, parent: Individual, bench: Bench
+    ) -> tuple[Individual, int]:
+        """What `apply` does in one step, counted from 0, of a network that cost `first`
+        multiply-adds before all of them. Where no channel fits into it, the parent itself: a later
+        step has room for it. Raises EditError where the last step leaves it as small as it was."""
+        most = first * self.size ** ((number + 1) / self.steps)
+        try:
+            return self._planted(parent, most, bench)
+        except EditError:
+            if number + 1 < self.steps or parent.macs > first:
+                return parent, 0
+            raise
+
+    def parts(self, epochs: int) -> list[tuple[int, int]]:
+        """The epochs between which a network trains after each step, of a training of so many that
+        it grows in: the first step before it, the others within its first half."""
+        begins = [round(_GROWING * epochs * number / self.steps) for number in range(self.steps)]
+        return list(pairwise([*begins, epochs]))
+
+    def mean_size(self, epochs: int) -> float:
+        """What the network costs on average over such a training, beside its parent."""
+        sizes = [self.size ** ((number + 1) / self.steps) for number in range(self.steps)]
+        parts = zip(sizes, self.parts(epochs), strict=True)
+        return sum(size * (end - begin) for size, (begin, end) in parts) / epochs
+
+    def _planted(self, parent: Individual, most: float, bench: Bench) -> tuple[Individual, int]:
+        """The child of at most so many multiply-adds, and what choosing where it grows took."""
         found = groups(parent.architecture, parent.pipeline)
         if self.rule != MEASURED:
             growing = [g for g in found if self.rule in (EVEN, *g.widths)]
-            child = self._grown(parent, found, growing, bench.seed)
+            child = _grown(parent, found, growing, most, bench.seed)
             if child.macs <= parent.macs:
                 raise EditError(f"no width can grow within {self.size:g} times the macs")
             return child, 0
         children = {}
         for group in found:
             try:
-                child = self._grown(parent, found, [group], bench.seed)
+                child = _grown(parent, found, [group], most, bench.seed)
             except EditError:
                 continue  # one channel of it costs more than all that may be added
             if child.macs > parent.macs:
@@ -76,21 +119,21 @@ class Grow:
         )
         return children[best], measured.macs
 
-    def _grown(
-        self, parent: Individual, every: list[Group], growing: list[Group], seed: int
-    ) -> Individual:
-        # Where some shortcuts pad, the other groups alone keep the function.
-        growing = [group for group in growing if group.free] or growing
-        before = alone(parent.architecture, parent.pipeline)
-        most = self.size * macs_of(before, parent.pipeline)
-        factors = even(every, 1.0, _LARGEST)
 
-        def sizes_at(at: float) -> list[int]:
-            sizes = zip(every, factors(at), strict=True)
-            return [size if group in growing else group.size for group, size in sizes]
+def _grown(
+    parent: Individual, every: list[Group], growing: list[Group], most: float, seed: int
+) -> Individual:
+    # Where some shortcuts pad, the other groups alone keep the function.
+    growing = [group for group in growing if group.free] or growing
+    before = alone(parent.architecture, parent.pipeline)
+    factors = even(every, 1.0, _LARGEST)
 
-        after, _ = sizes_for(before, parent.pipeline, every, most, sizes_at)
-        child = build_network(after, parent.pipeline, seed)
-        child.to(next(parent.network.parameters()))
-        inherit_weights(child, parent.network, "zero")
-        return Individual(after, parent.pipeline, child.eval())
+    def sizes_at(at: float) -> list[int]:
+        sizes = zip(every, factors(at), strict=True)
+        return [size if group in growing else group.size for group, size in sizes]
+
+    after, _ = sizes_for(before, parent.pipeline, every, most, sizes_at)
+    child = build_network(after, parent.pipeline, seed)
+    child.to(next(parent.network.parameters()))
+    inherit_weights(child, parent.network, "zero")
+    return Individual(after, parent.pipeline, child.eval())

@@ -52,6 +52,14 @@ class Evolve(Section):
             "round measures the largest fall of the loss per multiply-add",
         ),
     ] = ["even", "measured"]
+    grow_steps: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="steps in which a child grows; from 2 on it grows while it trains: once "
+            "before its training, then within the first half of it, by the rule anew each time",
+        ),
+    ] = 1
     rate: Annotated[Span, Field(description="least and largest factor of the recipe's rate")] = [
         0.7,
         1.4,
@@ -99,6 +107,8 @@ class Evolve(Section):
             raise ValueError(f"shrink {self.shrink}: shares of the parent's macs are below 1")
         if self.grow[0] <= 1:
             raise ValueError(f"grow {self.grow}: multiples of the parent's macs are above 1")
+        if self.grow_steps > 1 and "grow" not in self.edits:
+            raise ValueError(f"grow_steps {self.grow_steps}: edits do not name grow; add it, or 1")
         return self
 
     def recipe_of(self, recipe: Recipe) -> Recipe:

@@ -11,6 +11,7 @@ from planter.costs.macs import training_cost
 from planter.driver.proposers.proposer import SearchContext
 from planter.driver.trials.cost import training_macs
 from planter.evolution.edit import MEASURED_IMAGES
+from planter.evolution.grow import Grow
 from planter.front.objectives import COST
 from planter.front.points import Point
 from planter.kernels.forms import form_of
@@ -35,6 +36,8 @@ class Expected:
     def child(self, params: Mapping[str, Any], parent: Point, macs: float) -> int:
         """All that a child of so many macs takes: its edit, its training and, of the first one, the
         teacher's logits of a pool of views."""
+        if params["edit"] == "grow" and self._settings.grow_steps > 1:
+            macs = float(parent.values[COST]) * self._growth(params).mean_size(self._recipe.epochs)
         training = round(self._dearer(params, parent) * self.training(macs))
         return training + self._edit(params, parent) + self._pool()
 
@@ -46,9 +49,16 @@ class Expected:
             passes = _TAYLOR
         elif rule == "measured":
             every = groups(Architecture.from_dict(parent.architecture), parent.pipeline)
-            passes = 1 + _MEASURED * len(every) * float(params["grow_size"])
+            growth = self._growth(params)
+            times = growth.size ** (1 / growth.steps)
+            each = 1 + _MEASURED * len(every) * times
+            passes = sum(each * times**number for number in range(growth.steps))
         images = min(len(self._prepared.data.train), MEASURED_IMAGES)
         return int(passes * images * parent.values[COST])
+
+    def _growth(self, params: Mapping[str, Any]) -> Grow:
+        size, rule = float(params["grow_size"]), str(params["grow_rule"])
+        return Grow(size, rule, self._settings.grow_steps)
 
     def _dearer(self, params: Mapping[str, Any], parent: Point) -> float:
         """How often a training in the form of these parameters takes what a plain one takes: told

@@ -90,6 +90,7 @@ class Context:
         *,
         guided: bool,
         optimizer: torch.optim.Optimizer,
+        start: int = 0,
         until: int | None = None,
         images: Split | None = None,
         checkpoint: Path | None = None,
@@ -109,6 +110,7 @@ class Context:
             optimizer=optimizer,
             checkpoint=checkpoint or self.checkpoint_of(trial),
             on_epoch=self.metrics(trial),
+            start=start,
             until=until,
             pause=self.pause,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from planter.arch import Architecture
 from planter.data import Split
 from planter.driver.tasks.context import Context
+from planter.driver.tasks.growing import growth_of, train_growing
 from planter.driver.tasks.whole import class_loss, of_batch, train_whole
 from planter.driver.trials.jobs import Job, Outcome, seed_of
 from planter.evolution.edit import MEASURED_IMAGES, Individual, Measured, gradient_sums
@@ -51,22 +52,25 @@ def evolve(context: Context, job: Job) -> Outcome:
     # As its parent takes them, so that it begins with what that one knows.
     images = as_taken(context.images(recipe), spec)
     bench = _Bench(context, loss, seed_of(context.study.seed, job.id), guided, spec)
-    child, macs = apply_all(edits, parent, bench)
+    before, growth = growth_of(edits)
+    child, macs = apply_all(before, parent, bench)
     forms = [edit.form for edit in edits if isinstance(edit, Reform)]
     kernels = form_of(forms[-1]) if forms else None
-    child.network.train()
-    trained = train_whole(
+    train = partial(
+        train_whole,
         context,
         job.id,
-        child.network,
-        child.architecture,
-        recipe,
-        of_batch(loss),
+        loss=of_batch(loss),
         guided=guided,
         kernels=kernels,
         pipelines=[child.pipeline],
         images=images,
     )
+    if growth is None:
+        macs += train(child.network.train(), child.architecture, recipe).macs
+    else:
+        child, more = train_growing(context, job.id, child, growth, bench, recipe, train)
+        macs += more
     lineage = [*spec.get("lineage", [{"id": job.params["parent"], "trained": spec.get("trial")}])]
     step = {
         "id": f"{job.id}/{child.pipeline}",
@@ -80,7 +84,7 @@ def evolve(context: Context, job: Job) -> Outcome:
         job.id,
         {child.pipeline: child.network.eval()},
         child.architecture,
-        train_macs=macs + trained.macs,
+        train_macs=macs,
         kernels=form_names(kernels),
         validation=as_taken(context.data.validation, spec),
         facts={"lineage": lineage, "recipe": recipe.model_dump()},

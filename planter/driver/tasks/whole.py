@@ -42,6 +42,7 @@ def train_whole(
     kernels: Kernels | None = None,
     pipelines: Sequence[str] | None = None,
     learned: Mapping[str, Mapping[str, Tensor]] | None = None,
+    start: int = 0,
     until: int | None = None,
     last: bool = True,
     images: Split | None = None,
@@ -51,9 +52,9 @@ def train_whole(
     context's device, then collapsed.
 
     `pipelines` are those that train, by default the base alone; `learned` is an optimiser's state
-    by parameter to begin with (see `inherit_optimizer_state_`); `until` an epoch to end at. Unless
-    it is the `last` phase of its trial, see `Context.phase`; for `images` and `checkpoint`,
-    `Context.fit`.
+    by parameter to begin with (see `inherit_optimizer_state_`); `until` an epoch to end at, `start`
+    one before which the network was another. Unless it is the `last` phase of its trial, see
+    `Context.phase`; for `images` and `checkpoint`, `Context.fit`.
     """
     if kernels is not None:
         expand_kernels_(network, kernels, seed=seed_of(context.study.seed, trial))
@@ -69,6 +70,7 @@ def train_whole(
             recipe,
             guided=guided,
             optimizer=optimizer,
+            start=start,
             until=until,
             images=images,
             checkpoint=checkpoint,
@@ -77,11 +79,11 @@ def train_whole(
 
     context.phase(trial, network, recipe, train, last=last)
     collapse_kernels_(network)
-    done = recipe.model_copy(update={"epochs": until or recipe.epochs})
+    done = recipe.model_copy(update={"epochs": (until or recipe.epochs) - start})
     costs = cost(architecture)
     each = costs.macs if pipelines is None else joint_macs(costs, pipelines)
     macs = context.train_macs(each, done, guided=guided)
-    macs += context.pool_macs(trial, recipe) if guided else 0
+    macs += context.pool_macs(trial, recipe) if guided and not start else 0
     return Trained(macs + context.kernel_macs(architecture, kernels, done, pipelines), optimizer)
 
 
