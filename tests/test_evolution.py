@@ -147,6 +147,43 @@ def test_growing_where_a_planting_round_measured_most():
     assert set(costs) <= set(bench.asked)
 
 
+def test_growing_in_steps_keeps_the_function_and_comes_to_the_same_size():
+    parent = individual("resnet", CONV8)
+    grow, child, sizes = Grow(4.0, steps=3), parent, []
+    for number in range(3):
+        child, _ = grow.step(number, parent.macs, child, Bench())
+        sizes.append(counted(child) / counted(parent))
+    for size, most in zip(sizes, (4 ** (1 / 3), 4 ** (2 / 3), 4), strict=True):
+        assert 0.9 * most < size <= most
+    images = torch.randn(4, 3, 16, 16)
+    assert torch.allclose(child.network(images), parent.network(images), rtol=1e-4, atol=1e-5)
+    at_once, _ = grow.apply(parent, Bench())
+    assert at_once.architecture == child.architecture
+    assert Grow(8.0, steps=4).parts(16) == [(0, 2), (2, 4), (4, 6), (6, 16)]
+    assert Grow(8.0).parts(16) == [(0, 16)]
+
+
+def test_a_step_without_room_for_a_channel_leaves_its_room_to_the_next():
+    parent = individual("convnet", widths=1)
+    grow, sizes = Grow(3.0, "conv2", steps=40), []
+    child = parent
+    for number in range(40):
+        child, _ = grow.step(number, parent.macs, child, Bench())
+        sizes.append(child.architecture.widths["conv2"])
+    assert sizes[0] == 1
+    assert sizes == sorted(sizes)
+    assert sizes[-1] == Grow(3.0, "conv2").apply(parent, Bench())[0].architecture.widths["conv2"]
+
+
+def test_steps_stand_in_data_only_where_there_are_several():
+    assert to_data([Grow(2.0)]) == [{"edit": "grow", "size": 2.0, "rule": "even"}]
+    (told,) = to_data([Grow(2.0, "measured", 3)])
+    assert told == {"edit": "grow", "size": 2.0, "rule": "measured", "steps": 3}
+    assert from_data([told]) == [Grow(2.0, "measured", 3)]
+    with pytest.raises(EditError, match="one step or more"):
+        Grow(2.0, steps=0).check(individual("convnet", widths=4).architecture, "base")
+
+
 def test_growing_says_why_no_width_can_be_measured():
     with pytest.raises(EditError, match="rule: even"):
         Grow(1.3, "measured").apply(individual("convnet", widths=4), Bench(found={}))
