@@ -42,7 +42,7 @@ from planter.study.schema import Study
 from planter.training.recipe import Augment
 
 STEPS = 4
-RULES = ("even", "measured")
+RULES = ("even", "gradient", "measured")
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ def claims_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    lines = ["rule      budget seed      macs   grown: epochs macs  test   scratch: epochs macs  test"]
+    lines = ["grown, then from nothing: epochs, training multiply-adds, test accuracy [%]"]
     for row in rows:
         ways = "   ".join(
             f"{way['epochs']:10d} {way['train_macs']:8.2e} {100 * way['test']:6.2f}"

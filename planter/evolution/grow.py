@@ -1,23 +1,34 @@
-"""Channels planted, all weights inherited: the child starts as its parent's function."""
+"""Channels planted, all weights inherited: the child starts as its parent's function.
+
+The rule "gradient" is GradMax's measure (arXiv 2201.05125) of where to grow: the squared norm of
+the loss's gradient in the weights, zero as yet, that are to read new channels. To the first order
+a step of gradient descent lowers the loss by it. Here new channels have fresh filters, GradMax
+optimises them.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from itertools import pairwise
+
+import torch
 
 from planter.arch import Architecture
 from planter.channels.groups import Group, groups, with_widths
 from planter.edits.inherit import inherit_weights
-from planter.evolution.edit import Bench, EditError, Individual, alone, macs_of
+from planter.evolution.edit import Bench, EditError, Individual, Measured, alone, macs_of
 from planter.evolution.shrink import EVEN
 from planter.evolution.sizes import even, sizes_for
 from planter.networks.assembly import build_network
 
-MEASURED = "measured"
+MEASURED, GRADIENT = "measured", "gradient"
 _LARGEST = 64.0
 _GROWING = 0.5
 """Share of a training in which a network grows that grows while it trains: what comes late has
 little of the schedule left to learn."""
+_PROBED = 0.25
+"""Channels, as a share of those there are, that gradients are measured with."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +37,11 @@ class Grow:
 
     With the rule "even" in every width by one factor; with "measured" in that width whose channels
     lower the loss most for each multiply-add, as a short planting round of all of them measures
-    it; with the name of a width in that one. What reads a new channel starts at zero.
+    it; with "gradient" where they promise to, by one pass of gradients; with the name of a width in
+    that one. What reads a new channel starts at zero.
 
     In several `steps`, of equal factors, each follows the rule anew: a task trains between them.
+    New channels then read each other from the start.
     """
 
     size: float
@@ -44,15 +57,16 @@ class Grow:
         if not found:
             raise EditError(f"{architecture.builder} has no width that can change by itself")
         names = [name for group in found for name in group.widths]
-        if self.rule not in (EVEN, MEASURED, *names):
+        rules = (EVEN, MEASURED, GRADIENT)
+        if self.rule not in (*rules, *names):
             raise EditError(
-                f"rule {self.rule!r}: expected {EVEN}, {MEASURED} or a width: {', '.join(names)}"
+                f"rule {self.rule!r}: expected {', '.join(rules)} or a width: {', '.join(names)}"
             )
         most = self.size * macs_of(architecture, pipeline)
         wider = (
             with_widths(architecture, dict.fromkeys(group.widths, group.size + 1))
             for group in found
-            if self.rule in (EVEN, MEASURED, *group.widths)
+            if self.rule in (*rules, *group.widths)
         )
         if all(macs_of(one, pipeline) > most for one in wider):
             raise EditError(f"one channel more costs more than {self.size:g} times the macs")
@@ -94,46 +108,95 @@ class Grow:
     def _planted(self, parent: Individual, most: float, bench: Bench) -> tuple[Individual, int]:
         """The child of at most so many multiply-adds, and what choosing where it grows took."""
         found = groups(parent.architecture, parent.pipeline)
-        if self.rule != MEASURED:
+        if self.rule not in (MEASURED, GRADIENT):
             growing = [g for g in found if self.rule in (EVEN, *g.widths)]
-            child = _grown(parent, found, growing, most, bench.seed)
+            child = self._grown(parent, found, growing, most, bench.seed)
             if child.macs <= parent.macs:
                 raise EditError(f"no width can grow within {self.size:g} times the macs")
             return child, 0
         children = {}
         for group in found:
             try:
-                child = _grown(parent, found, [group], most, bench.seed)
+                child = self._grown(parent, found, [group], most, bench.seed)
             except EditError:
                 continue  # one channel of it costs more than all that may be added
             if child.macs > parent.macs:
                 children["+".join(group.widths)] = child
         if not children:
             raise EditError(f"a channel of any width costs more than {self.size:g} times the macs")
+        if self.rule == GRADIENT:
+            measured = _first_order(parent, found, bench)
+            best = max(children, key=lambda name: measured.values.get(name, -math.inf))
+            return children[best], measured.macs
         measured = bench.falls(parent, children)
         if not measured.values:
-            raise EditError("no width of it can be planted in by itself; rule: even")
+            raise EditError("no width of it can be planted in by itself; rule: even or gradient")
         best = max(
             measured.values,
             key=lambda name: measured.values[name] / (children[name].macs - parent.macs),
         )
         return children[best], measured.macs
 
+    def _grown(
+        self,
+        parent: Individual,
+        every: list[Group],
+        growing: list[Group],
+        most: float,
+        seed: int,
+    ) -> Individual:
+        growing = _that_keep_the_function(growing)
+        before = alone(parent.architecture, parent.pipeline)
+        factors = even(every, 1.0, _LARGEST)
 
-def _grown(
-    parent: Individual, every: list[Group], growing: list[Group], most: float, seed: int
-) -> Individual:
-    # Where some shortcuts pad, the other groups alone keep the function.
-    growing = [group for group in growing if group.free] or growing
+        def sizes_at(at: float) -> list[int]:
+            sizes = zip(every, factors(at), strict=True)
+            return [size if group in growing else group.size for group, size in sizes]
+
+        after, _ = sizes_for(before, parent.pipeline, every, most, sizes_at)
+        child = build_network(after, parent.pipeline, seed)
+        child.to(next(parent.network.parameters()))
+        inherit_weights(child, parent.network, "zero" if self.steps == 1 else "new")
+        return Individual(after, parent.pipeline, child.eval())
+
+
+def probe_of(architecture: Architecture, pipeline: str) -> Architecture:
+    """The network that gradients are measured in: with some channels more in every width."""
+    found = _that_keep_the_function(groups(architecture, pipeline))
+    more = {name: _probed(group) for group in found for name in group.widths}
+    return with_widths(alone(architecture, pipeline), more)
+
+
+def _that_keep_the_function(found: list[Group]) -> list[Group]:
+    """Where some shortcuts pad, the other groups alone do; all where there is no other."""
+    return [group for group in found if group.free] or found
+
+
+def _probed(group: Group) -> int:
+    return group.size + math.ceil(_PROBED * group.size)
+
+
+def _first_order(parent: Individual, found: list[Group], bench: Bench) -> Measured:
+    """By how much a small step along the gradient lowers the loss through new channels of each
+    group, for each multiply-add that they cost; up to one factor for all."""
     before = alone(parent.architecture, parent.pipeline)
-    factors = even(every, 1.0, _LARGEST)
-
-    def sizes_at(at: float) -> list[int]:
-        sizes = zip(every, factors(at), strict=True)
-        return [size if group in growing else group.size for group, size in sizes]
-
-    after, _ = sizes_for(before, parent.pipeline, every, most, sizes_at)
-    child = build_network(after, parent.pipeline, seed)
-    child.to(next(parent.network.parameters()))
-    inherit_weights(child, parent.network, "zero")
-    return Individual(after, parent.pipeline, child.eval())
+    probe = build_network(probe_of(before, parent.pipeline), parent.pipeline, bench.seed)
+    probe.to(next(parent.network.parameters()))
+    # Zero also where new channels would read each other: each group is measured as if alone.
+    inherit_weights(probe, parent.network, "zero")
+    measured = bench.gradients(
+        Individual(probe_of(before, parent.pipeline), parent.pipeline, probe.eval())
+    )
+    values = {}
+    for group in _that_keep_the_function(found):
+        new = torch.arange(group.size, _probed(group))
+        fall = 0.0
+        for axis in group.axes:
+            gradient = measured.values.get(axis.tensor)
+            if axis.axis == 1 and gradient is not None:
+                places = axis.indices(new).to(gradient.device)
+                fall += float(gradient.index_select(1, places).square().sum())
+        wider = with_widths(before, dict.fromkeys(group.widths, _probed(group)))
+        added = macs_of(wider, parent.pipeline) - parent.macs
+        values["+".join(group.widths)] = fall / added
+    return Measured(values, measured.macs)

@@ -12,7 +12,7 @@ from planter.training.recipe import Recipe
 
 EditName = Literal["shrink", "grow", "cut", "go_on", "deepen", "remove"]
 ShrinkRule = Literal["even", "magnitude", "norm", "taylor"]
-GrowRule = Literal["even", "measured"]
+GrowRule = Literal["even", "measured", "gradient"]
 _SHORTER = 0.375
 """A child's training, beside one from fresh weights."""
 Span = Annotated[list[float], Field(min_length=2, max_length=2)]
@@ -49,7 +49,8 @@ class Evolve(Section):
         Field(
             min_length=1,
             description="where channels are planted: in every width, or where a short planting "
-            "round measures the largest fall of the loss per multiply-add",
+            "round measures the largest fall of the loss per multiply-add, or where one pass of "
+            "gradients promises it",
         ),
     ] = ["even", "measured"]
     grow_steps: Annotated[

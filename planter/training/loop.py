@@ -87,8 +87,8 @@ def fit(
     (`recalibrate_batchnorm_`); the training itself is the one without it. A training that is to end
     after `until` epochs leaves its checkpoint there, and another call goes on; so does one that
     `pause` tells to end after an epoch, which raises PausedError. One whose first `start` epochs
-    another network has trained, which this one is made of, goes on with the next. Raises FloatingPointError when
-    the loss is no longer a number.
+    another network has trained, which this one is made of, goes on with the next. Raises
+    FloatingPointError when the loss is no longer a number.
     """
     split = training_images(split, recipe, teacher)
     model.to(memory_format=layout_of(model))
