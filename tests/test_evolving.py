@@ -197,6 +197,8 @@ def test_the_budget_holds(study, tmp_path):
         ["evolve.edits=[grow]", "evolve.grow_rules=[measured]", "evolve.grow=[1.5, 2.5]"],
         ["evolve.edits=[grow]", "evolve.grow_steps=2", "evolve.grow=[2.0, 3.0]",
          "evolve.recipe.epochs=6"],
+        ["evolve.edits=[grow]", "evolve.grow_steps=2", "evolve.grow=[2.0, 3.0]",
+         "evolve.grow_rules=[gradient]", "evolve.recipe.epochs=4"],
         ["evolve.edits=[shrink]", "evolve.forms=['kflo:2x4']"],
         ["evolve.edits=[shrink]", "evolve.shrink_rules=[taylor]"],
     ],

@@ -99,7 +99,7 @@ def test_growing_while_training_is_what_plain_torch_does(tmp_path, parent):
                 old = network.state_dict()[name]
                 part = tuple(map(slice, old.shape))
                 if tensor.dim() > 1:
-                    tensor[:, old.shape[1] :] = 0
+                    tensor[: old.shape[0], old.shape[1] :] = 0
                 tensor[part] = old[part]
         optimizer = torch.optim.SGD(
             wider.parameters(), lr=1.0, momentum=0.9, nesterov=True, weight_decay=1e-3
