@@ -103,7 +103,7 @@ class Grow:
         """What the network costs on average over such a training, beside its parent."""
         sizes = [self.size ** ((number + 1) / self.steps) for number in range(self.steps)]
         parts = zip(sizes, self.parts(epochs), strict=True)
-        return sum(size * (end - begin) for size, (begin, end) in parts) / epochs
+        return float(sum(size * (end - begin) for size, (begin, end) in parts)) / epochs
 
     def _planted(self, parent: Individual, most: float, bench: Bench) -> tuple[Individual, int]:
         """The child of at most so many multiply-adds, and what choosing where it grows took."""

@@ -65,7 +65,7 @@ class Expected:
     def _times(self, params: Mapping[str, Any]) -> float:
         """By how much each step of a growth multiplies what the network costs."""
         growth = self._growth(params)
-        return growth.size ** (1 / growth.steps)
+        return float(growth.size ** (1 / growth.steps))
 
     def _in_steps(self, params: Mapping[str, Any], passes: float) -> float:
         """So many passes of the network before each step of a growth, as passes of its parent."""
