@@ -336,6 +336,7 @@ def test_networks_of_another_run_begin_a_search(study, whole, tmp_path):
         ("evolve.grow_steps=0", "greater than or equal to 1"),
         ("evolve.grow_steps=2", "1 or fewer: a step an epoch in the first half of the 1"),
         ("evolve={edits: [shrink], grow_steps: 2}", "do not name grow"),
+        ("evolve={grow_steps: 2, early_stopping: {}}", "early_stopping: null"),
         ("evolve={grow_steps: 2, forms: [acnet], recipe: {epochs: 4}}", "has learned"),
         ("evolve.rate=[2, 1]", "the least value and the largest"),
         ("evolve.forms=[wrong]", "wrong"),
@@ -515,6 +516,25 @@ def test_a_lineage_is_shown(whole, command_in):
     code, _, told = command_in(run.parent)("show", str(run), "--lineage")
     assert code == 2
     assert "ID --lineage" in told
+
+
+def test_the_cost_of_a_child_that_is_a_cut_alone_names_no_base(study, tmp_path, command_in):
+    run = tmp_path / "run"
+    found = planter.search(study, out=run, overrides=["evolve.edits=[cut]", "evolve.trials=1"])
+    (child,) = children(found)
+    network = planter.load(run / child["model"])
+    for target in (child["trial"], child["id"]):
+        told = command_in(tmp_path)("cost", f"run/{target}", "--training", "--batch", "4", "--json")
+        counted = json.loads(told[1])
+        assert list(counted["pipelines"]) == [child["pipeline"]]
+        assert counted["macs"] == planter.cost(network, [1, 8, 8]).macs == child["macs"]
+        assert counted["params"] == counted["training"]["params"] == child["params"]
+        assert counted["extra_params"] == counted["extra_statistics"] == 0
+        # Backward takes twice the forward pass, but for the gradient of the images.
+        assert counted["training"]["macs_step"] < 3 * 4 * child["macs"]
+        code, shown, _ = command_in(tmp_path)("cost", f"run/{target}")
+        assert code == 0
+        assert "base" not in shown
 
 
 def test_the_report_draws_lineages(whole):

@@ -45,3 +45,22 @@ def test_problems_of_their_own_stay_apart() -> None:
     found.tell("teacher", "a", "one sentence")
     found.tell("plant", "b", "another sentence")
     assert found.mistakes() == found.problems
+
+
+@pytest.mark.parametrize(
+    ("sections", "told"),
+    [
+        ({"sample": 0, "evolve": 0}, "sample.trials and evolve.trials: 0"),
+        ({"sample": 0}, "sample.trials: 0"),
+        ({"evolve": 0}, "evolve.trials: 0"),
+        ({"sample": 1, "evolve": 0}, None),
+    ],
+)
+def test_a_study_that_searches_for_nothing_is_warned_of(
+    sections: dict[str, int], told: str | None
+) -> None:
+    changes = ["plant=null", *(f"{name}.trials={many}" for name, many in sections.items())]
+    changes += [f"{name}=null" for name in ("sample", "evolve") if name not in sections]
+    found = prepare(read_study("quickstart", changes)).warnings
+    assert [text.partition(", so that")[0] for text in found] == ([] if told is None else [told])
+    assert prepare(read_study("quickstart", changes[1:])).warnings == []  # it plants

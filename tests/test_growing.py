@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -26,16 +27,19 @@ from planter.evolution.grow import Grow
 from planter.evolution.shrink import Shrink
 from planter.evolution.table import to_data
 from planter.evolution.whole import Reform
-from planter.networks import checkpoint
+from planter.networks import checkpoint, moments
 from planter.networks.assembly import build_network
+from planter.networks.moments import Moments
 from planter.study.schema import Study
 from planter.training import loop
 from planter.training.loop import batch_order
 from planter.training.recipe import Recipe
 
-RECIPE = Recipe(epochs=8, batch=40, lr=0.02, nesterov=True, weight_decay=1e-3, warmup=1.0)
+RECIPE = Recipe(epochs=8, batch=20, lr=0.02, nesterov=True, weight_decay=1e-3, warmup=1.0)
 GROWTH = Grow(3.0, "even", 3)
-DATA = load_data("digits", subset=200, validation=0.25)
+DATA = load_data("digits", subset=80, validation=0.25)
+IMAGES = 60
+"""To train on."""
 PARENT = with_data_options(Architecture("convnet", full_widths("convnet", 3)), 10, DATA.image)
 RESNET = with_data_options(
     Architecture("resnet", {"stem": 3, "group1": 3, "group2": 4, "group3": 6},
@@ -43,9 +47,9 @@ RESNET = with_data_options(
 )  # fmt: skip
 
 
-def context_at(run: Path, parent: Architecture = PARENT) -> Context:
+def context_at(run: Path, parent: Architecture = PARENT, **evolve: Any) -> Context:
     study = Study.model_validate(
-        {"name": "growing", "evolve": {}, "baselines": [{"builder": "convnet", "widths": 3}]}
+        {"name": "growing", "evolve": evolve, "baselines": [{"builder": "convnet", "widths": 3}]}
     )
     context = Context(study, run, DATA, DATA.fingerprint(), run / "teachers")
     context.outcome("b", {"base": build_network(parent, seed=1).eval()}, parent, train_macs=0)
@@ -61,6 +65,12 @@ def grown(context: Context, growth: Grow = GROWTH, recipe: Recipe = RECIPE, *mor
 
 def weights(context: Context) -> dict[str, Tensor]:
     return load_file(context.run / "models" / "e0000" / "base" / "weights.safetensors")
+
+
+def told_by_epoch(context: Context) -> list[int]:
+    """What the log says that the trial had taken after each epoch."""
+    lines = context.metrics_of("e0000").read_text().splitlines()
+    return [json.loads(line)["train_macs"] for line in lines]
 
 
 def macs_of(network: nn.Module) -> int:
@@ -85,12 +95,20 @@ def stages(parent: Architecture) -> list[Any]:
     return found
 
 
-@pytest.mark.parametrize("parent", [PARENT, RESNET], ids=["convnet", "resnet"])
-def test_growing_while_training_is_what_plain_torch_does(tmp_path, parent):
+@pytest.mark.parametrize(
+    ("parent", "inherits"),
+    [(PARENT, False), (RESNET, True)],
+    ids=["convnet", "resnet with its parent's moments"],
+)
+def test_growing_while_training_is_what_plain_torch_does(tmp_path, parent, inherits):
     """One schedule, momentum of older weights kept, that of new ones zero."""
-    context = context_at(tmp_path, parent)
+    context = context_at(tmp_path, parent, moments=inherits)
+    network, momentum, macs, by_epoch = build_network(parent, seed=1), {}, 0, []
+    if inherits:
+        momentum = {n: 0.1 * torch.ones_like(w) for n, w in network.named_parameters()}
+        kept = {name: {"momentum_buffer": buffer} for name, buffer in momentum.items()}
+        moments.save(context.run / "models" / "b" / "base", Moments("sgd", kept))
     told = grown(context)
-    network, momentum, macs = build_network(parent, seed=1), {}, 0
     begins = [0, 1, 3, 8]  # of 8 epochs the first half, in thirds, rounded
     for stage, (begin, end) in zip(stages(parent), pairwise(begins), strict=True):
         wider = build_network(stage.architecture, seed=Bench.seed)
@@ -118,12 +136,22 @@ def test_growing_while_training_is_what_plain_torch_does(tmp_path, parent):
                 optimizer.zero_grad()
                 functional.cross_entropy(wider(images), DATA.train.labels[index]).backward()
                 optimizer.step()
+            macs += 3 * IMAGES * stage.macs
+            by_epoch.append(macs)
         momentum = {n: optimizer.state[w]["momentum_buffer"] for n, w in wider.named_parameters()}
-        macs += 3 * 150 * (end - begin) * macs_of(wider.eval())
+        assert stage.macs == macs_of(wider.eval())
         network = wider
     assert told["train_macs"] == macs
+    assert told_by_epoch(context) == by_epoch
     for name, tensor in weights(context).items():
         torch.testing.assert_close(tensor, network.state_dict()[name], rtol=1e-3, atol=1e-5)
+    left = moments.load(context.run / "models" / "e0000" / "base")
+    assert (left is not None) == inherits
+    if left is not None:
+        assert checkpoint.read_spec(context.run / "models/e0000/base")["lineage"][-1]["moments"]
+        for name, buffer in momentum.items():
+            found = left.state[name]["momentum_buffer"]
+            torch.testing.assert_close(found, buffer, rtol=1e-3, atol=1e-5)
 
 
 def test_a_growing_child_gets_the_size_and_takes_less_than_one_grown_before(tmp_path):
@@ -132,19 +160,23 @@ def test_a_growing_child_gets_the_size_and_takes_less_than_one_grown_before(tmp_
     most = 3 * macs_of(build_network(PARENT))
     for outcome in (told, whole):
         assert 0.8 * most < outcome["points"][0]["macs"] <= most
-    assert whole["train_macs"] == 3 * 150 * 8 * whole["points"][0]["macs"]
+    assert whole["train_macs"] == 3 * IMAGES * 8 * whole["points"][0]["macs"]
     # A third of the size for one epoch, two thirds (in the logarithm) for two.
     share = (3 ** (1 / 3) + 2 * 3 ** (2 / 3) + 5 * 3) / (8 * 3)
     assert GROWTH.mean_size(8) / 3 == pytest.approx(share)
-    assert told["train_macs"] == pytest.approx(share * 3 * 150 * 8 * most, rel=0.15)
+    assert told["train_macs"] == pytest.approx(share * 3 * IMAGES * 8 * most, rel=0.15)
 
 
-@pytest.mark.parametrize(("rule", "when"), [("even", "before"), ("measured", "after")])
-def test_a_kill_at_any_checkpoint_changes_nothing(tmp_path, monkeypatch, rule, when):
+@pytest.mark.parametrize(
+    ("growth", "epochs", "when"),
+    [(GROWTH, 8, "before"), (Grow(3.0, "measured", 2), 4, "after")],
+    ids=["before", "after"],
+)
+def test_a_kill_at_any_checkpoint_changes_nothing(tmp_path, monkeypatch, growth, epochs, when):
     monkeypatch.setattr(loop, "_CHECKPOINT_EVERY_S", 0.0)
-    growth = Grow(3.0, rule, 3)
+    recipe = RECIPE.model_copy(update={"epochs": epochs})
     context = context_at(tmp_path / "whole")
-    told = grown(context, growth)
+    told = grown(context, growth, recipe)
     real, left = checkpoint.write_training, [0]
 
     def write(*arguments: Any) -> None:
@@ -161,12 +193,13 @@ def test_a_kill_at_any_checkpoint_changes_nothing(tmp_path, monkeypatch, rule, w
         # What was killed before a write comes to that write again.
         left[0] = 0 if when == "after" else min(kills, 1)
         try:
-            again = grown(killed, growth)
+            again = grown(killed, growth, recipe)
             break
         except KeyboardInterrupt:
             kills += 1
-    assert kills >= 3 + 7  # steps, and epochs but the last
+    assert kills >= growth.steps + epochs - 1  # of all epochs but the last
     assert again == told
+    assert told_by_epoch(killed) == told_by_epoch(context)
     once = weights(context)
     assert all(torch.equal(once[name], tensor) for name, tensor in weights(killed).items())
 
@@ -198,11 +231,32 @@ def test_a_measured_growth_counts_what_it_measured(tmp_path, monkeypatch):
         return child, macs
 
     monkeypatch.setattr(Grow, "step", step)
-    told = grown(context_at(tmp_path), Grow(3.0, "measured", 3))
+    context = context_at(tmp_path)
+    told = grown(context, Grow(3.0, "measured", 3))
     assert sizes[0] < sizes[1] < sizes[2] == told["points"][0]["macs"]
-    assert min(measured) > 150 * sizes[0]
-    training = 3 * 150 * (1 * sizes[0] + 2 * sizes[1] + 5 * sizes[2])
+    assert min(measured) > IMAGES * sizes[0]
+    training = 3 * IMAGES * (1 * sizes[0] + 2 * sizes[1] + 5 * sizes[2])
     assert told["train_macs"] == training + sum(measured)
+    taken = told_by_epoch(context)
+    assert taken[0] == measured[0] + 3 * IMAGES * sizes[0]
+    assert taken[1] == taken[0] + measured[1] + 3 * IMAGES * sizes[1]
+    assert taken[-1] == told["train_macs"]
+
+
+def test_a_growing_child_that_diverges_leaves_what_it_took(tmp_path, monkeypatch):
+    """The epoch in vain counts, of the network it was trained with."""
+    real = loop._epoch
+
+    def epoch(*arguments: Any) -> float:
+        mean = real(*arguments)
+        return float("nan") if arguments[5] == 2 else mean
+
+    monkeypatch.setattr(loop, "_epoch", epoch)
+    context = context_at(tmp_path)
+    with pytest.raises(FloatingPointError, match="epoch 3"):
+        grown(context)
+    first, second, _ = (3 * IMAGES * stage.macs for stage in stages(PARENT))
+    assert told_by_epoch(context) == [first, first + second, first + 2 * second]
 
 
 def test_a_moving_average_begins_after_the_last_step(tmp_path):
@@ -222,7 +276,7 @@ def test_kernels_in_a_form_are_collapsed_grown_and_expanded_again(tmp_path):
     told = grown(context, GROWTH, RECIPE, Reform("kflo:2x2"))
     assert {p["macs"] for p in told["points"]} == {stages(PARENT)[-1].macs}
     plain = sum(
-        3 * 150 * (end - begin) * stage.macs
+        3 * IMAGES * (end - begin) * stage.macs
         for stage, (begin, end) in zip(stages(PARENT), [(0, 1), (1, 3), (3, 8)], strict=True)
     )
     assert told["train_macs"] > plain

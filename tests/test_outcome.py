@@ -323,8 +323,8 @@ def epochs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     clock, done = Clock(), []
     metrics = context_module.Context.metrics
 
-    def counted(self: Any, trial: str) -> Any:
-        write_epoch = metrics(self, trial)
+    def counted(self: Any, trial: str, macs_after: Any) -> Any:
+        write_epoch = metrics(self, trial, macs_after)
 
         def on_epoch(epoch: Any) -> None:
             clock.now += 3600
@@ -412,8 +412,8 @@ def test_the_hours_of_a_driver_that_dies_in_a_training_are_in_the_books(
     told: list[float] = []
     metrics = context_module.Context.metrics
 
-    def looked_at(self: Any, trial: str) -> Any:
-        on_epoch = metrics(self, trial)
+    def looked_at(self: Any, trial: str, macs_after: Any) -> Any:
+        on_epoch = metrics(self, trial, macs_after)
 
         def look(epoch: Any) -> None:
             told.append(seconds_in_the_books(tmp_path / "run"))  # what a kill would leave

@@ -12,8 +12,8 @@ import planter
 ROOT = Path(planter.__file__).parent
 # From the bottom to the top, as docs/design.md draws them.
 ORDER = [
-    "machine", "arch", "kernels", "backbones", "data", "networks", "channels", "edits", "costs",
-    "training", "planting", "evolution", "study", "front", "latency", "plots", "report",
+    "machine", "arch", "kernels", "tracing", "backbones", "data", "networks", "channels", "edits",
+    "costs", "training", "planting", "evolution", "study", "front", "latency", "plots", "report",
     "driver.trials", "driver.storage", "driver.proposers", "driver.checking", "driver.run_folder",
     "driver.tasks", "driver.backends", "driver.dashboard", "driver", "export", "cli", "__main__",
 ]  # fmt: skip

@@ -48,7 +48,7 @@ def test_the_report_counts_what_was_stopped(place, stopped):
     run = place / "stopped"
     page = (run / "report.html").read_text(encoding="utf-8")
     number = stopped["cost"]["unfinished"]
-    assert f"<td>sample, stopped early or under way</td><td class=n>{number}</td>" in page
+    assert f"<td>stopped early, failed or under way</td><td class=n>{number}</td>" in page
     study = run_study(run)
     with opened(run, study) as storage:
         left = stopped_in(storage, study.name)

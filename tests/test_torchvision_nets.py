@@ -141,5 +141,7 @@ def test_what_builds_without_the_users_code_is_known() -> None:
 def test_the_source_changes_with_torchvisions_version(monkeypatch: pytest.MonkeyPatch) -> None:
     before = source_key("torchvision:resnet18")
     assert re.fullmatch("[0-9a-f]{16}", before)
-    monkeypatch.setattr("planter.backbones.torchvision_nets.installed_version", lambda: "0.0")
+    monkeypatch.setattr(
+        "planter.backbones.outside.torchvision_nets.installed_version", lambda: "0.0"
+    )
     assert source_key("torchvision:resnet18") != before

@@ -5,11 +5,8 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
-import marshal
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from types import CodeType
 from typing import Any
 
 import torch
@@ -23,19 +20,22 @@ from planter.backbones import (
     densenet,
     mobilenet,
     resnet,
-    torchvision_branch,
-    torchvision_nets,
     toy,
     vgg,
     wrn,
 )
+from planter.backbones.outside import own, timm_nets, torchvision_branch, torchvision_nets
+from planter.backbones.outside.source import source_of
+from planter.backbones.outside.traced import Traced
 from planter.backbones.staged import StagedNet
+from planter.tracing.units import Found
 
 __all__ = [
     "BUILDERS",
     "Builder",
     "StagedNet",
     "build_backbone",
+    "builds_without_data",
     "canonical",
     "convolutions",
     "find_builder",
@@ -44,8 +44,10 @@ __all__ = [
     "import_object",
     "inner_widths",
     "is_known",
+    "is_traced",
     "source_key",
     "told_widths",
+    "traced_groups",
     "with_data_options",
 ]
 
@@ -65,6 +67,8 @@ class Builder:
     `blocks` is a function of the options that says how many blocks each group has, of a function
     whose option `blocks` sets them in that order: a list of stages `GROUP_1`, `GROUP_2`, ... that
     have `start_as_identity_()`. Such blocks can be added and removed (`planter.evolution`).
+
+    `traced` is the function itself, of a network that knows no widths: they are found by tracing.
     """
 
     function: Callable[..., nn.Module]
@@ -72,6 +76,7 @@ class Builder:
     branch: Callable[..., nn.Module] | None = None
     inner: Callable[..., Sequence[str]] | Sequence[str] | None = None
     blocks: Callable[..., Mapping[str, int]] | None = None
+    traced: Traced | None = None
 
     def default_widths(self, options: Mapping[str, Any]) -> dict[str, int]:
         """The widths under these options. Raises ValueError where there are none under them."""
@@ -135,71 +140,75 @@ def import_object(place: str) -> Any:
 
 
 def find_builder(key: str) -> Builder:
-    """The builder of that name, torchvision's model as "torchvision:resnet18", or the function at
-    "my_pkg.nets:build" (default widths: its attribute `widths`, if it has one: a mapping, or a
-    function of the options; inner ones: its attribute `inner`, a list or a function likewise)."""
+    """The builder of that name, torchvision's or timm's model as "torchvision:resnet18" and
+    "timm:resnet18", or what stands at "my_pkg.nets:build" or was given by name in Python: a
+    function of `widths` (default widths: its attribute `widths`, if it has one: a mapping, or a
+    function of the options; inner ones: its attribute `inner`, a list or a function likewise), or
+    a plain network (see `planter.backbones.outside.own`)."""
     if key in BUILDERS:
         return BUILDERS[key]
     if key.startswith(torchvision_nets.PREFIX):
-        name = key.removeprefix(torchvision_nets.PREFIX)
-        return Builder(torchvision_nets.torchvision_net(name), None, torchvision_branch.branch)
-    if ":" in key:
-        function = import_object(key)
+        made = torchvision_nets.torchvision_net(key.removeprefix(torchvision_nets.PREFIX))
+        traced = Traced(made, key, torchvision_nets.layer_name)
+        return Builder(traced, None, torchvision_branch.branch, traced=traced)
+    if key.startswith(timm_nets.PREFIX):
+        traced = Traced(timm_nets.timm_net(key.removeprefix(timm_nets.PREFIX)), key)
+        return Builder(traced, None, traced=traced)
+    if ":" in key or key in own.NETWORKS:
+        function = own.NETWORKS[key] if key in own.NETWORKS else import_object(key)
+        if own.is_plain(function):
+            traced = Traced(own.plain_net(function, key), key)
+            return Builder(traced, None, traced=traced)
         inner = getattr(function, "inner", None)
         blocks = getattr(function, "blocks", None)
         return Builder(function, getattr(function, "widths", {}), inner=inner, blocks=blocks)
     raise ValueError(
-        f"unknown builder {key!r}; builders are {', '.join(BUILDERS)}, torchvision's as "
-        "'torchvision:resnet18', or your own as 'my_pkg.nets:build'"
+        f"unknown builder {key!r}; builders are {', '.join([*BUILDERS, *own.NETWORKS])}, "
+        "torchvision's and timm's as 'torchvision:resnet18' and 'timm:resnet18', or your own as "
+        "'my_pkg.nets:build'; a network of a script or notebook is given, also to go on with its "
+        f"run, as planter.search(study, networks={{{key!r}: ...}})"
     )
 
 
 def is_known(key: str) -> bool:
-    """Whether the key names a builder of planter or torchvision, so that to build it runs no code
-    of the user's."""
-    return key in BUILDERS or key.startswith(torchvision_nets.PREFIX)
+    """Whether the key names a builder of planter, torchvision or timm, so that to build it runs no
+    code of the user's."""
+    return key in BUILDERS or key.startswith((torchvision_nets.PREFIX, timm_nets.PREFIX))
+
+
+def builds_without_data(architecture: Architecture) -> bool:
+    """Whether a network can be made on torch's meta device: a user's code may compute with tensors
+    while it builds one, but of one whose widths were traced there is a copy without data."""
+    if is_known(architecture.builder):
+        return True
+    return bool(architecture.widths) and is_traced(architecture)
+
+
+def is_traced(architecture: Architecture) -> bool:
+    """Whether a network was not written for planter: its widths are found by tracing."""
+    return find_builder(architecture.builder).traced is not None
 
 
 def source_key(key: str) -> str:
     """16 hexadecimal digits of the source that builds `key`: another source may be another
     function of the same weights."""
-    content = _source(inspect.unwrap(find_builder(key).function)) or key.encode()
+    function = find_builder(key).function
+    given = own.network_of(function)
+    source = inspect.unwrap(function) if given is None else type(given)
+    content = source_of(source) or key.encode()
     if key.startswith(torchvision_nets.PREFIX):  # the file makes stages of what torchvision builds
         content += torchvision_nets.installed_version().encode()
+    if key.startswith(timm_nets.PREFIX):
+        content += timm_nets.installed_version().encode()
+    if given is not None:
+        content += own.weights_key(given)
     return hashlib.sha256(content).hexdigest()[:16]
 
 
 def code_key(function: Any) -> str:
     """16 hexadecimal digits of the source of a function of a user's."""
-    content = _source(inspect.unwrap(function)) or repr(function).encode()
+    content = source_of(inspect.unwrap(function)) or repr(function).encode()
     return hashlib.sha256(content).hexdigest()[:16]
-
-
-def _source(function: Any) -> bytes | None:
-    """The file of a function or class; where there is none, as in a notebook or on a command line,
-    its own text or what Python has made of it; None where nothing is known."""
-    try:
-        file = inspect.getsourcefile(function)
-        if file is not None and Path(file).is_file():
-            return Path(file).read_bytes()
-        return inspect.getsource(function).encode()
-    except (OSError, TypeError):
-        pass
-    parts = [function, *vars(function).values()] if isinstance(function, type) else [function]
-    codes = [part.__code__ for part in parts if hasattr(part, "__code__")]
-    return marshal.dumps([_plain_code(code) for code in codes]) if codes else None
-
-
-def _plain_code(code: CodeType) -> list[Any]:
-    """What a compiled function does, without where it stands."""
-    inner = [c for c in code.co_consts if isinstance(c, CodeType)]
-    # Sets of strings have another order in every process.
-    constants = [
-        repr(sorted(map(repr, c)) if isinstance(c, frozenset) else c)
-        for c in code.co_consts
-        if not isinstance(c, CodeType)
-    ]
-    return [code.co_code, list(code.co_names), constants, *map(_plain_code, inner)]
 
 
 def convolutions(widths: Mapping[str, int]) -> list[str]:
@@ -216,11 +225,13 @@ def full_widths(
 
     One number stands for every convolution; fully connected layers then keep their default. An
     inner width (`group1_1.conv1`) is there only where one is given that differs from its owner's:
-    equal networks have equal widths. Raises ValueError for a width that the builder does not have.
+    equal networks have equal widths. A network that was not written for planter has none unless
+    some are given, and then all, found by tracing. Raises ValueError for a width that the builder
+    does not have.
     """
     builder = find_builder(key)
-    if builder.widths is None and widths is not None and widths != {}:
-        raise ValueError(f"{key} has widths of its own that cannot be set; leave widths out")
+    if builder.traced is not None:
+        return _traced_widths(key, builder.traced, widths or {}, options or {})
     full = builder.default_widths(options or {})
     if isinstance(widths, int):
         if not full:
@@ -236,6 +247,24 @@ def full_widths(
         raise ValueError(f"{key} has no width {', '.join(unknown)}; widths are {told}")
     followed = {name for name, owner in inner.items() if merged.get(name) == merged[owner]}
     return {name: width for name, width in merged.items() if name not in followed}
+
+
+def _traced_widths(
+    key: str, traced: Traced, widths: int | Mapping[str, int], options: Mapping[str, Any]
+) -> dict[str, int]:
+    """All widths of a traced network, where some are given."""
+    if not widths:
+        return {}
+    found = traced.groups({}, options)
+    sizes = {group.widths[0]: group.size for group in found.groups}
+    if isinstance(widths, int):
+        raise ValueError(f"{key}: give each width by name; widths are {_few(sizes)}")
+    for name in widths:
+        if name in found.fixed:
+            raise ValueError(f"{key}: {name} cannot change, because of {found.fixed[name]}")
+        if name not in sizes:
+            raise ValueError(f"{key} has no width {name}; widths are {_few(sizes)}")
+    return {**sizes, **widths}
 
 
 def _owners(key: str, widths: Mapping[str, int], options: Mapping[str, Any]) -> dict[str, str]:
@@ -258,10 +287,18 @@ def _owners(key: str, widths: Mapping[str, int], options: Mapping[str, Any]) -> 
 def _told(widths: Iterable[str], inner: Iterable[str]) -> str:
     """Names of widths for a message; of many inner ones the first and the last."""
     within = list(inner)
-    told = ", ".join(name for name in widths if name not in within)
+    told = _few([name for name in widths if name not in within], most=3 * _LISTED)
     if len(within) > _LISTED:
         return f"{told}, and {len(within)} inner ones, {within[0]} ... {within[-1]}"
     return f"{told}, and inner ones, {', '.join(within)}" if within else told
+
+
+def _few(names: Iterable[str], most: int = _LISTED) -> str:
+    """Names for a message; of many the first and the last."""
+    every = list(names)
+    if len(every) <= most:
+        return ", ".join(every)
+    return f"{', '.join(every[: most - 1])}, ... {every[-1]} ({len(every)})"
 
 
 def inner_widths(architecture: Architecture) -> dict[str, str]:
@@ -276,9 +313,21 @@ def free_widths(architecture: Architecture) -> dict[str, int]:
     `full_widths`, then the inner ones, which are their owners' unless given. Raises ValueError as
     `full_widths` does."""
     full = full_widths(architecture.builder, architecture.widths, architecture.options)
+    if (traced := find_builder(architecture.builder).traced) is not None:
+        return {**traced.sizes(architecture.options), **full}
     inner = inner_widths(architecture)
     owners = {name: width for name, width in full.items() if name not in inner}
     return {**owners, **{name: width_in(full, name) for name in inner}}
+
+
+def traced_groups(architecture: Architecture) -> Found | None:
+    """The groups of channels of a network that was not written for planter, without its pipelines,
+    and the layers that cannot change, with the reasons; None for any other network. Raises
+    ValueError where it cannot be traced."""
+    traced = find_builder(architecture.builder).traced
+    if traced is None:
+        return None
+    return traced.groups(free_widths(architecture), architecture.options)
 
 
 def told_widths(architecture: Architecture) -> str:
@@ -290,7 +339,7 @@ def canonical(architecture: Architecture) -> Architecture:
     """The same network without inner widths that are their owners': equal networks have equal
     keys. Raises ValueError as `full_widths` does."""
     given = architecture.widths
-    if not any("." in name for name in given):
+    if not any("." in name for name in given) and not is_traced(architecture):
         return architecture
     full = full_widths(architecture.builder, given, architecture.options)
     return replace(architecture, widths={name: given[name] for name in given if name in full})
@@ -301,12 +350,9 @@ def with_data_options(
 ) -> Architecture:
     """The architecture with every width named, but for inner ones that are their owners', and the
     data's facts (`classes`, `image`) put in."""
-    return Architecture(
-        architecture.builder,
-        full_widths(architecture.builder, architecture.widths, architecture.options),
-        {**architecture.options, "classes": classes, "image": list(image)},
-        architecture.pipelines,
-    )
+    options = {**architecture.options, "classes": classes, "image": list(image)}
+    widths = full_widths(architecture.builder, architecture.widths, options)
+    return Architecture(architecture.builder, widths, options, architecture.pipelines)
 
 
 def build_backbone(architecture: Architecture, seed: int = 0) -> nn.Module:
@@ -327,7 +373,7 @@ def build_backbone(architecture: Architecture, seed: int = 0) -> nn.Module:
         )
     options = {name: value for name, value in architecture.options.items() if name in takes}
     widths = full_widths(architecture.builder, architecture.widths, architecture.options)
-    every = free_widths(architecture)
+    every = widths if builder.traced is not None else free_widths(architecture)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
@@ -336,6 +382,7 @@ def build_backbone(architecture: Architecture, seed: int = 0) -> nn.Module:
             raise
         except Exception as error:  # a builder may be the user's code, its options are
             raise ValueError(
-                f"{architecture.builder} cannot be built with widths {widths} and options "
+                f"{architecture.builder} cannot be built with "
+                f"{f'widths {widths} and ' if widths else ''}options "
                 f"{options}: {type(error).__name__}: {error}"
             ) from error

@@ -9,8 +9,8 @@ the function as it is (docs/evolve.md).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from itertools import combinations
 
@@ -18,9 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from planter.arch import Architecture
-from planter.backbones import free_widths, is_known
+from planter.backbones import builds_without_data, free_widths, is_known, traced_groups
+from planter.backbones.outside.chain import ChainNet
 from planter.networks.assembly import build_network, code_called
-from planter.networks.cut_points import image_of
+from planter.networks.cut_points import backbone_without_data, image_of, staged
+from planter.tracing.axes import Axis, Group
+from planter.tracing.trace import trace
 
 _SMALLEST = 3
 """Of the widths a group is tried out at: two channels may be alike by chance."""
@@ -28,39 +31,12 @@ _TOGETHER = 3
 """Widths, at most, that one shortcut or sum is looked for between."""
 
 
-@dataclass(frozen=True)
-class Axis:
-    """An axis of a tensor of the network's state, with `repeat` entries for each channel, one after
-    another: several where a map was flattened."""
-
-    tensor: str
-    axis: int
-    repeat: int = 1
-
-    def indices(self, channels: Tensor) -> Tensor:
-        """The axis's entries of these channels."""
-        each = torch.arange(self.repeat, device=channels.device)
-        return (channels[:, None] * self.repeat + each).flatten()
-
-
-@dataclass(frozen=True)
-class Group:
-    """Channels that come and go together: those of a width, or of several that a shortcut joins.
-
-    `free` says that they may stand in any order, so that any of them can be taken out; of others
-    the leading ones alone stay where their readers expect them.
-    """
-
-    widths: tuple[str, ...]
-    size: int
-    axes: tuple[Axis, ...]
-    free: bool = True
-
-
 def groups(architecture: Architecture, pipeline: str = "base") -> list[Group]:
     """The groups of one pipeline's network, as it is saved, in the order of the architecture's
     widths; those that the network has no channels of are left out, and so are widths that cannot
     change alone nor with others. Raises ValueError for an architecture that cannot be built."""
+    if (traced := traced_groups(architecture)) is not None:
+        return _traced(architecture, pipeline, traced.groups)
     ways = {name: way for name, way in architecture.pipelines.items() if name == pipeline}
     plain = replace(architecture, widths=free_widths(architecture), pipelines=ways)
     small = _small(plain)
@@ -71,6 +47,28 @@ def groups(architecture: Architecture, pipeline: str = "base") -> list[Group]:
         if small != plain and not _holds(plain, pipeline, found):
             found = _groups(plain, pipeline)  # its layers depend on widths, as groups=gcd(width, 8)
     return [replace(group, size=plain.widths[group.widths[0]]) for group in found]
+
+
+def _traced(architecture: Architecture, pipeline: str, whole: Sequence[Group]) -> list[Group]:
+    """The groups of a pipeline of a network that was not written for planter: those of the network,
+    or of another way through it the groups that are traced there, under the network's names."""
+    if pipeline == "base":
+        return list(whole)
+    backbone = staged(backbone_without_data(replace(architecture, pipelines={})))
+    layers = backbone.layers if isinstance(backbone, ChainNet) else {}
+    names = {}
+    for group in whole:
+        for axis in group.axes:
+            layer = max((one for one in layers if axis.tensor.startswith(f"{one}.")), default="")
+            place = layers.get(layer, "") + axis.tensor.removeprefix(layer)
+            names[place, axis.axis] = group.widths
+    found = trace(build_network(architecture, pipeline), image_of(architecture)).groups
+    known = []
+    for group in found:
+        widths = {names[a.tensor, a.axis] for a in group.axes if (a.tensor, a.axis) in names}
+        if len(widths) == 1:  # else it is of the entry alone, or of several
+            known.append(replace(group, widths=widths.pop()))
+    return known
 
 
 def with_widths(architecture: Architecture, widths: Mapping[str, int]) -> Architecture:
@@ -258,7 +256,7 @@ def _shapes(architecture: Architecture, pipeline: str) -> dict[str, torch.Size]:
 
 def network_without_data(architecture: Architecture, pipeline: str) -> nn.Module:
     """A pipeline's network as it is saved, on torch's meta device: shapes without numbers."""
-    if not is_known(architecture.builder):
+    if not builds_without_data(architecture):
         # A user's builder may compute with tensors, e.g. rates that rise from layer to layer.
         return build_network(architecture, pipeline).to("meta")
     with torch.device("meta"):

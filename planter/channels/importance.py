@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from planter.channels.groups import Axis, Group
+from planter.tracing.axes import Axis, Group
 
 Measure = Callable[[Group, Mapping[str, Tensor], Mapping[str, Tensor]], Tensor]
 """Of a group, the network's state and gradients of its parameters (empty where the measure asks for
@@ -57,4 +57,5 @@ MEASURES: dict[str, Measure] = {"magnitude": magnitude, "norm": norm_scale, "tay
 
 def _by_channel(values: Tensor, axis: Axis, size: int) -> Tensor:
     """The sum over the entries of each channel `[size]`."""
-    return values.movedim(axis.axis, 0).reshape(size, -1).sum(dim=1)
+    part = values.narrow(axis.axis, axis.offset, size * axis.repeat)
+    return part.movedim(axis.axis, 0).reshape(size, -1).sum(dim=1)

@@ -67,8 +67,8 @@ def cost(
     inputs of poolings. With --training: the multiply-adds of one step, forward and backward, with
     all pipelines and in the training form of the kernels, beside the plain ones.
     """
+    from planter.costs.macs import alone, training_cost
     from planter.costs.macs import cost as count
-    from planter.costs.macs import training_cost
     from planter.kernels.forms import form_names, form_of, forms_of
     from planter.networks.assembly import check_architecture
 
@@ -82,8 +82,10 @@ def cost(
         point, pipeline = point_of(target)
         architecture = Architecture.from_dict(point.architecture)
         form, norms = forms_of(point.kernels), point.norms
+        # A child is one pipeline: of the base it came from, it has what that one reads.
+        only = point.pipeline if point.method == "evolve" else None
     else:
-        pipeline, form, norms = None, form_of("kflo:2x4"), "switch_stats"
+        pipeline, form, norms, only = None, form_of("kflo:2x4"), "switch_stats", None
         pipelines = pipelines_of(cut or [], branch or [], head or [])
         architecture = architecture_of_builder(
             target, image, classes, widths, option or [], pipelines
@@ -92,8 +94,10 @@ def cost(
     if kernels is not None:
         form = form_of(kernels)
     whole = count(architecture, norms=norms)
+    whole = whole if only is None else alone(whole, only)
     shown = whole if pipeline is None else whole.pipelines[pipeline]
-    step = training_cost(architecture, form, batch) if training else None
+    names = None if only is None else [only]
+    step = training_cost(architecture, form, batch, names) if training else None
     if as_json:
         told = cost_json(shown, whole)
         if step is not None:

@@ -215,6 +215,13 @@ def activation_numbers(architecture: Architecture) -> int:
     return count
 
 
+def alone(cost: Cost, pipeline: str) -> Cost:
+    """The cost of one pipeline that is kept by itself, as a child's network is: it is all there is,
+    and stores nothing beside a base."""
+    way = replace(cost.pipelines[pipeline], extra_params=0, extra_statistics=0)
+    return replace(way, pipelines={pipeline: way})
+
+
 def joint_macs(cost: Cost, names: Collection[str]) -> int:
     """Multiply-adds of one forward pass of several pipelines: branches read the maps of the base,
     which are computed once."""

@@ -52,8 +52,9 @@ class Split(Protocol):
     def sample(self, index: Tensor | slice) -> Split:
         """Some of the images, with their labels."""
 
-    def taken_by(self, mean: Tensor, std: Tensor) -> Split:
-        """The same images, normalised otherwise."""
+    def taken_by(self, mean: Tensor, std: Tensor, size: tuple[int, int] | None = None) -> Split:
+        """The same images, normalised otherwise and, with a `size`, brought to that height and
+        width when they are."""
 
     def to(self, device: str | torch.device) -> Split: ...
 
@@ -69,17 +70,18 @@ class Digest(Protocol):
 
 @dataclass(frozen=True)
 class InMemorySplit:
-    """A `Split` whose raw images are one tensor."""
+    """A `Split` whose raw images are one tensor; networks take them in `size`, if one is given."""
 
     images: Tensor
     labels: Tensor
     mean: Tensor
     std: Tensor
+    size: tuple[int, int] | None = None
 
     @property
     def image(self) -> tuple[int, int, int]:
         channels, height, width = self.images.shape[1:]
-        return channels, height, width
+        return channels, *(self.size or (height, width))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -93,17 +95,23 @@ class InMemorySplit:
 
     def normalise(self, images: Tensor) -> Tensor:
         scaled = images.float() / 255 if images.dtype == torch.uint8 else images.float()
-        return (scaled - self.mean) / self.std
+        taken = (scaled - self.mean) / self.std
+        return taken if self.size is None else in_size(taken, self.size)
 
     def sample(self, index: Tensor | slice) -> Self:
         return replace(self, images=self.images[index], labels=self.labels[index])
 
-    def taken_by(self, mean: Tensor, std: Tensor) -> Self:
-        return replace(self, mean=mean, std=std)
+    def taken_by(self, mean: Tensor, std: Tensor, size: tuple[int, int] | None = None) -> Self:
+        return replace(self, mean=mean, std=std, size=size or self.size)
 
     def to(self, device: str | torch.device) -> Self:
-        moved = {name: tensor.to(device) for name, tensor in vars(self).items()}
-        return replace(self, **moved)
+        return replace(
+            self,
+            images=self.images.to(device),
+            labels=self.labels.to(device),
+            mean=self.mean.to(device),
+            std=self.std.to(device),
+        )
 
     def update(self, digest: Digest) -> None:
         for tensor in (self.images, self.labels):
@@ -148,12 +156,18 @@ class Data:
 def resized(images: Tensor, size: int) -> Tensor:
     """Images `[n, channels, height, width]` brought to `size` x `size` pixels (bilinear,
     antialiased), in their own type."""
-    made = functional.interpolate(
-        images.float(), (size, size), mode="bilinear", antialias=True, align_corners=False
-    )
+    made = in_size(images.float(), (size, size))
     if images.dtype == torch.uint8:
         return made.round().clamp(0, 255).to(torch.uint8)
     return made
+
+
+def in_size(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Images `[n, channels, height, width]` of floats in another height and width (bilinear,
+    antialiased)."""
+    return functional.interpolate(
+        images, size, mode="bilinear", antialias=True, align_corners=False
+    )
 
 
 def statistics(images: Tensor) -> tuple[Tensor, Tensor]:

@@ -72,6 +72,7 @@ def train_points(
             "--set resources.gpu=0"
         )
     data = images_of(run)
+    _check_sizes(points, data)
     if (unfinished := run_standing(run)) is not None:
         observe(unfinished)
     settings: dict[str, Any] = {
@@ -153,9 +154,19 @@ def _check_normalised(run: Path, points: Sequence[Point], data: Data) -> None:
             taken.std, data.train.std
         ):
             raise ValueError(
-                f"{point.id} was given as teacher.model and takes images normalised as its own "
-                "data were: train it further in the run it comes from, or leave it out"
+                f"{point.id} was given as teacher.model, or with teacher.normalise, and takes "
+                "images normalised as its own data were: train it further in the run it comes "
+                "from, or leave it out"
             )
+
+
+def _check_sizes(points: Sequence[Point], data: Data) -> None:
+    """Raises ValueError for a network that takes images in another size than these data have."""
+    for point in points:
+        image = point.architecture["options"].get("image", list(data.image))
+        if tuple(image) != data.image:
+            shown = "x".join(map(str, image))
+            raise ValueError(f"{point.id} takes images of {shown} (teacher.resize): leave it out")
 
 
 def _check_kept(run: Path, points: Sequence[Point]) -> None:

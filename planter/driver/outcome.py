@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -42,6 +43,24 @@ class Ending:
 
     def document(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def worse_teacher(points: Sequence[Point], images: int) -> str | None:
+    """That the teacher is worse than a network beside it on so many validation images, by more than
+    they can be told apart by, in words; None where it is not."""
+    teacher = next((p.accuracy for p in points if p.method == "teacher"), None)
+    others = [point for point in points if point.method != "teacher"]
+    if teacher is None or not others:
+        return None
+    best = max(others, key=lambda point: point.accuracy)
+    variance = sum(share * (1 - share) for share in (teacher, best.accuracy)) / images
+    if best.accuracy - teacher <= 2 * math.sqrt(variance):
+        return None
+    return (
+        f"the teacher has {teacher:.2%} on the validation images, {best.id} {best.accuracy:.2%}: "
+        "what learns from it may do worse than without; a better teacher, or its own normalise "
+        "and resize, if it learned other images"
+    )
 
 
 def ending(

@@ -10,12 +10,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from planter.backbones import BUILDERS
+from planter.backbones.outside.own import Made, register
 from planter.driver.backends.local import run_here
 from planter.driver.checking.check import Prepared, prepare, worker_count
-from planter.driver.outcome import SearchFailedError, ending
+from planter.driver.outcome import SearchFailedError, ending, worse_teacher
 from planter.driver.proposers.proposer import SearchContext
 from planter.driver.proposers.registry import proposers_for
 from planter.driver.run_folder.documents import Documents
+from planter.driver.run_folder.logs import taken_by
 from planter.driver.run_folder.settings import (
     drop_checkpoints,
     drop_half_written,
@@ -37,7 +40,7 @@ from planter.front.points import (
 from planter.machine.disk import is_full
 from planter.machine.paths import user_path
 from planter.machine.torch_state import plain_torch
-from planter.study.file import StudyFile
+from planter.study.file import StudyFile, study_of
 from planter.study.schema import Study
 
 log = logging.getLogger(__name__)
@@ -68,8 +71,9 @@ Observer = Callable[[Progress], None]
 
 @plain_torch()
 def search(
-    study: Study | StudyFile | str | Path,
+    study: Study | StudyFile | Mapping[str, Any] | str | Path,
     *,
+    networks: Mapping[str, Made] | None = None,
     out: str | Path | None = None,
     overrides: Sequence[str] = (),
     accept_changes: bool = False,
@@ -79,21 +83,28 @@ def search(
 ) -> dict[str, Any]:
     """Runs a study, or what is left of it, and returns what `pareto.json` says.
 
-    `study` is a file (or what was read of one), the name of a shipped study or a `Study`; the run
-    folder is `out` or `runs/NAME`. Raises StudyError for a study that cannot be run, also where
-    another driver is at work on it (`take_over` takes it from that one); nothing was trained then.
-    Raises SearchStoppedError where the teacher or too many trials failed, the storage stayed away,
-    the disk stayed full or another driver took over, KeyboardInterrupt on Ctrl-C; the same call
-    goes on from what is finished. Raises SearchFailedError, a SearchStoppedError, at the end of a
-    search of which nothing came: all that was searched for failed, or, of a study of baselines
-    alone, every baseline, or no draw of the space gave a network to train; what else was trained
-    is reported, and in its `front`. Where nothing keeps to the bounds, or the budget is used up
-    before anything that was asked for is trained, `outcome` of what is returned says so
-    (docs/spaces.md).
+    `study` is a file (or what was read of one), the name of a shipped study, a mapping of the same
+    keys or a `Study`; the run folder is `out` or `runs/NAME`. `networks` are plain ones by the name
+    that the study has as `builder`: classes or functions that return a module, or modules, of which
+    copies are trained. They stay known in this process, so that `planter.load` builds what was
+    trained of them; to go on with the run they are given again. Raises StudyError for a study that
+    cannot be run, also where another driver is at work on it (`take_over` takes it from that one);
+    nothing was trained then. Raises SearchStoppedError where the teacher or too many trials failed,
+    the storage stayed away, the disk stayed full or another driver took over, KeyboardInterrupt on
+    Ctrl-C; the same call goes on from what is finished. Raises SearchFailedError, a
+    SearchStoppedError, at the end of a search of which nothing came: all that was searched for
+    failed, or, of a study of baselines alone, every baseline, or no draw of the space gave a
+    network to train; what else was trained is reported, and in its `front`. Where nothing keeps to
+    the bounds, or the budget is used up before anything that was asked for is trained, `outcome` of
+    what is returned says so (docs/spaces.md).
     Single trainings that failed are listed under `failed`, with the reason.
     """
+    if networks:
+        register(networks, BUILDERS)
     text = None
-    if not isinstance(study, Study):
+    if isinstance(study, Mapping):
+        study = study_of(study, overrides)
+    elif not isinstance(study, Study):
         file = study if isinstance(study, StudyFile) else StudyFile.of(study)
         text, study = file.content, file.study(overrides)
     run = user_path(out if out is not None else Path("runs") / study.name).resolve()
@@ -109,6 +120,7 @@ def search(
             prepared.fingerprint,
             prepared.data.class_names,
             accept_changes=accept_changes,
+            weights=prepared.weights,
         )
         storage = open_storage(database_url(run, study.storage), alone=True)
         try:
@@ -156,6 +168,7 @@ class _Search(Queue):
         self._book = PointBook(storage, study.name, self._limits)
         self._reference = self._book.reference(prepared.reference)
         self._workers = worker_count(study)
+        self._worse_teacher: str | None = None
         latencies = prepared.latencies
         latencies.learn_points(self._book.points)
         self._proposers = proposers_for(
@@ -265,6 +278,9 @@ class _Search(Queue):
     def finish(self, job: Job, outcome: Outcome) -> None:
         self._lease.check()
         self._count_time()
+        if "error" in outcome:
+            macs, seconds = taken_by(self._run / "trials" / job.id)
+            outcome = {**outcome, "train_macs": macs, "seconds": seconds}
         again = self._schedule.finish(job, outcome)
         if "paused" in outcome:
             self._account.close()
@@ -279,6 +295,15 @@ class _Search(Queue):
             kind: Event = "failed" if "error" in one else "done"
             self._tell(self._told(name, one, again=again), kind)
         self._tell_notices()
+        self._tell_of_teacher()
+
+    def _tell_of_teacher(self) -> None:
+        """Once, as soon as it is so: each further training learns from the same teacher."""
+        if self._worse_teacher is None:
+            self._worse_teacher = worse_teacher(self._book.points, len(self._data.validation))
+            if self._worse_teacher is not None:
+                log.warning("%s", self._worse_teacher)
+                self._tell(self._worse_teacher)
 
     def _told(self, name: str, outcome: Outcome, *, again: bool) -> str:
         """What became of a trial, in words."""
@@ -302,6 +327,8 @@ class _Search(Queue):
         notes = {p.method: gone.why for p in self._proposers if (gone := p.exhausted())}
         if self._schedule.left() and (spent := self._schedule.why_ended()):
             notes["budget"] = f"{spent}: with more of it the same command goes on"
+        if (worse := worse_teacher(self._book.points, len(self._data.validation))) is not None:
+            notes["teacher"] = worse
         ended = ending(self._study, self._book.points, self._proposers, spent=notes.get("budget"))
         found = self._documents.report(
             complete=not self._schedule.left(), failed=failed, notes=notes, ended=ended.document()

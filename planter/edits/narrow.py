@@ -7,8 +7,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from planter.channels.groups import Group
 from planter.kernels.blocks import expanded_layers
+from planter.tracing.axes import Axis, Group
+
+_Part = tuple[Axis, int, Tensor]
+"""A part of an axis, its group's size, and the channels of it that stay."""
 
 
 def inherit_channels_(
@@ -24,18 +27,13 @@ def inherit_channels_(
     """
     if expanded := expanded_layers(parent):
         raise ValueError(f"{expanded[0]} is expanded; collapse_kernels_(model) first")
-    axes: dict[str, list[tuple[int, Tensor]]] = {}
-    for group, channels in zip(groups, kept, strict=True):
-        for axis in group.axes:
-            axes.setdefault(axis.tensor, []).append((axis.axis, axis.indices(channels)))
+    places = _places(groups, kept)
     old, new = parent.state_dict(), child.state_dict()
     if other := sorted(old.keys() ^ new.keys()):
         raise ValueError(f"the narrower network has other layers than its parent: {other[0]}")
     with torch.no_grad():
         for name, target in new.items():
-            source = old[name]
-            for place, indices in axes.get(name, []):
-                source = source.index_select(place, indices.to(source.device))
+            source = _taken(old[name], places.get(name, {}))
             if source.shape != target.shape:
                 raise ValueError(
                     f"{name} is {list(source.shape)} in the channels that stay, "
@@ -43,6 +41,43 @@ def inherit_channels_(
                 )
             target.copy_(source)
     return child
+
+
+def narrowed(
+    moments: Mapping[str, Mapping[str, Tensor]], groups: Sequence[Group], kept: Sequence[Tensor]
+) -> dict[str, dict[str, Tensor]]:
+    """What an optimiser has learned of a network's parameters, by name, of the channels that stay
+    alone: each number belongs to an entry of its parameter, those without axes (counts of steps)
+    to all of it. `kept` as for `inherit_channels_`."""
+    places = _places(groups, kept)
+    return {
+        name: {
+            key: _taken(value, places.get(name, {})) if value.dim() else value
+            for key, value in learned.items()
+        }
+        for name, learned in moments.items()
+    }
+
+
+def _places(groups: Sequence[Group], kept: Sequence[Tensor]) -> dict[str, dict[int, list[_Part]]]:
+    """By tensor and axis, the parts that lose channels."""
+    places: dict[str, dict[int, list[_Part]]] = {}
+    for group, channels in zip(groups, kept, strict=True):
+        for axis in group.axes:
+            parts = places.setdefault(axis.tensor, {}).setdefault(axis.axis, [])
+            parts.append((axis, group.size, channels))
+    return places
+
+
+def _taken(tensor: Tensor, places: Mapping[int, Sequence[_Part]]) -> Tensor:
+    """The entries that stay, in their order: of parts those of the channels kept."""
+    for place, parts in places.items():
+        stays = torch.ones(tensor.shape[place], dtype=torch.bool)
+        for axis, size, channels in parts:
+            stays[axis.indices(torch.arange(size))] = False
+            stays[axis.indices(channels.cpu())] = True
+        tensor = tensor.index_select(place, stays.nonzero().flatten().to(tensor.device))
+    return tensor
 
 
 def widths_of(groups: Sequence[Group], sizes: Mapping[int, int] | Sequence[int]) -> dict[str, int]:

@@ -32,7 +32,7 @@ class Cut:
         child = build_network(after, name, bench.seed)
         child.to(next(parent.network.parameters()))
         inherit_weights(child, parent.network)
-        return Individual(after, name, child.eval()), 0
+        return Individual(after, name, child.eval(), parent.moments), 0
 
     def described(self, architecture: Architecture, pipeline: str) -> tuple[Architecture, str]:
         """The architecture with the entry as its one pipeline, and that one's name."""

@@ -34,7 +34,7 @@ class Deepen:
         count = block_counts(after)[self.group]
         block = child.get_submodule(f"{self.group}_{count}")
         block.start_as_identity_()  # type: ignore[operator]
-        return Individual(after, parent.pipeline, child.eval()), 0
+        return Individual(after, parent.pipeline, child.eval(), parent.moments), 0
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Remove:
         child = build_network(after, parent.pipeline, bench.seed)
         child.to(next(parent.network.parameters()))
         inherit_weights(child, parent.network)
-        return Individual(after, parent.pipeline, child.eval()), 0
+        return Individual(after, parent.pipeline, child.eval(), parent.moments), 0
 
 
 def block_counts(architecture: Architecture) -> dict[str, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
@@ -22,11 +22,12 @@ class EditError(ValueError):
 @dataclass(frozen=True)
 class Individual:
     """One network that can be edited: a pipeline of an architecture, as the plain module that is
-    saved."""
+    saved; and, if known, what an optimiser has learned of its parameters, by name (`moments`)."""
 
     architecture: Architecture
     pipeline: str
     network: nn.Module
+    moments: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
     @property
     def macs(self) -> int:
@@ -67,7 +68,8 @@ class Edit(Protocol):
 
     def apply(self, parent: Individual, bench: Bench) -> tuple[Individual, int]:
         """The child, in eval mode, before any training, and the multiply-adds that the edit took
-        itself. The parent stays as it is. Raises EditError as `check`."""
+        itself. The parent stays as it is. The child's moments are the parent's, of the channels
+        that stay; of others there are none. Raises EditError as `check`."""
 
 
 def macs_of(architecture: Architecture, pipeline: str) -> int:

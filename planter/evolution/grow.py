@@ -15,12 +15,15 @@ from itertools import pairwise
 import torch
 
 from planter.arch import Architecture
-from planter.channels.groups import Group, groups, with_widths
+from planter.backbones import is_traced
+from planter.channels.groups import groups, with_widths
 from planter.edits.inherit import inherit_weights
+from planter.edits.widen import inherit_parts_, widened
 from planter.evolution.edit import Bench, EditError, Individual, Measured, alone, macs_of
 from planter.evolution.shrink import EVEN
 from planter.evolution.sizes import even, sizes_for
 from planter.networks.assembly import build_network
+from planter.tracing.axes import Group
 
 MEASURED, GRADIENT = "measured", "gradient"
 _LARGEST = 64.0
@@ -156,8 +159,14 @@ class Grow:
         after, _ = sizes_for(before, parent.pipeline, every, most, sizes_at)
         child = build_network(after, parent.pipeline, seed)
         child.to(next(parent.network.parameters()))
-        inherit_weights(child, parent.network, "zero" if self.steps == 1 else "new")
-        return Individual(after, parent.pipeline, child.eval())
+        moments = parent.moments
+        if is_traced(after):
+            wider = groups(after, parent.pipeline)
+            inherit_parts_(child, parent.network, every, wider)
+            moments = widened(moments, child, every, wider)
+        else:
+            inherit_weights(child, parent.network, "zero" if self.steps == 1 else "new")
+        return Individual(after, parent.pipeline, child.eval(), moments)
 
 
 def probe_of(architecture: Architecture, pipeline: str) -> Architecture:
@@ -169,7 +178,7 @@ def probe_of(architecture: Architecture, pipeline: str) -> Architecture:
 
 def _that_keep_the_function(found: list[Group]) -> list[Group]:
     """Where some shortcuts pad, the other groups alone do; all where there is no other."""
-    return [group for group in found if group.free] or found
+    return [group for group in found if group.free and group.keeps] or found
 
 
 def _probed(group: Group) -> int:
@@ -180,23 +189,30 @@ def _first_order(parent: Individual, found: list[Group], bench: Bench) -> Measur
     """By how much a small step along the gradient lowers the loss through new channels of each
     group, for each multiply-add that they cost; up to one factor for all."""
     before = alone(parent.architecture, parent.pipeline)
-    probe = build_network(probe_of(before, parent.pipeline), parent.pipeline, bench.seed)
+    after = probe_of(before, parent.pipeline)
+    probe = build_network(after, parent.pipeline, bench.seed)
     probe.to(next(parent.network.parameters()))
     # Zero also where new channels would read each other: each group is measured as if alone.
-    inherit_weights(probe, parent.network, "zero")
-    measured = bench.gradients(
-        Individual(probe_of(before, parent.pipeline), parent.pipeline, probe.eval())
-    )
+    traced, wider = is_traced(after), found
+    if traced:
+        wider = groups(after, parent.pipeline)
+        inherit_parts_(probe, parent.network, found, wider)
+    else:
+        inherit_weights(probe, parent.network, "zero")
+    measured = bench.gradients(Individual(after, parent.pipeline, probe.eval()))
+    axes = {group.widths: group.axes for group in wider}
     values = {}
     for group in _that_keep_the_function(found):
         new = torch.arange(group.size, _probed(group))
         fall = 0.0
-        for axis in group.axes:
+        for axis in axes[group.widths]:
             gradient = measured.values.get(axis.tensor)
-            if axis.axis == 1 and gradient is not None:
+            # Groups that are not traced do not say what reads: it is the second axis.
+            reads = axis.reads if traced else axis.axis == 1
+            if reads and gradient is not None:
                 places = axis.indices(new).to(gradient.device)
-                fall += float(gradient.index_select(1, places).square().sum())
-        wider = with_widths(before, dict.fromkeys(group.widths, _probed(group)))
-        added = macs_of(wider, parent.pipeline) - parent.macs
+                fall += float(gradient.index_select(axis.axis, places).square().sum())
+        more = with_widths(before, dict.fromkeys(group.widths, _probed(group)))
+        added = macs_of(more, parent.pipeline) - parent.macs
         values["+".join(group.widths)] = fall / added
     return Measured(values, measured.macs)

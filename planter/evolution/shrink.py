@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from planter.arch import Architecture
 from planter.channels.groups import groups, with_widths
 from planter.channels.importance import MEASURES
-from planter.edits.narrow import inherit_channels_, widths_of
+from planter.edits.narrow import inherit_channels_, narrowed, widths_of
 from planter.evolution.edit import Bench, EditError, Individual, alone, macs_of
 from planter.evolution.sizes import chosen, even, ranked, sizes_for
 from planter.networks.assembly import build_network
@@ -65,4 +65,5 @@ class Shrink:
         child = build_network(after, parent.pipeline, bench.seed)
         child.to(next(parent.network.parameters()))
         inherit_channels_(child, parent.network, found, kept)
-        return Individual(after, parent.pipeline, child.eval()), macs
+        moments = narrowed(parent.moments, found, kept)
+        return Individual(after, parent.pipeline, child.eval(), moments), macs

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from planter.arch import Architecture
-from planter.backbones import canonical
-from planter.channels.groups import Group, network_without_data, with_widths
+from planter.backbones import canonical, is_traced
+from planter.channels.groups import network_without_data, with_widths
+from planter.costs.resized import macs_by_sizes
 from planter.edits.narrow import widths_of
 from planter.evolution.edit import EditError, macs_of
+from planter.tracing.axes import Group
 
 _HALVINGS = 14
 """Of the interval in which the factor of all sizes is searched."""
@@ -34,9 +36,11 @@ def sizes_for(
     with every size nearby.
     """
 
-    def macs(sizes: list[int]) -> int:
+    def built(sizes: Sequence[int]) -> int:
         return macs_of(with_widths(architecture, widths_of(groups, sizes)), pipeline)
 
+    counted = macs_by_sizes(architecture, pipeline, groups) if is_traced(architecture) else None
+    macs = counted or built
     low, high = 0.0, 1.0
     best = sizes_at(low)
     if macs(best) > most:
@@ -77,6 +81,8 @@ def _with_the_same_layers(
 ) -> list[int]:
     """The sizes, one of them smaller by one where two that have become equal would take a
     shortcut's layer away."""
+    if is_traced(architecture):  # its layers are what they are
+        return sizes
     layers = network_without_data(architecture, pipeline).state_dict().keys()
     nearby = [sizes] + [
         [*sizes[:i], sizes[i] - 1, *sizes[i + 1 :]] for i in range(len(sizes)) if sizes[i] > 1

@@ -126,7 +126,7 @@ def _about(run: Run, row: Row, folder: Path) -> Mapping[str, Any]:
         **{key: row.get(key) for key in _TOLD},
         # The network's own: folders on disk may have been renamed since.
         "classes": spec.get("class_names") or list(run.data.class_names),
-        "image": list(run.data.image),
+        "image": spec["architecture"]["options"].get("image", list(run.data.image)),
         "architecture": spec["architecture"],
         "seed": spec.get("seed"),
         "study_seed": environment.get("seed"),

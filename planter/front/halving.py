@@ -37,21 +37,36 @@ def by_rank(trials: Mapping[str, Points], most: int) -> list[str]:
     return sorted(places, key=places.__getitem__)[:most]
 
 
+def by_aim(trials: Mapping[str, Points], aims: Mapping[str, float], most: int) -> list[str]:
+    """The best `most` trials by how far their network is ahead of the accuracy that it was aimed
+    at, or behind it; of equal ones the first by name.
+
+    For networks that differ in size on purpose, each aimed at a place of its own: by rank, a
+    cheaper one that is less accurate is as good as any, and all of a chain of halves are equal.
+    """
+    ahead = {trial: points[0][0] - aims[trial] for trial, points in trials.items() if points}
+    return sorted(ahead, key=lambda trial: (-ahead[trial], trial))[:most]
+
+
 class Rungs:
     """Where trials stand on a ladder of rungs, shares of a training, and who may climb on.
 
     A trial that has reached a rung waits there. It goes on as soon as it is among the best `keep`
     of all that have reached the rung, whether they went on or not, and `wait` have: earlier there
-    is too little to compare with. This is ASHA's rule (Li et al. 2020, A System for Massively
-    Parallel Hyperparameter Tuning, alg. 2) with a rank in the place of a loss.
+    is too little to compare with. With `free`, those that come earlier do not wait but go on. This
+    is ASHA's rule (Li et al. 2020, A System for Massively Parallel Hyperparameter Tuning, alg. 2)
+    with a rank in the place of a loss.
     """
 
-    def __init__(self, count: int, keep: float, wait: int, order: Order) -> None:
+    def __init__(
+        self, count: int, keep: float, wait: int, order: Order, *, free: bool = False
+    ) -> None:
         self._reached: list[dict[str, Points]] = [{} for _ in range(count)]
         self._waiting: dict[str, int] = {}
         self._keep = keep
         self._wait = wait
         self._order = order
+        self._free = free
 
     def record(self, trial: str, rung: int, points: Points) -> None:
         """A trial has reached a rung and waits there."""
@@ -75,7 +90,10 @@ class Rungs:
         """
         found: list[str] = []
         for rung, reached in enumerate(self._reached):
-            if len(reached) < self._wait and not last:
+            few = len(reached) < self._wait
+            if few and self._free:
+                found = sorted(t for t in reached if self._waiting.get(t) == rung) + found
+            if few and (self._free or not last):
                 continue
             most = max(math.floor(self._keep * len(reached) + 1e-9), 1)
             if any(self._waiting.get(trial) == rung for trial in reached):

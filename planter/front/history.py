@@ -9,8 +9,8 @@ from planter.front.points import Point, covered
 
 
 class Stopped(NamedTuple):
-    """A training without a point, stopped early, failed or on its way: what it took up to its last
-    comparison with others, and after how many others it took it."""
+    """A training without a point, stopped early, failed or on its way: what it is known to have
+    taken, and after how many others it took it."""
 
     trial: str
     train_macs: int
@@ -36,7 +36,7 @@ def history(
 ) -> list[Step]:
     """A step for each training, in the order of `points`, which is that of the database, and for
     each of the `stopped` ones between them. Teacher and baselines cost but add no hypervolume, and
-    so do the stopped ones; a training that failed before a comparison left no cost behind."""
+    so do the stopped ones; one that failed before its first epoch was over has no cost."""
     by_trial: dict[str, list[Point]] = {}
     for point in points:
         by_trial.setdefault(point.trial, []).append(point)

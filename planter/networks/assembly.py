@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from planter.arch import Architecture
 from planter.backbones import build_backbone, is_known
@@ -25,8 +25,10 @@ from planter.networks.cut_points import (
     image_of,
     is_staged,
     stage_names,
+    staged,
 )
 from planter.networks.image_heads import image_head
+from planter.networks.logits import check_logits
 from planter.networks.norms import NormMode
 from planter.networks.pipelines import Entry, Exit, Pipelines
 
@@ -111,42 +113,48 @@ def step_down(
     return nn.Sequential(layers)
 
 
-def check_architecture(architecture: Architecture) -> None:
+def check_architecture(architecture: Architecture, images: Tensor | None = None) -> None:
     """Raises ValueError, naming the pipeline, unless every pipeline of the architecture takes an
     image and gives `classes` logits. Costs no arithmetic but, for a builder of the user's own, two
-    passes of one image, to see that its stages and head are all it does."""
+    passes of `images` `[n, channels, height, width]`, by default one of noise, to see that it gives
+    logits, and that its stages and head are all it does."""
     image_of(architecture)
     if is_known(architecture.builder) and not code_called(architecture):
         _known_to_fit(architecture)
     else:
-        _check(architecture)
+        _check(architecture, images)
 
 
-def _check(architecture: Architecture) -> None:
+def _check(architecture: Architecture, images: Tensor | None = None) -> None:
     image = image_of(architecture)
+    classes = architecture.options.get("classes")
     if not is_known(architecture.builder):
-        _check_forward(architecture)
+        _check_forward(architecture, torch.rand(1, *image) if images is None else images)
     network = build_without_data(architecture).eval()
     if not isinstance(network, Pipelines):
         network = Pipelines(network, {})
-    images = torch.empty(1, *image, device="meta")
-    shown = "x".join(map(str, image))
+    blank = torch.empty(1, *image, device="meta")
     for name in network.names:
         try:
             with ShapesOnly():
-                logits = network(images, [name])[name]
+                logits = network(blank, [name])[name]
         except RuntimeError as error:
-            what = architecture.pipelines.get(name)
-            raise ValueError(
-                f"pipeline {name} of {architecture.builder} cannot take a {shown} image"
-                f"{f' with {dict(what)}' if what else ''}: {error}"
-            ) from error
-        classes = architecture.options.get("classes")
-        if classes is not None and tuple(logits.shape) != (1, classes):
-            raise ValueError(
-                f"pipeline {name} of {architecture.builder} gives {list(logits.shape)} for "
-                f"one {shown} image, expected logits [1, {classes}]"
-            )
+            raise _refusal(architecture, name, error) from error
+        check_logits(logits, blank, classes, _place(architecture, name))
+
+
+def _place(architecture: Architecture, pipeline: str) -> str:
+    return f"pipeline {pipeline} of {architecture.builder}"
+
+
+def _refusal(architecture: Architecture, pipeline: str, error: Exception) -> ValueError:
+    """What is told of a pipeline whose forward pass has failed."""
+    shown = "x".join(map(str, image_of(architecture)))
+    what = architecture.pipelines.get(pipeline)
+    return ValueError(
+        f"{_place(architecture, pipeline)} cannot take a {shown} image"
+        f"{f' with {dict(what)}' if what else ''}: {error}"
+    )
 
 
 # A check, a space and a bound ask for the same networks one after another.
@@ -182,6 +190,7 @@ def _around(
     backbone: nn.Module, architecture: Architecture, seed: int, norms: NormMode
 ) -> Pipelines:
     known = cuts(architecture)
+    backbone = staged(backbone)
     ways: dict[str, Entry | Exit] = {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 1)
@@ -223,18 +232,24 @@ def _way(
     )
 
 
-def _check_forward(architecture: Architecture) -> None:
-    """Raises ValueError where a user's network has stages and a head but computes something else
-    than `head(stages(images))`, which is what planter trains and ships."""
+def _check_forward(architecture: Architecture, images: Tensor) -> None:
+    """Raises ValueError where a user's network gives no logits, and where it has stages and a head
+    but computes something else than `head(stages(images))`, which is what planter trains and ships.
+    """
     with torch.device("cpu"), torch.no_grad():
         network = build_backbone(architecture).eval()
+        try:
+            whole = network(images)
+        except Exception as error:  # the network is the user's code
+            raise _refusal(architecture, "base", error) from error
+        classes = architecture.options.get("classes")
+        check_logits(whole, images, classes, _place(architecture, "base"))
         if not is_staged(network):
             return
-        images = torch.rand(1, *image_of(architecture))
         try:
-            whole, parts = network(images), Pipelines(network, {})(images)["base"]
+            parts = Pipelines(network, {})(images)["base"]
         except RuntimeError:
-            return  # an image it cannot take: told with its shape by the caller
+            return  # told with its shape by the caller
     if not torch.allclose(whole, parts, rtol=1e-4, atol=1e-5, equal_nan=True):
         raise ValueError(
             f"{architecture.builder}: its forward is not head(stages(images)); move what else it "

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from planter.arch import Architecture
 from planter.backbones import Builder, build_backbone, find_builder, full_widths, is_known
-from planter.networks.cut_points import stage_names
+from planter.networks.cut_points import stage_names, staged
 
 COPIES = ("blocks", "narrow", "shallow")
 SIMPLE = ("fc", "conv")
@@ -80,7 +80,7 @@ def _rest(architecture: Architecture, after: str) -> nn.Sequential:
     # A user's builder may compute with tensors, which it cannot without data.
     known = is_known(architecture.builder)
     with nullcontext() if known else torch.device("cpu"):
-        backbone = build_backbone(replace(architecture, pipelines={}), seed)
+        backbone = staged(build_backbone(replace(architecture, pipelines={}), seed))
     names = stage_names(backbone)
     if after not in names:
         raise ValueError(f"{after!r} is not a stage; stages are {', '.join(names)}")

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from planter.arch import Architecture
-from planter.backbones import build_backbone, is_known
+from planter.backbones import build_backbone, builds_without_data, is_known
+from planter.backbones.outside.chain import chained
 from planter.machine.torch_state import ShapesOnly
 
 
@@ -40,7 +41,7 @@ def cuts(architecture: Architecture) -> dict[str, Cut]:
 
 def _cuts(architecture: Architecture) -> dict[str, Cut]:
     channels, height, width = image_of(architecture)
-    backbone = backbone_without_data(architecture).eval()
+    backbone = staged(backbone_without_data(architecture)).eval()
     names = stage_names(backbone)
     # Enlarged, so that poolings that round an odd size down do not blur the stride; as it is where
     # a stage takes that size alone.
@@ -109,7 +110,7 @@ def image_of(architecture: Architecture) -> tuple[int, int, int]:
 
 def backbone_without_data(architecture: Architecture) -> nn.Module:
     """The backbone of an architecture on torch's meta device: shapes without numbers."""
-    if not is_known(architecture.builder):
+    if not builds_without_data(architecture):
         # A user's builder may compute with tensors, e.g. rates that rise from layer to layer.
         with torch.device("cpu"):
             return build_backbone(architecture).to("meta")
@@ -119,9 +120,25 @@ def backbone_without_data(architecture: Architecture) -> nn.Module:
 
 def is_staged(backbone: nn.Module) -> bool:
     """Whether a network has `stages`, an `nn.Sequential`, and a `head`; it then must compute
-    `head(stages(images))`."""
+    `head(stages(images))`, unless it was not written for planter (see `own.whole`)."""
+    if getattr(backbone, "without_stages", False):
+        return False
     stages, head = getattr(backbone, "stages", None), getattr(backbone, "head", None)
     return isinstance(stages, nn.Sequential) and isinstance(head, nn.Module)
+
+
+def staged(backbone: nn.Module) -> nn.Module:
+    """The backbone, where it has no stages seen as the parts it runs one after another. Raises
+    ValueError, naming the place, where it does not run so."""
+    if is_staged(backbone):
+        return backbone
+    try:
+        return chained(backbone)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}: pipelines enter and leave between stages, which are the parts of a network "
+            "that runs them in a row, or those of planter's StagedNet"
+        ) from error
 
 
 def stage_names(backbone: nn.Module) -> list[str]:

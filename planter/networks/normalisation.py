@@ -9,22 +9,27 @@ import torch
 from torch import Tensor, nn
 
 from planter.data import Split
+from planter.data.split import in_size
 
 
 def as_taken(split: Split, spec: Mapping[str, Any]) -> Split:
-    """The split, normalised by the `mean` and `std` in a network's `arch.json`; as it is for a file
-    that names none (older ones)."""
-    if "mean" not in spec or "std" not in spec:
-        return split
-    mean, std = (
-        torch.tensor(spec[key]).to(split.mean).view_as(split.mean) for key in ("mean", "std")
-    )
-    return split.taken_by(mean, std)
+    """The split, normalised by the `mean` and `std` in a network's `arch.json`, as it is for a file
+    that names none (older ones), and in the size of the images that the network is made for."""
+    mean, std = split.mean, split.std
+    if "mean" in spec and "std" in spec:
+        mean, std = (
+            torch.tensor(spec[key]).to(split.mean).view_as(split.mean) for key in ("mean", "std")
+        )
+    image = spec.get("architecture", {}).get("options", {}).get("image")
+    if image is not None and tuple(image[1:]) != split.image[1:]:
+        return split.taken_by(mean, std, (image[1], image[2]))
+    return split if mean is split.mean else split.taken_by(mean, std)
 
 
 class Renormalised(nn.Module):
-    """A network that is given images `[batch, channels, height, width]` normalised as those of
-    `given` are, and takes them as those of `taken`: a teacher of other data than its students'."""
+    """A network that is given images `[batch, channels, height, width]` normalised and in the size
+    as those of `given` are, and takes them as those of `taken`: a teacher of other data than its
+    students'."""
 
     scale: Tensor
     shift: Tensor
@@ -34,21 +39,24 @@ class Renormalised(nn.Module):
         self.network = network
         self.register_buffer("scale", given.std / taken.std)
         self.register_buffer("shift", (given.mean - taken.mean) / taken.std)
+        height, width = taken.image[1:]
+        self.size = None if given.image == taken.image else (height, width)
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.network(images * self.scale + self.shift)
+        taken = images * self.scale + self.shift
+        logits: Tensor = self.network(taken if self.size is None else in_size(taken, self.size))
         return logits
 
 
 def seeing(network: nn.Module, given: Split, taken: Split) -> nn.Module:
-    """A network that takes images normalised as those of `taken` are, for those of `given`; itself
-    where both are alike."""
-    if torch.equal(taken.mean, given.mean) and torch.equal(taken.std, given.std):
+    """A network that takes images as those of `taken` are, for those of `given`; itself where both
+    are alike, in normalisation and size."""
+    alike = given.image == taken.image
+    if alike and torch.equal(taken.mean, given.mean) and torch.equal(taken.std, given.std):
         return network
     return Renormalised(network, given, taken)
 
 
 def taking(network: nn.Module, given: Split, spec: Mapping[str, Any]) -> nn.Module:
-    """The network for images normalised as those of `given` are; itself where its file says the
-    same."""
+    """The network for images as those of `given` are; itself where its file says the same."""
     return seeing(network, given, as_taken(given, spec))

@@ -17,6 +17,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from planter.backbones.outside.chain import ChainNet
 from planter.kernels.blocks import expanded_layers
 from planter.networks.cut_points import is_staged, stage_names
 from planter.networks.norms import NormMode, batch_norms, check_norm_mode, own_norm, switched
@@ -167,6 +168,8 @@ class Pipelines(nn.Module):
             )
         if name == "base" and not is_staged(self.backbone):
             return copy.deepcopy(self.backbone)
+        if name == "base" and isinstance(self.backbone, ChainNet):
+            return copy.deepcopy(self.backbone.whole)
         if name == "base":
             parts = self._parts()
         elif name in self._after:

@@ -159,7 +159,7 @@ def cost_table(run: Facts) -> Table:
     if run.stopped:
         took = sum(one.train_macs for one in run.stopped)
         lasted = duration(sum(one.seconds for one in run.stopped))
-        named = "sample, stopped early or under way"
+        named = "stopped early, failed or under way"
         rows.append([named, f"{len(run.stopped):,}", "0", f"{took:.3g}", lasted])
     cost = run.front["cost"]
     total = [f"{cost['trials']:,}", f"{len(run.front['points']):,}", f"{cost['train_macs']:.3g}"]

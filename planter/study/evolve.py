@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from planter.study.samplers import SamplerName
-from planter.study.section import Distillation, Section
+from planter.study.section import Distillation, EarlyStopping, Section
 from planter.training.recipe import Recipe
 
 EditName = Literal["shrink", "grow", "cut", "go_on", "deepen", "remove"]
@@ -89,6 +89,20 @@ class Evolve(Section):
         Distillation | None,
         Field(description="how the teacher guides, where there is one; null: labels only"),
     ] = Distillation(temperature=2.0)
+    early_stopping: Annotated[
+        EarlyStopping | None,
+        Field(
+            description="end trainings of children that are furthest behind what they were aimed "
+            "at; {} for the defaults; default: none"
+        ),
+    ] = None
+    moments: Annotated[
+        bool,
+        Field(
+            description="children begin with what their parent's optimiser has learned of the "
+            "weights they share (momentum, Adam's moments), not with fresh moments"
+        ),
+    ] = False
     start: Annotated[
         str | list[str] | None,
         Field(description="folders of saved networks, or of runs, whose fronts are parents too"),
@@ -110,6 +124,12 @@ class Evolve(Section):
             raise ValueError(f"grow {self.grow}: multiples of the parent's macs are above 1")
         if self.grow_steps > 1 and "grow" not in self.edits:
             raise ValueError(f"grow_steps {self.grow_steps}: edits do not name grow; add it, or 1")
+        if self.grow_steps > 1 and self.early_stopping is not None:
+            raise ValueError(
+                f"grow_steps {self.grow_steps} with early_stopping: on a rung, children that still "
+                "grow would be compared with others of their final size; grow_steps: 1, or "
+                "early_stopping: null"
+            )
         return self
 
     def recipe_of(self, recipe: Recipe) -> Recipe:

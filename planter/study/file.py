@@ -16,8 +16,13 @@ from pydantic import BaseModel, ValidationError
 import planter
 from planter.machine.paths import user_path
 from planter.study.schema import Problem, Study, StudyError
+from planter.study.section import NAMED_WEIGHTS
 
 _MOST_VALUES = 100_000
+_PATHS = (
+    ("data", "root"), ("teacher", "model"), ("teacher", "weights"), ("plant", "weights"),
+    ("sample", "space"),
+)  # fmt: skip
 # The path of a storage that is a file; a password in another URL may hold any character.
 _FILE_URL = re.compile(r"(sqlite(?:\+\w+)?:///|journal:///)([^?]+)(.*)", re.DOTALL)
 
@@ -55,6 +60,12 @@ def read_study(source: str | Path, overrides: Sequence[str] = ()) -> Study:
     return StudyFile.of(source).study(overrides)
 
 
+def study_of(raw: Mapping[str, Any], overrides: Sequence[str] = ()) -> Study:
+    """The study that a mapping says, as a file would; its paths are relative to the working folder.
+    Raises StudyError as `read_study` does."""
+    return _validated("study", _unshared(dict(raw)), {}, Path.cwd(), overrides)
+
+
 def _study_of(path: Path, content: bytes, overrides: Sequence[str]) -> Study:
     line: int | None
     try:
@@ -78,19 +89,26 @@ def _study_of(path: Path, content: bytes, overrides: Sequence[str]) -> Study:
         raise StudyError(
             str(path), [Problem("file", type(raw).__name__, "a YAML mapping with name, data, ...")]
         )
+    return _validated(str(path), raw, lines, path.parent, overrides)
+
+
+def _validated(
+    source: str, raw: dict[str, Any], lines: dict[str, int], base: Path, overrides: Sequence[str]
+) -> Study:
+    """The study of a raw one, whose paths are relative to `base`; changes the raw one."""
     paths: dict[str, str] = {}
-    problems = [replace(p, line=lines.get(p.place)) for p in _absolute(raw, path.parent, paths)]
+    problems = [replace(p, line=lines.get(p.place)) for p in _absolute(raw, base, paths)]
     given = (_override(raw, text, paths) for text in overrides)
     problems += [problem for problem in given if problem is not None]
     for text in overrides:  # what an override says stands in no line of the file
         key = text.partition("=")[0]
         lines = {at: n for at, n in lines.items() if at != key and not at.startswith(f"{key}.")}
     if problems:
-        raise StudyError(str(path), problems)
+        raise StudyError(source, problems)
     try:
         return Study.model_validate(raw)
     except ValidationError as error:
-        raise StudyError(str(path), _problems(error, raw, lines)) from None
+        raise StudyError(source, _problems(error, raw, lines)) from None
 
 
 def find_study(source: str | Path) -> Path:
@@ -206,9 +224,13 @@ def _absolute(raw: dict[str, Any], base: Path, known: dict[str, str]) -> list[Pr
     """Makes the paths of a raw study absolute, in place; names stay, and so do the paths that are
     `known`, by their places, to have been made so."""
     problems = []
-    for section, key in (("data", "root"), ("teacher", "model"), ("sample", "space")):
-        part, place = raw.get(section), f"{section}.{key}"
+    places = [(raw.get(section), f"{section}.{key}", key) for section, key in _PATHS]
+    if isinstance(baselines := raw.get("baselines"), list):
+        places += [(one, f"baselines.{i}.weights", "weights") for i, one in enumerate(baselines)]
+    for part, place, key in places:
         if not isinstance(part, dict) or not isinstance(part.get(key), str):
+            continue
+        if key == "weights" and part[key] in NAMED_WEIGHTS:
             continue
         file, colon, function = part[key], "", ""
         if key == "space":

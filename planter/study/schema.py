@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -12,8 +11,9 @@ from pydantic import Field, field_validator, model_validator
 from planter.data import NAMES
 from planter.planting.starts import Filters, Outgoing, check_init
 from planter.study.evolve import Evolve
+from planter.study.networks import Baseline, Teacher, with_recipe
 from planter.study.samplers import SamplerName
-from planter.study.section import Amount, Count, Distillation, Network, Section, Widths
+from planter.study.section import Amount, Count, EarlyStopping, Network, Section, Widths
 from planter.training.recipe import Recipe
 
 
@@ -44,28 +44,6 @@ class DataSettings(Section):
             gt=0,
             description="part set aside to test, where the data have none: a count, or a share < 1",
         ),
-    ] = None
-
-
-class Teacher(Network):
-    """The network that guides: trained with the study, or the folder of a saved network."""
-
-    model: Annotated[
-        str | None, Field(description="folder of a saved network instead of a training")
-    ] = None
-    recipe: Annotated[Recipe | None, Field(description="default: the study's recipe")] = None
-
-
-class Baseline(Network):
-    """A plain network under the study's recipe, a point to compare with."""
-
-    name: Annotated[
-        str | None,
-        Field(pattern=r"^[A-Za-z0-9_-]+$", description="its id is b-NAME; default: b-widthN"),
-    ] = None
-    kd: Annotated[
-        Distillation | None,
-        Field(description="guided by the teacher as well; default: labels only"),
     ] = None
 
 
@@ -187,33 +165,6 @@ class Plant(Network):
         return self
 
 
-class EarlyStopping(Section):
-    """Successive halving by non-dominated rank: which sampled trials train to their end."""
-
-    rungs: Annotated[
-        list[float],
-        Field(min_length=1, description="shares of a training after which trials are compared"),
-    ] = [0.0625, 0.1875, 0.3125, 0.5625]
-    keep: Annotated[
-        float, Field(gt=0, lt=1, description="share of the trials on a rung that goes on")
-    ] = 0.72
-    wait: Annotated[
-        int, Field(ge=1, description="trials that reach a rung before the first of them goes on")
-    ] = 12
-
-    @field_validator("rungs")
-    @classmethod
-    def _climbs(cls, rungs: list[float]) -> list[float]:
-        if not all(0 < rung < 1 for rung in rungs) or sorted(set(rungs)) != rungs:
-            raise ValueError(f"rungs {rungs}: expected rising shares between 0 and 1")
-        return rungs
-
-    def share(self) -> float:
-        """What of all trainings is done where each rung lets exactly `keep` of its trials on."""
-        edges = [0.0, *self.rungs, 1.0]
-        return sum(self.keep**i * (b - a) for i, (a, b) in enumerate(pairwise(edges)))
-
-
 class Sample(Section):
     """Trials whose architecture and settings a sampler draws from a search space."""
 
@@ -308,6 +259,15 @@ class Study(Section):
     storage: Annotated[
         str | None, Field(description="any Optuna storage URL; default: study.db in the run folder")
     ] = None
+
+    @model_validator(mode="after")
+    def _trains_what_has_weights(self) -> Study:
+        """Beside weights, null says that a network is not trained: see `with_recipe`."""
+        if self.teacher is not None:
+            object.__setattr__(self, "teacher", with_recipe(self.teacher, self.recipe))
+        made = [with_recipe(one, self.recipe) for one in self.baselines]
+        object.__setattr__(self, "baselines", made)
+        return self
 
     @field_validator("name")
     @classmethod

@@ -289,7 +289,11 @@ def view_pool(split: Split, augment: Augment, seed: int = 0) -> Pool:
     pool = [split.batch(part) for part in parts]
     for _ in range(views - 1):
         pool += [augmented(split.batch(part), augment, generator) for part in parts]
-    return Pool(torch.cat(pool), split.labels.repeat(views), split.mean, split.std)
+    made = Pool(torch.cat(pool), split.labels.repeat(views), split.mean, split.std)
+    _, height, width = split.image
+    return (
+        made if made.image == split.image else made.taken_by(made.mean, made.std, (height, width))
+    )
 
 
 def training_images(
@@ -350,7 +354,11 @@ def make_batch(
 def _plain_batches(split: Split) -> Iterator[tuple[Tensor, Tensor]]:
     """The split in batches that differ by one image at most, as above."""
     order = torch.arange(len(split), device=split.labels.device)
-    for index in order.tensor_split(max(1, math.ceil(len(order) / _SCORE_BATCH))):
+    # Fewer of images that are enlarged: what they take is told by the data set they stand in.
+    raw = split.batch(slice(1)).shape[-2:]
+    larger = math.prod(split.image[1:]) / math.prod(raw)
+    batch = max(1, int(_SCORE_BATCH / max(larger, 1)))
+    for index in order.tensor_split(max(1, math.ceil(len(order) / batch))):
         yield split.normalise(split.batch(index)), split.labels[index]
 
 

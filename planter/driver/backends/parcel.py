@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import sys
 import warnings
 from dataclasses import asdict, replace
@@ -12,9 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from planter.backbones.outside.own import NETWORKS
 from planter.data import Data, InMemorySplit
+from planter.driver.checking.importable import pickled
 from planter.driver.tasks.context import Context
 from planter.driver.trials.jobs import Job
+
+_FIELDS = ("images", "labels", "mean", "std")
 
 
 def pack(context: Context) -> dict[str, Any]:
@@ -23,26 +28,39 @@ def pack(context: Context) -> dict[str, Any]:
     arrays: dict[str, np.ndarray[Any, Any]] = {}
     for part, split in (("train", data.train), ("validation", data.validation)):
         assert isinstance(split, InMemorySplit)
-        arrays |= {f"{part}.{name}": tensor.numpy() for name, tensor in vars(split).items()}
+        arrays |= {f"{part}.{name}": getattr(split, name).numpy() for name in _FIELDS}
     bare = replace(context, data=None)  # type: ignore[arg-type]
     # Ray tells workers of the script's folder and the working folder alone.
     path = [os.path.abspath(folder) for folder in sys.path]
-    return {"context": bare, "data": arrays, "class_names": data.class_names, "path": path}
+    return {
+        "context": bare,
+        "data": arrays,
+        "class_names": data.class_names,
+        "path": path,
+        # One that cannot travel was refused where this study trains it.
+        "networks": {
+            name: content
+            for name, made in NETWORKS.items()
+            if isinstance(content := pickled(made), bytes)
+        },
+    }
 
 
 def unpack(parcel: dict[str, Any]) -> Context:
     """The context of a parcel, in the process that trains, on its device."""
     sys.path += [folder for folder in parcel["path"] if folder not in sys.path]
+    # Not before: what is pickled by its place is imported from there.
+    NETWORKS.update({name: pickle.loads(made) for name, made in parcel["networks"].items()})
     arrays: dict[str, np.ndarray[Any, Any]] = parcel["data"]
     splits = {}
     with warnings.catch_warnings():
         # The shared arrays are read-only; nothing writes to raw images or labels.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         for part in ("train", "validation"):
-            fields = ("images", "labels", "mean", "std")
-            splits[part] = InMemorySplit(
-                *(torch.from_numpy(arrays[f"{part}.{name}"]) for name in fields)
+            images, labels, mean, std = (
+                torch.from_numpy(arrays[f"{part}.{name}"]) for name in _FIELDS
             )
+            splits[part] = InMemorySplit(images, labels, mean, std)
     data = Data(splits["train"], splits["validation"], None, parcel["class_names"])
     context: Context = parcel["context"]
     return replace(context, data=data.to(context.device))

@@ -20,6 +20,7 @@ from planter.driver.checking.growable import layers_to_plant, named_layers
 from planter.driver.checking.importable import REMEDY, only_here
 from planter.driver.checking.saved import given_teacher, saved_network, starts_of
 from planter.driver.checking.space import Drawn, check_space
+from planter.driver.checking.weights import check_weights
 from planter.driver.storage.points import check_url
 from planter.driver.trials.bounds import LATENCY, Latencies, limits_of
 from planter.driver.trials.networks import (
@@ -29,8 +30,10 @@ from planter.driver.trials.networks import (
     check_network,
     network_of,
 )
+from planter.driver.trials.starts import teacher_of
 from planter.edits.expand import check_growing
 from planter.kernels.forms import form_of, growing_form
+from planter.networks.normalisation import as_taken
 from planter.study.findings import NO_TEACHER, Findings
 from planter.study.schema import Study, StudyError
 from planter.study.section import Network, Widths
@@ -55,6 +58,8 @@ class Prepared:
     latencies: Latencies
     starts: list[str] = field(default_factory=list)
     """Folders of saved networks from elsewhere that may have children."""
+    weights: dict[str, str] = field(default_factory=dict)
+    """What tells the weights that networks begin with from others, by their place in the study."""
 
     @property
     def teacher_macs(self) -> int:
@@ -91,10 +96,14 @@ def prepare(study: Study, *, elsewhere: bool = False, begun: bool = False) -> Pr
     _crops(study, data, found)
     fingerprint = data.fingerprint()
     networks: dict[str, Planned] = {}
+    weights: dict[str, str] = {}
     teacher = _teacher(study, data, fingerprint, found)
     if teacher is not None:
         assert study.teacher is not None
-        networks["teacher"] = Planned(teacher, study.teacher.recipe or study.recipe)
+        settings = study.teacher
+        recipe = settings.recipe or study.recipe
+        networks["teacher"] = Planned(teacher, recipe, trained=not settings.frozen)
+        weights |= check_weights("teacher", settings, teacher, found)
     names: set[str] = set()
     for index, baseline in enumerate(study.baselines):
         place = f"baselines.{index}"
@@ -105,13 +114,16 @@ def prepare(study: Study, *, elsewhere: bool = False, begun: bool = False) -> Pr
         if name in names:
             found.add(place, f"a second {name}", "a name of its own: set name")
         names.add(name)
-        networks[name] = Planned(architecture, study.recipe)
+        recipe = baseline.recipe or study.recipe
+        networks[name] = Planned(architecture, recipe, trained=not baseline.frozen)
+        weights |= check_weights(place, baseline, architecture, found)
     layers: list[str] = []
     latencies = Latencies(study)
     if study.plant is not None:
         start = _network(study, study.plant, study.plant.start, data, "plant", found)
         if start is not None:
             networks["start"] = Planned(start, study.recipe)
+            weights |= check_weights("plant", study.plant, start, found)
             layers = layers_to_plant(study.plant, start, found)
             form = study.plant.kernels or "plain"
             found.attempt("plant.kernels", form, partial(check_growing, start, form))
@@ -131,8 +143,9 @@ def prepare(study: Study, *, elsewhere: bool = False, begun: bool = False) -> Pr
     if found.problems:
         raise StudyError(study.name, found.mistakes())
     return Prepared(
-        data, fingerprint, layers, reference, drawn, networks, found.warnings, latencies, starts
-    )
+        data, fingerprint, layers, reference, drawn, networks, found.warnings, latencies, starts,
+        weights,
+    )  # fmt: skip
 
 
 def worker_count(study: Study) -> int:
@@ -174,6 +187,7 @@ def _crops(study: Study, data: Data, found: Findings) -> None:
     recipes: dict[str, Recipe | None] = {"recipe": study.recipe}
     if study.teacher is not None:
         recipes["teacher.recipe"] = study.teacher.recipe
+    recipes |= {f"baselines.{i}.recipe": one.recipe for i, one in enumerate(study.baselines)}
     if (plan := study.plant) is not None:
         recipes |= {"plant.recipe": plan.recipe, "plant.finetune": plan.finetune}
         recipes["plant.final"] = plan.final
@@ -181,7 +195,10 @@ def _crops(study: Study, data: Data, found: Findings) -> None:
         recipes["evolve.recipe"] = study.evolve.recipe
     _, *sides = data.image
     for place, recipe in recipes.items():
-        if recipe is not None and recipe.augment.crop >= min(sides):
+        # Networks with weights have the study's recipe as their own: that is told once.
+        if recipe is None or (place != "recipe" and recipe == study.recipe):
+            continue
+        if recipe.augment.crop >= min(sides):
             expected = f"fewer pixels than an image of {sides[0]} x {sides[1]} has"
             found.add(f"{place}.augment.crop", recipe.augment.crop, expected)
 
@@ -199,6 +216,9 @@ def _names(study: Study, found: Findings) -> None:
         builder = found.attempt(place, "no builder", partial(_builder, study, section))
         if builder is None:
             continue
+        known = found.attempt(place, builder, partial(find_builder, builder))
+        if known is None or known.traced is not None:
+            continue  # what is traced needs an image of the data
         full = found.attempt(
             place, f"{builder} {widths}", partial(full_widths, builder, widths, section.options)
         )
@@ -223,6 +243,11 @@ def _whole(study: Study, found: Findings) -> None:
     ):
         expected = "at least one of plant, sample, evolve and baselines"
         found.add("study", "nothing to train", expected)
+    asked = {"sample": study.sample, "evolve": study.evolve}
+    counts = {name: section.trials for name, section in asked.items() if section is not None}
+    if study.plant is None and counts and not any(counts.values()):
+        named = " and ".join(f"{name}.trials" for name in counts)
+        found.warnings.append(f"{named}: 0, so that nothing is searched for; expected 1 or more")
     if (evolve := study.evolve) is not None:
         sections = {
             "teacher": study.teacher, "baseline": study.baselines or None, "plant": study.plant,
@@ -260,8 +285,13 @@ def _network(
     def built() -> Architecture:
         if not callable(find_builder(builder_of(study, section)).function):
             raise ValueError("it is no function: expected one of widths and options")
-        architecture = network_of(study, section, data, widths)
-        check_network(architecture)
+        some, taken = data.validation.batch(slice(2)), data.validation
+        if section is study.teacher:
+            architecture, spec = teacher_of(study, data)
+            taken = as_taken(taken, spec)
+        else:
+            architecture = network_of(study, section, data, widths)
+        check_network(architecture, taken.normalise(some))
         return architecture
 
     if section.builder is None and found.of_teacher():

@@ -17,6 +17,7 @@ from planter.driver.trials.networks import Planned
 from planter.edits.expand import expand_kernels_
 from planter.machine.torch_state import threads_of_torch
 from planter.networks.assembly import build, build_network
+from planter.networks.normalisation import as_taken
 from planter.planting.plants import channels_to_plant, plant
 from planter.planting.round import train_round
 from planter.study.schema import Plant, Study
@@ -45,7 +46,11 @@ def estimate_seconds(study: Study, prepared: Prepared) -> float:
         pace = _Pace(prepared.data.train)
         seconds = {name: pace.of_training(planned) for name, planned in prepared.networks.items()}
         round_seconds = 0.0 if study.plant is None else _round_seconds(study.plant, prepared)
-    total = sum(s for name, s in seconds.items() if not name.startswith("sample"))
+    total = sum(
+        seconds[name]
+        for name, planned in prepared.networks.items()
+        if planned.trained and not name.startswith("sample")
+    )
     if study.plant is not None:
         plan, epoch = study.plant, seconds["start"] / study.recipe.epochs
         total += plan.rounds * round_seconds
@@ -68,6 +73,8 @@ def _children_seconds(study: Study, prepared: Prepared, seconds: Mapping[str, fl
     name = max(parents, key=lambda n: cost(parents[n].architecture).macs)
     epoch = seconds[name] / parents[name].recipe.epochs
     children = study.evolve.trials * study.evolve.recipe_of(study.recipe).epochs * _CHILD * epoch
+    if study.evolve.early_stopping is not None:
+        children *= study.evolve.early_stopping.share()
     most = study.budget.train_macs
     if most is None or not seconds[name]:
         return children
@@ -86,7 +93,7 @@ class _Pace:
 
     def of_training(self, planned: Planned) -> float:
         """Seconds of a whole training."""
-        architecture, recipe, kernels = planned
+        architecture, recipe, kernels, _ = planned
         costs = cost(architecture)
         macs = 3 * joint_macs(costs, list(costs.pipelines))
         batch = timed_batch(architecture, recipe.batch, macs)
@@ -169,7 +176,8 @@ def _cross_entropy(logits: Tensor, labels: Tensor, teacher: Tensor | None) -> Te
 def _step_seconds(planned: Planned, split: Split, batch: int) -> float:
     """Time of a training step on so many images: of two after one to warm up, or of one that took
     longer than half a second."""
-    architecture, recipe, kernels = planned
+    architecture, recipe, kernels, _ = planned
+    split = as_taken(split, {"architecture": architecture.to_dict()})
     network = build(architecture)
     if kernels is not None:
         expand_kernels_(network, kernels)

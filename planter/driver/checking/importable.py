@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 
+import cloudpickle
+
 from planter.arch import Architecture
 from planter.backbones import BUILDERS
+from planter.backbones.outside.own import NETWORKS, Made
 from planter.networks.assembly import code_called
 
 REMEDY = (
     "a function in a module file (my_nets.py beside the script: 'my_nets:build'), which workers "
-    "can import; or resources.workers: 0, to train in this process"
+    "can import; a plain network given as planter.search(study, networks={NAME: ...}); or "
+    "resources.workers: 0, to train in this process"
 )
 
 
@@ -21,12 +25,27 @@ def only_here(architecture: Architecture) -> str | None:
     if key in BUILDERS and not _is_ours(key):
         return f"builder {key!r}, which was put into BUILDERS in this process alone"
     for place in code_called(architecture):
+        if place in NETWORKS:
+            why = pickled(NETWORKS[place])
+            if isinstance(why, str):
+                return f"{place!r} of networks=, which cannot be sent to another process ({why})"
+            continue
         module = place.partition(":")[0]
         if module == "__main__":
             return f"{place!r}, which stands in a script, a notebook or on a command line"
         if not _has_file(module):
             return f"{place!r}, whose module has no file"
     return None
+
+
+def pickled(made: Made) -> bytes | str:
+    """A network, or what makes it, for another process: a class of a module file by its place, one
+    of a script or notebook with its code. Where a part of it cannot travel, why, in words."""
+    try:
+        content: bytes = cloudpickle.dumps(made)
+    except Exception as error:  # whatever the parts raise
+        return f"{type(error).__name__}: {error}"
+    return content
 
 
 def _is_ours(key: str) -> bool:

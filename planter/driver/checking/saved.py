@@ -12,7 +12,8 @@ from planter.data import Data
 from planter.front.points import read_front
 from planter.networks import checkpoint
 from planter.study.findings import Findings
-from planter.study.schema import Study, Teacher
+from planter.study.networks import Teacher
+from planter.study.schema import Study
 
 
 def saved_network(folder: str) -> tuple[Architecture, dict[str, Any]]:

@@ -84,5 +84,6 @@ def learning_curve(metrics: Path) -> str:
     for line in metrics.read_text(encoding="utf-8").splitlines():
         with suppress(ValueError):  # the last one, under the hands of who writes it
             epoch = json.loads(line)
-            points.append((epoch["epoch"], epoch["loss"]))
+            if epoch["loss"] is not None:  # as it is of an epoch that has diverged
+                points.append((epoch["epoch"], epoch["loss"]))
     return chart([Line("", points, METHODS["sample"].color)], "epoch", "training loss")

@@ -1,4 +1,4 @@
-"""Early stopping of sampled trials: partial results in the books, and who goes on."""
+"""Early stopping: partial results in the books of sampled trials or children, and who goes on."""
 
 from __future__ import annotations
 
@@ -9,23 +9,26 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from planter.driver.proposers.unfinished import PARTIAL, Cost, cost_of, partial_results
 from planter.driver.storage.open_rows import write_attributes
 from planter.driver.trials.jobs import Outcome
 from planter.front.halving import Order, Points, Rungs
-from planter.study.schema import EarlyStopping
+from planter.study.section import EarlyStopping
 
-PARTIAL, CLIMBED = "partial", "climbed"
-"""Attributes of a row: what the trial scored on each rung, and how many rungs it was let past.
-`climbed` is written before the training goes on, so that a kill takes nobody's place away."""
+CLIMBED = "climbed"
+"""Attribute of a row beside PARTIAL: how many rungs the trial was let past. It is written before
+the training goes on, so that a kill takes nobody's place away."""
 
 
 class Stopping:
-    """The rungs of a study's sampled trials; each trial by its id."""
+    """The rungs of the trials in one book; each trial by its id. See `Rungs`."""
 
-    def __init__(self, settings: EarlyStopping, study: optuna.Study, order: Order) -> None:
+    def __init__(
+        self, settings: EarlyStopping, study: optuna.Study, order: Order, *, free: bool = False
+    ) -> None:
         self._shares = settings.rungs
         self._study = study
-        self._rungs = Rungs(len(self._shares), settings.keep, settings.wait, order)
+        self._rungs = Rungs(len(self._shares), settings.keep, settings.wait, order, free=free)
         self._rows: dict[str, FrozenTrial] = {}
         self._partial: dict[str, list[Outcome]] = {}
         self._climbed: dict[str, int] = {}
@@ -47,12 +50,13 @@ class Stopping:
         rungs = [max(round(share * epochs), 1) for share in self._shares]
         return rungs[self._climbed.get(trial, 0) :]
 
-    def reach(self, trial: str, row: FrozenTrial, partial: Outcome, points: Points) -> None:
-        """Writes what a trial scored on its next rung; it waits there."""
+    def reach(self, trial: str, row: FrozenTrial, partial: Outcome, points: Points) -> Cost:
+        """Writes what a trial scored on its next rung; it waits there. What it took so far."""
         self._rows[trial] = row
         self._partial.setdefault(trial, []).append(partial)
         self._write(trial, PARTIAL, json.dumps(self._partial[trial]))
         self._rungs.record(trial, len(self._partial[trial]) - 1, points)
+        return cost_of(self._partial[trial])
 
     def ready(self, *, last: bool) -> list[str]:
         """See `Rungs.ready`."""
@@ -77,25 +81,5 @@ class Stopping:
         """What a trial's training took up to its last rung."""
         return float(sum(partial["seconds"] for partial in self._partial.get(trial, [])))
 
-    def costs(self) -> dict[str, tuple[int, float]]:
-        """Multiply-adds and seconds up to the last rung of every trial that has reached one."""
-        return {trial: _cost(partial) for trial, partial in self._partial.items() if partial}
-
     def _write(self, trial: str, key: str, value: Any) -> None:
         write_attributes(self._study, self._rows[trial], {key: value})
-
-
-def partial_cost(row: FrozenTrial) -> tuple[int, float] | None:
-    """Multiply-adds and seconds up to the last rung that a row's trial has reached, if any."""
-    partial = partial_results(row)
-    return _cost(partial) if partial else None
-
-
-def _cost(partial: Sequence[Outcome]) -> tuple[int, float]:
-    seconds = float(sum(one["seconds"] for one in partial))
-    return int(partial[-1]["train_macs"]), seconds
-
-
-def partial_results(row: FrozenTrial) -> list[Outcome]:
-    """What a trial scored on each rung it has reached, the lowest first."""
-    return list(json.loads(row.user_attrs.get(PARTIAL, "[]")))

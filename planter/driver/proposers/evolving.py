@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import Self
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from planter.driver.proposers.early_stopping import Stopping
 from planter.driver.proposers.offspring import Left, Offspring, Selection
 from planter.driver.proposers.proposer import Exhausted, Notice, Proposer, SearchContext
 from planter.driver.proposers.samplers import make_sampler
+from planter.driver.proposers.unfinished import (
+    PARTIAL,
+    Cost,
+    cost_without_point,
+    partial_results,
+    reason_of,
+    write_failure,
+)
 from planter.driver.storage.open_rows import row_of, take_up, write_attributes
 from planter.driver.storage.points import Direction, open_study, read_result, write_result
 from planter.driver.trials.jobs import Job, Outcome, points_of, seed_of
-from planter.front.points import Point
+from planter.front.halving import Points, by_aim
+from planter.front.objectives import values_of
+from planter.front.points import Point, within
 
 GAIN: dict[str, Direction] = {"gain": "maximize"}
 OFFSPRING, PASSED_OVER = "offspring", "passed_over"
@@ -37,7 +49,9 @@ class Evolving(Proposer):
     to the front, for what its training took. Networks taken in from elsewhere (`evolve.start`) are
     points without a row.
 
-    What a row keeps as `offspring` is trained, however often the search is interrupted.
+    What a row keeps as `offspring` is trained, however often the search is interrupted. With early
+    stopping every child ends its job on a rung and waits; `next` alone says who goes on, so that it
+    is the same one after an interruption.
     """
 
     method = "evolve"
@@ -51,7 +65,16 @@ class Evolving(Proposer):
         self._context = context
         self._settings = settings
         self._selection = Selection(context)
+        self._limits = context.study.objectives.bounds.limits()
         self._study = open_study(context.storage, f"{context.study.name}/evolve", GAIN)
+        stopping = settings.early_stopping
+        # The first ones are parents of others: if they waited, all would come of the same few.
+        self._stopping: Stopping | None = None
+        if stopping is not None:
+            self._stopping = Stopping(stopping, self._study, self._best, free=True)
+        self._on_rungs: dict[str, tuple[FrozenTrial, Offspring]] = {}
+        self._aims: dict[str, float] = {}
+        self._stopped = 0
         self._running: dict[str, tuple[FrozenTrial, Offspring]] = {}
         self._waiting: list[tuple[FrozenTrial, Offspring]] = []
         self._undecided: list[FrozenTrial] = []
@@ -60,11 +83,13 @@ class Evolving(Proposer):
         }
         self._handed_out: set[str] = set()
         self._failures: dict[str, str] = {}
+        self._left: dict[str, Cost] = {}
+        """What trainings without a point took."""
         self._notices: list[Notice] = []
         self._exhausted: Exhausted | None = None
         self._passed = 0
         """Rows in a row that were passed over."""
-        self._resting: tuple[int, int] | None = None
+        self._resting: tuple[int, ...] | None = None
         """How many points there were, and children on their way, when draws were last in vain."""
         self._done = 0
         rows = self._study.get_trials()
@@ -84,21 +109,48 @@ class Evolving(Proposer):
                 return Job(name, "adopt", {"folder": folder})
         if self._adopting:
             return None
-        while self._waiting:
+        job = self._taken_up(last=False) or self._begun()
+        # With nobody on the way to a rung, and none to come, those there have the others alone.
+        while job is None and self._on_rungs and not self._running:
+            job = self._taken_up(last=True)
+            if job is None and not self._stop_the_rest():
+                return None  # until the budget has more
+            job = job or self._begun()
+        return job
+
+    def _taken_up(self, *, last: bool) -> Job | None:
+        """The job of a child that was interrupted, or that waited on a rung and goes on."""
+        while self._waiting or self._let_on(last=last):
             row, child = self._waiting.pop(0)
             if (gone := self._selection.gone(child.parent)) is None:
                 return self._handed(row, child)
             self._pass_over(row, gone)
             self._notices.append(Notice(f"{child_id(row.number)} cannot be trained: {gone}"))
+        return None
+
+    def _begun(self) -> Job | None:
+        """The job of a new child."""
         # Asked all the time, also while every draw is in vain: each one would be another row.
-        if self._running and self._resting == self._standing():
+        if self._others() and self._resting == self._standing():
             return None
         while self._wants_more() and self._selection.possible():
             if (found := self._decided()) is not None:
                 return self._handed(*found)
-            if self._running:
+            if self._others():
                 self._resting = self._standing()
                 return None  # what they become may have children
+        return None
+
+    def compare(self, job: Job, outcome: Outcome, *, go_on: bool) -> Job | None:
+        """See `Proposer.compare`: every child waits."""
+        assert self._stopping is not None
+        row, child = self._running[job.id]
+        partial: Outcome = {**outcome["partial"], "seconds": outcome["seconds"]}
+        partial = self._context.latencies.added(partial)
+        self._aims[job.id] = child.accuracy
+        figures = self._figures(job.id, partial)
+        self._left[job.id] = self._stopping.reach(job.id, row, partial, figures)
+        self._selection.begun(child)
         return None
 
     def finish(self, job: Job, outcome: Outcome) -> None:
@@ -114,10 +166,17 @@ class Evolving(Proposer):
         if "error" in outcome:
             self._failures[job.id] = outcome["error"]
             self._selection.refuse(child, outcome["error"])
-            write_attributes(self._study, row, {"error": outcome["error"]})
+            if (cost := write_failure(self._study, row, outcome)) is not None:
+                self._left[job.id] = cost
             self._study.tell(row.number, state=TrialState.FAIL)
             return
+        if "partial" in outcome:  # in the books already
+            self._on_rungs[job.id] = (row, child)
+            return
         outcome = self._context.latencies.added(outcome)
+        if self._stopping is not None:
+            seconds = outcome["seconds"] + self._stopping.seconds(job.id)
+            outcome = {**outcome, "seconds": seconds}
         write_result(self._study, row, outcome)
         self._close(row, child, outcome)
 
@@ -129,7 +188,7 @@ class Evolving(Proposer):
 
     def left(self) -> int:
         more = self._settings.trials - self._booked() if self._exhausted is None else 0
-        open_ = len(self._running) + len(self._waiting) + len(self._adopting)
+        open_ = len(self._others()) + len(self._waiting) + len(self._adopting)
         return open_ + max(more, 0)
 
     def failed(self) -> int:
@@ -137,6 +196,11 @@ class Evolving(Proposer):
 
     def failures(self) -> dict[str, str]:
         return dict(self._failures)
+
+    def unfinished(self) -> dict[str, Cost]:
+        """See `cost_without_point`."""
+        done = {point.trial for point in self._context.book.points}
+        return {child: cost for child, cost in self._left.items() if child not in done}
 
     def exhausted(self) -> Exhausted | None:
         return self._exhausted
@@ -151,7 +215,7 @@ class Evolving(Proposer):
     def needed(self) -> set[str]:
         """The parents of children that are still to be trained, and those that may have more: on
         the run's own front, which is kept anyway, they need not be."""
-        open_ = [*self._running.values(), *self._waiting]
+        open_ = [*self._others(), *self._waiting]
         parents = {child.parent.partition("/")[0] for _, child in open_}
         return parents | (self._selection.parents_kept() if self._wants_more() else set())
 
@@ -172,9 +236,13 @@ class Evolving(Proposer):
         """What the books say of a row, from before the search was interrupted."""
         written, outcome = row.user_attrs.get(OFFSPRING), read_result(row)
         child = None if written is None else Offspring(**json.loads(written))
+        name = child_id(row.number)
+        if (cost := cost_without_point(row)) is not None:
+            self._left[name] = cost
+        waits = child is not None and self._read_rungs(name, row, child)
         if row.state == TrialState.FAIL:
-            reason = str(row.user_attrs.get("error", "no reason is known"))
-            self._failures[child_id(row.number)] = reason
+            reason = reason_of(row)
+            self._failures[name] = reason
             if child is not None:
                 self._selection.refuse(child, reason)
         elif child is None:
@@ -186,32 +254,89 @@ class Evolving(Proposer):
                 self._undecided.append(row)
         elif outcome is not None:
             self._close(row, child, outcome)
+        elif waits:
+            self._on_rungs[name] = (row, child)
         elif row.state == TrialState.RUNNING:
             self._waiting.append((row, child))
+        elif PARTIAL in row.user_attrs and PASSED_OVER not in row.user_attrs:
+            self._stopped += 1
         if child is not None:
             self._passed = 0
 
+    def _read_rungs(self, name: str, row: FrozenTrial, child: Offspring) -> bool:
+        """Takes the partial results of a row over; whether it waits to be compared."""
+        if self._stopping is None:
+            return False
+        partial = partial_results(row)
+        if partial:
+            self._aims[name] = child.accuracy
+            self._selection.begun(child)
+        return self._stopping.read(name, row, [self._figures(name, one) for one in partial])
+
+    def _figures(self, name: str, partial: Outcome) -> Points:
+        """What a child is compared by; nothing of one beyond the bounds."""
+        points = points_of(name, self.method, partial)
+        return [values_of(p.values) for p in points if within(p, self._limits)]
+
+    def _best(self, children: Mapping[str, Points], most: int) -> list[str]:
+        return by_aim(children, self._aims, most)
+
+    def _let_on(self, *, last: bool) -> bool:
+        """Lets one that waits on a rung go on; whether one may, and the budget has enough left."""
+        for name in self._stopping.ready(last=last) if self._stopping is not None else []:
+            assert self._stopping is not None
+            if self._to_take(name, self._on_rungs[name][1]) <= self._context.macs_left():
+                _, child = self._on_rungs.pop(name)
+                self._waiting.append((self._stopping.let_on(name), child))
+                return True
+        return False
+
+    def _stop_the_rest(self) -> bool:
+        """Ends the trainings that wait where nobody is left whom they could be compared with, and
+        more of the budget would not change that; whether it did."""
+        assert self._stopping is not None
+        dear = self._wants_more() and self._context.macs_left() < math.inf
+        if dear or self._stopping.ready(last=True):
+            return False
+        stopped = self._stopping.stop()
+        for name in stopped:
+            del self._on_rungs[name]
+        self._stopped += len(stopped)
+        self._notices.append(Notice(f"stopped early: {', '.join(stopped)}", stopped))
+        return True
+
+    def _others(self) -> list[tuple[FrozenTrial, Offspring]]:
+        """The children that train or wait on a rung."""
+        return [*self._running.values(), *self._on_rungs.values()]
+
+    def _to_take(self, name: str, child: Offspring) -> int:
+        """What a child is expected to take from now on."""
+        return max(child.train_macs - self._left.get(name, (0, 0.0))[0], 0)
+
     def _booked(self) -> int:
-        """Children that are trained, failed, or on their way."""
+        """Children that are trained, were stopped, failed, or are on their way."""
         failed = sum(name.startswith("e") for name in self._failures)
-        return self._done + failed + len(self._running) + len(self._waiting)
+        return self._done + self._stopped + failed + len(self._others()) + len(self._waiting)
 
     def _wants_more(self) -> bool:
         return self._exhausted is None and self._booked() < self._settings.trials
 
-    def _standing(self) -> tuple[int, int]:
+    def _standing(self) -> tuple[int, ...]:
         """What decides on whether a child can come of draws."""
-        return len(self._context.book.points), len(self._running)
+        return len(self._context.book.points), len(self._running), len(self._on_rungs)
 
     def _handed(self, row: FrozenTrial, child: Offspring) -> Job:
         name = child_id(row.number)
         self._running[name] = (row, child)
-        params = {"parent": child.parent, "edits": child.edits, "recipe": child.recipe}
-        return Job(name, "evolve", params, macs=child.train_macs)
+        params: dict[str, Any] = {"parent": child.parent, "edits": child.edits}
+        params["recipe"] = child.recipe
+        if self._stopping is not None:
+            params["rungs"] = self._stopping.ahead(name, child.recipe["epochs"])
+        return Job(name, "evolve", params, macs=self._to_take(name, child))
 
     def _decided(self) -> tuple[FrozenTrial, Offspring] | None:
         """A row and its child: the best of a few draws; None where no child can come of them."""
-        running = [child.place for _, child in self._running.values()]
+        running = [child.place for _, child in self._others()]
         left = Left(self._context.macs_left(), self._settings.trials - self._booked())
         promise = self._selection.promise(running, left)
         in_vain = 0
@@ -221,9 +346,9 @@ class Evolving(Proposer):
             if isinstance(child, str):
                 self._pass_over(trial, child)
                 in_vain += 1
-                if self._running and in_vain >= _DRAWS:
+                if self._others() and in_vain >= _DRAWS:
                     return None
-                if not self._running and self._passed >= _IN_VAIN:
+                if not self._others() and self._passed >= _IN_VAIN:
                     self._exhausted = Exhausted(self._why(child), by_bounds=False)
                     return None
                 continue

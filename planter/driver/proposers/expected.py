@@ -33,6 +33,8 @@ class Expected:
         self._prepared = context.prepared
         self._recipe = settings.recipe_of(context.study.recipe)
         self._forms: dict[tuple[str, str, str], float] = {}
+        self.pool_is_paid = False
+        """Whether a child without a point has had the teacher's logits of a pool computed."""
 
     def child(self, params: Mapping[str, Any], parent: Point, macs: float) -> int:
         """All that a child of so many macs takes: its edit, its training and, of the first one, the
@@ -98,7 +100,7 @@ class Expected:
         """What the teacher's logits of a pool of views are still to take, of the first child."""
         views = self._recipe.augment.views
         trials = (point.trial for point in self._book.points if point.parent)
-        if views is None or next(trials, None) is not None:
+        if views is None or self.pool_is_paid or next(trials, None) is not None:
             return 0
         return views * len(self._prepared.data.train) * self._teacher_macs()
 

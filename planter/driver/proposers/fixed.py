@@ -93,7 +93,8 @@ class Baselines(Proposer):
 
     def next(self) -> Job | None:
         for name, index in self._waiting.items():
-            guided = self._study.baselines[index].kd is not None
+            settings = self._study.baselines[index]
+            guided = settings.kd is not None and not settings.frozen
             waits = guided and self._study.teacher is not None and not self._book.has("teacher")
             macs = self._train_macs(name, guided=guided)
             if name in self._handed or waits or macs > self._context.macs_left():
@@ -104,9 +105,12 @@ class Baselines(Proposer):
 
     def _train_macs(self, name: str, *, guided: bool) -> int:
         prepared = self._context.prepared
-        architecture, recipe, _ = prepared.networks[name]
+        planned = prepared.networks[name]
+        if not planned.trained:
+            return 0
         teacher = prepared.teacher_macs if guided else 0
-        return training_macs(cost(architecture).macs, recipe, len(prepared.data.train), teacher)
+        macs, images = cost(planned.architecture).macs, len(prepared.data.train)
+        return training_macs(macs, planned.recipe, images, teacher)
 
     def finish(self, job: Job, outcome: Outcome) -> None:
         del self._waiting[job.id]

@@ -99,6 +99,12 @@ class Selection:
         """Takes in how well a child has done."""
         self._surprises.add(child.edit, point.values[METRIC] - child.accuracy)
 
+    def begun(self, child: Offspring) -> None:
+        """Takes in that a child is trained in part, and waits: there shall be no second one like
+        it, and what is computed once for all is there."""
+        self._expected.pool_is_paid = True
+        self._refused.add((child.parent, _kind(child.edits, exact=True)))
+
     def refuse(self, child: Offspring, reason: str) -> None:
         """Leaves out, from now on, an edit that has failed on a parent: of any size, unless its
         training diverged."""
@@ -181,7 +187,7 @@ class Selection:
                 f"the cheapest child would take {cheapest:.3g} multiply-adds, more than is left of "
                 "budget.train_macs"
             )
-        told = "every child of these settings has failed before"
+        told = "every child of these settings has failed, or was begun, before"
         for option in sorted(affordable, key=lambda one: (-one.worth, -one.place.accuracy)):
             architecture = Architecture.from_dict(option.parent.architecture)
             edits = [option.edit]

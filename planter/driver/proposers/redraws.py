@@ -8,9 +8,12 @@ from typing import Any
 
 from optuna.trial import FixedTrial, FrozenTrial, TrialState
 
-from planter.driver.proposers.early_stopping import PARTIAL
+from planter.driver.proposers.unfinished import PARTIAL
 from planter.driver.trials.jobs import ANOTHER_NAME
-from planter.study.space import Space
+from planter.driver.trials.networks import recipes_of
+from planter.networks import checkpoint
+from planter.study.schema import Study
+from planter.study.space import Candidate, Space
 
 IN_A_ROW = 100
 """Draws in a row that give nothing to train, after which a search draws no more."""
@@ -22,6 +25,16 @@ RECIPES = "trained_under"
 
 BOUNDS, PRUNED, REPEATED = "beyond the bounds", "pruned by the space", "trained before"
 _KINDS = (BOUNDS, PRUNED, REPEATED)
+
+
+def trained_under(candidate: object, study: Study) -> str:
+    """The key of what a candidate is trained under; empty of anything else."""
+    if not isinstance(candidate, Candidate):
+        return ""
+    every = recipes_of(candidate, study)
+    plants = every.plants if candidate.plants else None
+    each = [every.network, plants, every.again]
+    return checkpoint.content_key([r.model_dump() if r is not None else None for r in each])
 
 
 def is_redrawn(row: FrozenTrial) -> bool:

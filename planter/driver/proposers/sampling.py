@@ -9,7 +9,7 @@ from typing import Any, Self
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from planter.driver.proposers.early_stopping import Stopping, partial_cost, partial_results
+from planter.driver.proposers.early_stopping import Stopping
 from planter.driver.proposers.proposer import Exhausted, Notice, Proposer, SearchContext
 from planter.driver.proposers.redraws import (
     BOUNDS,
@@ -22,9 +22,17 @@ from planter.driver.proposers.redraws import (
     Streak,
     Trained,
     is_redrawn,
+    trained_under,
 )
 from planter.driver.proposers.samplers import make_sampler
-from planter.driver.storage.open_rows import row_of, take_up, write_attributes
+from planter.driver.proposers.unfinished import (
+    Cost,
+    cost_without_point,
+    partial_results,
+    reason_of,
+    write_failure,
+)
+from planter.driver.storage.open_rows import row_of, take_up
 from planter.driver.storage.points import (
     METRICS,
     Direction,
@@ -50,7 +58,6 @@ from planter.front.objectives import values_of
 from planter.front.pareto import hypervolume
 from planter.front.points import adding_most, covered, within
 from planter.kernels.forms import form_names
-from planter.networks import checkpoint
 from planter.study.space import Candidate
 
 FAMILY_METRICS: dict[str, Direction] = {"hypervolume": "maximize"}
@@ -95,7 +102,7 @@ class Sampling(Proposer):
         self._trained = Trained(space)
         self._exhausted: Exhausted | None = None
         self._notices: list[Notice] = []
-        self._left: dict[str, tuple[int, float]] = {}
+        self._left: dict[str, Cost] = {}
         self._interrupted: list[FrozenTrial] = []
         stopping = study.sample.early_stopping
         self._stopping = None if stopping is None else Stopping(stopping, self._study, self._best)
@@ -105,9 +112,7 @@ class Sampling(Proposer):
         self._counted = sum(not is_redrawn(row) for row in rows)
         self._open = {row.number for row in rows if row.state == TrialState.RUNNING}
         self._failures = {
-            trial_id(row.number): str(row.user_attrs.get("error", "no reason is known"))
-            for row in rows
-            if row.state == TrialState.FAIL
+            trial_id(row.number): reason_of(row) for row in rows if row.state == TrialState.FAIL
         }
         for row in rows:
             self._trained.read(row)
@@ -148,7 +153,8 @@ class Sampling(Proposer):
         row = self._handed[job.id]
         partial: Outcome = {**outcome["partial"], "seconds": outcome["seconds"]}
         partial = self._latencies.added(partial, row.user_attrs.get(LATENCY))
-        self._stopping.reach(job.id, row, partial, self._figures(job.id, partial))
+        figures = self._figures(job.id, partial)
+        self._left[job.id] = self._stopping.reach(job.id, row, partial, figures)
         ready = self._stopping.ready(last=self._nobody_else(job.id)) if go_on else []
         if job.id not in ready:
             return None
@@ -160,7 +166,7 @@ class Sampling(Proposer):
         row = self._handed.pop(job.id)
         if "error" in outcome:
             self._trained.drop(row)
-            self._fail(row, outcome["error"])
+            self._fail(row, outcome)
         elif "partial" not in outcome:
             outcome = self._latencies.added(outcome, row.user_attrs.get(LATENCY))
             if self._stopping is not None:
@@ -185,19 +191,17 @@ class Sampling(Proposer):
     def failures(self) -> dict[str, str]:
         return dict(self._failures)
 
-    def unfinished(self) -> dict[str, tuple[int, float]]:
-        """Of trainings that were stopped early, wait or go on: what they took up to their last
-        comparison."""
-        costs = self._left if self._stopping is None else self._stopping.costs()
+    def unfinished(self) -> dict[str, Cost]:
+        """See `cost_without_point`."""
         done = {point.trial for point in self._book.points}
-        return {trial: cost for trial, cost in costs.items() if trial not in done}
+        return {trial: cost for trial, cost in self._left.items() if trial not in done}
 
     def _read_rungs(self, row: FrozenTrial) -> bool:
         """Takes the partial results of a row over; whether it waits to be compared."""
         name = trial_id(row.number)
+        if (cost := cost_without_point(row)) is not None:
+            self._left[name] = cost
         if self._stopping is None:
-            if (cost := partial_cost(row)) is not None:  # of a study that stopped trials before
-                self._left[name] = cost
             return False
         reached = [self._figures(name, partial) for partial in partial_results(row)]
         return self._stopping.read(name, row, reached)
@@ -288,7 +292,7 @@ class Sampling(Proposer):
         space, or the space raised an error. The trial is closed in these cases."""
         try:
             candidate: Candidate = self._space(trial)
-            recipes = self._recipes(candidate)
+            recipes = trained_under(candidate, self._settings)
             first = self._trained.before(trial.number, trial.params, candidate, recipes)
             if first is not None:
                 for bound, value in first.constraints.items():  # it is the same network
@@ -314,7 +318,7 @@ class Sampling(Proposer):
             reason = f"{type(error).__name__}: {error} ({place.filename}, line {place.lineno})"
             self._notices.append(Notice(f"{trial_id(trial.number)} failed: {reason}", failed=True))
             self._space_failures += 1
-            self._fail(trial, reason)
+            self._fail(trial, {"error": reason})
             return None
         if weighed.latency_ms:
             trial.set_user_attr(LATENCY, weighed.latency_ms)
@@ -354,15 +358,6 @@ class Sampling(Proposer):
         self._handed[job.id] = row
         return job
 
-    def _recipes(self, candidate: object) -> str:
-        """The key of what a candidate is trained under; empty of anything else."""
-        if not isinstance(candidate, Candidate):
-            return ""
-        every = recipes_of(candidate, self._settings)
-        plants = every.plants if candidate.plants else None
-        each = [every.network, plants, every.again]
-        return checkpoint.content_key([r.model_dump() if r is not None else None for r in each])
-
     def _redraw(
         self, trial: Trial, kind: str, reason: str, beyond: Mapping[str, float] | None = None
     ) -> None:
@@ -385,10 +380,12 @@ class Sampling(Proposer):
         points = points_of(trial_id(row.number), "sample", outcome)
         self._book.add(points, row.params, row.distributions)
 
-    def _fail(self, row: FrozenTrial | Trial, reason: str) -> None:
-        write_attributes(self._study, row, {"error": reason})
+    def _fail(self, row: FrozenTrial | Trial, outcome: Outcome) -> None:
+        name = trial_id(row.number)
+        if (cost := write_failure(self._study, row, outcome)) is not None:
+            self._left[name] = cost
         self._close(row.number, state=TrialState.FAIL)
-        self._failures[trial_id(row.number)] = reason
+        self._failures[name] = outcome["error"]
 
     def _close(
         self,

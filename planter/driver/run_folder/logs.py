@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from planter.machine.disk import when_there_is_space
 from planter.training.loop import Epoch
@@ -52,15 +53,49 @@ def logged_to(file: Path) -> Iterator[None]:
             handler.close()
 
 
-def epochs_to(file: Path) -> Callable[[Epoch], None]:
-    """Writes a line an epoch; lines of epochs that are trained again are replaced."""
+MacsAfter = Callable[[int], int]
+"""Multiply-adds of a training after so many of its epochs."""
+
+
+def epochs_to(file: Path, macs_after: MacsAfter | None = None) -> Callable[[Epoch], None]:
+    """Writes a line an epoch, with what the training has taken by then; lines of epochs that are
+    trained again are replaced."""
 
     def note(epoch: Epoch) -> None:
-        file.parent.mkdir(exist_ok=True)
-        with file.open("ab+") as out:
-            out.seek(0)
-            before = b"".join(out.readlines()[: epoch.epoch - 1])
-            out.truncate(len(before))
-            out.write(json.dumps(epoch._asdict()).encode() + b"\n")
+        took = {} if macs_after is None else {"train_macs": macs_after(epoch.epoch)}
+        _write_line(file, epoch.epoch, {**epoch._asdict(), **took})
 
     return lambda epoch: when_there_is_space(lambda: note(epoch), file.parent)
+
+
+def lost_epoch_to(file: Path, macs_after: MacsAfter, lr_at: Callable[[int], float]) -> None:
+    """Writes a line of the epoch behind the last one, which was trained in vain: its loss is no
+    number."""
+    done = len(file.read_bytes().splitlines()) if file.is_file() else 0
+    line = {"epoch": done + 1, "loss": None, "lr": lr_at(done), "seconds": 0.0}
+    line["train_macs"] = macs_after(done + 1)
+    when_there_is_space(lambda: _write_line(file, done + 1, line), file.parent)
+
+
+def taken_by(trial: Path) -> tuple[int, float]:
+    """Multiply-adds and seconds of all epochs that the logs below a trial's folder know of."""
+    macs, seconds = 0, 0.0
+    for file in trial.rglob("metrics.jsonl"):
+        most = 0
+        for line in file.read_text(encoding="utf-8").splitlines():
+            with suppress(ValueError):  # the last one, of a worker that was killed at it
+                epoch = json.loads(line)
+                most = max(most, epoch.get("train_macs", 0))
+                seconds += epoch["seconds"]
+        macs += most
+    return macs, round(seconds, 3)
+
+
+def _write_line(file: Path, number: int, line: Mapping[str, Any]) -> None:
+    """Writes the line of that number, counted from 1, and nothing behind it."""
+    file.parent.mkdir(exist_ok=True)
+    with file.open("ab+") as out:
+        out.seek(0)
+        before = b"".join(out.readlines()[: number - 1])
+        out.truncate(len(before))
+        out.write(json.dumps(dict(line)).encode() + b"\n")

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 from optuna.storages import BaseStorage
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from pydantic import ValidationError
 
-from planter.driver.proposers.early_stopping import partial_cost
+from planter.driver.proposers.evolving import child_id
+from planter.driver.proposers.unfinished import cost_without_point
 from planter.driver.run_folder.settings import names_of
 from planter.driver.storage.points import database_url, open_storage, point_of_row
 from planter.driver.trials.jobs import trial_id
@@ -112,25 +113,30 @@ def points_in(storage: BaseStorage, name: str) -> list[Point]:
 
 
 def stopped_in(storage: BaseStorage, name: str) -> list[Stopped]:
-    """Sampled trainings that have a cost but no point (stopped early, failed, or still running), in
-    the order of time. The end of such a training is not stored. It is taken as its start plus its
-    training seconds, without the time it waited on rungs."""
-    try:
-        number = storage.get_study_id_from_name(f"{name}/sampling")
-    except KeyError:
-        return []
+    """Trainings of sampled networks and of children that have a cost but no point (stopped early,
+    failed, or still running), in the order of time. The end of such a training is not stored. It is
+    taken as its start plus its training seconds, without the time it waited on rungs."""
     ends: dict[str, datetime] = {}
-    for row in storage.get_all_trials(storage.get_study_id_from_name(name), deepcopy=False):
+    for row in rows_in(storage, name):
         if row.datetime_complete is not None:
             ends.setdefault(row.user_attrs["trial"], row.datetime_complete)
     found = []
-    for row in storage.get_all_trials(number, deepcopy=False):
-        cost, trial = partial_cost(row), trial_id(row.number)
-        if cost is not None and trial not in ends and row.datetime_start is not None:
-            when = row.datetime_start + timedelta(seconds=cost[1])
-            after = sum(end <= when for end in ends.values())
-            found.append((when, Stopped(trial, *cost, after=after)))
+    for book, id_of in (("sampling", trial_id), ("evolve", child_id)):
+        for row in rows_in(storage, f"{name}/{book}"):
+            cost, trial = cost_without_point(row), id_of(row.number)
+            if cost is not None and trial not in ends and row.datetime_start is not None:
+                when = row.datetime_start + timedelta(seconds=cost[1])
+                after = sum(end <= when for end in ends.values())
+                found.append((when, Stopped(trial, *cost, after=after)))
     return [one for _, one in sorted(found)]
+
+
+def rows_in(storage: BaseStorage, name: str) -> list[FrozenTrial]:
+    """The rows of an Optuna study in a storage; none where there is no such study."""
+    try:
+        return storage.get_all_trials(storage.get_study_id_from_name(name), deepcopy=False)
+    except KeyError:
+        return []
 
 
 def images_of(run: Path) -> Data:

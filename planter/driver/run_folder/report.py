@@ -18,6 +18,7 @@ from planter.driver.run_folder.read import (
     opened,
     points_in,
     read_growth,
+    rows_in,
     run_study,
     standing,
     stopped_in,
@@ -111,16 +112,9 @@ def _failed(storage: BaseStorage, study: Study) -> int:
     """Trials of the proposers' books that failed."""
     count = 0
     for name in (f"{study.name}/{book}" for book in ("sampling", "planting", "evolve")):
-        rows = _rows(storage, name)
+        rows = rows_in(storage, name)
         count += sum(row.state == TrialState.FAIL for row in rows)
     return count
-
-
-def _rows(storage: BaseStorage, name: str) -> list[optuna.trial.FrozenTrial]:
-    try:
-        return storage.get_all_trials(storage.get_study_id_from_name(name), deepcopy=False)
-    except KeyError:
-        return []
 
 
 def _importances(storage: BaseStorage, study: Study) -> Importances | None:
@@ -128,7 +122,7 @@ def _importances(storage: BaseStorage, study: Study) -> Importances | None:
     from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 
     name = f"{study.name}/sampling"
-    finished = [row for row in _rows(storage, name) if row.state == TrialState.COMPLETE]
+    finished = [row for row in rows_in(storage, name) if row.state == TrialState.COMPLETE]
     if len(finished) < _ENOUGH:
         return None
     # Its trees take minutes for thousands of trials: some of them, evenly over the search, do.

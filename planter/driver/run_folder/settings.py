@@ -11,7 +11,7 @@ import platform
 import secrets
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,7 @@ def write_settings(
     class_names: Sequence[str],
     *,
     accept_changes: bool,
+    weights: Mapping[str, str],
 ) -> None:
     """Writes study.yaml, of the `text` where the study was read from a file, resolved.yaml and
     environment.json.
@@ -85,18 +86,22 @@ def write_settings(
     Raises StudyError, with the difference, where the folder holds a run of another study. More
     trials or rounds than before, other resources and other models to keep are no difference.
     Other images, classes of other names or in another order, another seed or another teacher are
-    never accepted: points of before and after could not stand on one front.
+    never accepted: points of before and after could not stand on one front. Nor are other `weights`
+    to begin with, of which it has what tells them apart, by their place in the study.
     """
     resolved = yaml.safe_dump(study.model_dump(), sort_keys=False)
     file = run / "resolved.yaml"
     if file.is_file():
         before = Study.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
         _refuse_changes(run, before, study, fingerprint, class_names, accept_changes=accept_changes)
+        _refuse_weights(run, weights)
         if accept_changes and before != study:
             drop_checkpoints(run / "trials")  # halves of trainings under the old settings
     write_text(run / "study.yaml", resolved if text is None else text.decode("utf-8"))
     write_text(file, resolved)
     environment = {**_environment(study), "data": fingerprint, "class_names": list(class_names)}
+    if weights:
+        environment["weights"] = dict(weights)
     if _scored_as_trained(run):
         environment[_STATISTICS] = "as trained"
     elif _augments(study):
@@ -113,6 +118,7 @@ def write_settings(
 def _augments(study: Study) -> bool:
     """Whether a recipe of the study changes images (what a space draws is not known here)."""
     recipes = [study.recipe, study.teacher.recipe if study.teacher is not None else None]
+    recipes += [baseline.recipe for baseline in study.baselines]
     if (plan := study.plant) is not None:
         recipes += [plan.recipe, plan.finetune, plan.final]
     return any(recipe.augment != Augment() for recipe in recipes if recipe is not None)
@@ -201,6 +207,21 @@ def _refuse_changes(
                 f"networks timed alike: resources.cpu and gpu as they were, or {ANOTHER_NAME}",
             )
         )
+    if problems:
+        raise StudyError(str(run), problems)
+
+
+def _refuse_weights(run: Path, weights: Mapping[str, str]) -> None:
+    begun = json.loads((run / "environment.json").read_text(encoding="utf-8")).get("weights", {})
+    problems = [
+        Problem(
+            place,
+            f"weights of content {key}",
+            f"those the run was begun with ({begun[place]}), or {ANOTHER_NAME}",
+        )
+        for place, key in weights.items()
+        if begun.get(place, key) != key
+    ]
     if problems:
         raise StudyError(str(run), problems)
 

@@ -22,13 +22,15 @@ from torch import Tensor, nn
 from planter.arch import Architecture
 from planter.costs.macs import Cost, cost, training_cost
 from planter.data import Data, Split
-from planter.driver.run_folder.logs import epochs_to
+from planter.driver.run_folder.logs import MacsAfter, epochs_to, lost_epoch_to
 from planter.driver.trials.cost import training_macs
 from planter.driver.trials.jobs import Outcome, SearchStoppedError, seed_of
+from planter.edits.inherit import optimizer_state
 from planter.front.points import measured
 from planter.kernels.forms import Kernels
 from planter.machine.disk import when_there_is_space
-from planter.networks import checkpoint
+from planter.networks import checkpoint, moments
+from planter.networks.moments import Moments
 from planter.networks.normalisation import seeing, taking
 from planter.networks.norms import NormMode
 from planter.study.schema import Study
@@ -94,26 +96,32 @@ class Context:
         until: int | None = None,
         images: Split | None = None,
         checkpoint: Path | None = None,
+        macs_after: MacsAfter,
     ) -> None:
         """Trains all of a network, under the trial's own seed; on `images`, by default those of the
-        recipe, with a `checkpoint`, by default in the trial's folder. See `planter.fit`."""
+        recipe, with a `checkpoint`, by default in the trial's folder. The log of its epochs says
+        what each of them took, `macs_after` them. See `planter.fit`."""
         guide = self.guide(recipe, trial) if guided else None
         if isinstance(guide, nn.Module) and images is not None:
             guide = seeing(guide, images, self.data.train)
-        fit(
-            network,
-            loss,
-            self.images(recipe) if images is None else images,
-            recipe,
-            seed=seed_of(self.study.seed, trial),
-            teacher=guide,
-            optimizer=optimizer,
-            checkpoint=checkpoint or self.checkpoint_of(trial),
-            on_epoch=self.metrics(trial),
-            start=start,
-            until=until,
-            pause=self.pause,
-        )
+        try:
+            fit(
+                network,
+                loss,
+                self.images(recipe) if images is None else images,
+                recipe,
+                seed=seed_of(self.study.seed, trial),
+                teacher=guide,
+                optimizer=optimizer,
+                checkpoint=checkpoint or self.checkpoint_of(trial),
+                on_epoch=self.metrics(trial, macs_after),
+                start=start,
+                until=until,
+                pause=self.pause,
+            )
+        except FloatingPointError:
+            lost_epoch_to(self.metrics_of(trial), macs_after, recipe.lr_at)
+            raise
 
     def phase(
         self,
@@ -330,11 +338,31 @@ class Context:
     def save(self, folder: Path, *network: Any) -> None:
         when_there_is_space(lambda: checkpoint.save(folder, *network), folder)
 
+    @property
+    def wants_moments(self) -> bool:
+        """Whether children begin with the moments of their parents."""
+        return self.study.evolve is not None and self.study.evolve.moments
+
+    def keep_moments(
+        self, folder: Path, network: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe
+    ) -> None:
+        """Writes what the optimiser has learned of a saved network's weights beside them, where the
+        study's children begin with it. Factors of kernels in another form are gone by then."""
+        if not self.wants_moments:
+            return
+        names = {name for name, _ in network.named_parameters()}
+        learned = optimizer_state(optimizer)
+        kept = Moments(recipe.optimizer, {n: learned[n] for n in learned if n in names})
+        when_there_is_space(lambda: moments.save(folder, kept), folder)
+
     def checkpoint_of(self, trial: str) -> Path:
         return self.run / "trials" / trial / _CHECKPOINT
 
-    def metrics(self, trial: str) -> Callable[[Epoch], None]:
-        return epochs_to(self.run / "trials" / trial / "metrics.jsonl")
+    def metrics_of(self, trial: str) -> Path:
+        return self.run / "trials" / trial / "metrics.jsonl"
+
+    def metrics(self, trial: str, macs_after: MacsAfter) -> Callable[[Epoch], None]:
+        return epochs_to(self.metrics_of(trial), macs_after)
 
 
 def _pool_logits(recipe: Recipe) -> str:

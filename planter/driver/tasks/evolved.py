@@ -2,31 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from planter.arch import Architecture
+from planter.costs.macs import cost
 from planter.data import Split
 from planter.driver.tasks.context import Context
 from planter.driver.tasks.growing import growth_of, train_growing
 from planter.driver.tasks.whole import class_loss, of_batch, train_whole
 from planter.driver.trials.jobs import Job, Outcome, seed_of
-from planter.evolution.edit import MEASURED_IMAGES, Individual, Measured, gradient_sums
+from planter.evolution.edit import (
+    MEASURED_IMAGES,
+    Bench,
+    Edit,
+    Individual,
+    Measured,
+    gradient_sums,
+)
 from planter.evolution.table import apply_all, from_data
 from planter.evolution.whole import Reform
+from planter.front.points import measured
 from planter.kernels.forms import form_names, form_of
 from planter.machine.torch_state import evaluating
-from planter.networks import checkpoint
+from planter.networks import checkpoint, moments
+from planter.networks.assembly import build_network
 from planter.networks.normalisation import as_taken
 from planter.planting.round import Loss, train_round
 from planter.training.loop import evaluate
 from planter.training.recipe import Recipe
 
+log = logging.getLogger(__name__)
 _ROUND = Recipe(
     epochs=2, batch=64, optimizer="adam", lr=0.005, weight_decay=0.0, schedule="onecycle"
 )
@@ -34,7 +47,8 @@ _ROUND = Recipe(
 
 
 def evolve(context: Context, job: Job) -> Outcome:
-    """Makes a child of the point `parent` by `edits`, trains all its weights under `recipe`."""
+    """Makes a child of the point `parent` by `edits`, trains all its weights under `recipe`; up to
+    the first of `rungs`, where there are any."""
     settings = context.study.evolve
     assert settings is not None
     recipe = Recipe.model_validate(job.params["recipe"])
@@ -42,7 +56,8 @@ def evolve(context: Context, job: Job) -> Outcome:
     spec = checkpoint.read_spec(folder)
     network = checkpoint.load(folder, own_code=True).to(context.device)
     architecture = Architecture.from_dict(spec["architecture"])
-    parent = Individual(architecture, spec["pipeline"], network)
+    known = _moments(folder, recipe) if context.wants_moments else {}
+    parent = Individual(architecture, spec["pipeline"], network, known)
     kd = settings.kd if context.study.teacher is not None else None
     guided = kd is not None and kd.weight > 0
     loss = class_loss()
@@ -53,9 +68,13 @@ def evolve(context: Context, job: Job) -> Outcome:
     images = as_taken(context.images(recipe), spec)
     bench = _Bench(context, loss, seed_of(context.study.seed, job.id), guided, spec)
     before, growth = growth_of(edits)
-    child, macs = apply_all(before, parent, bench)
+    child, macs = _made(context, job, before, parent, bench)
+    inherits = bool(child.moments)
     forms = [edit.form for edit in edits if isinstance(edit, Reform)]
     kernels = form_of(forms[-1]) if forms else None
+    # One that grows meanwhile is on no rung: see `Evolve`.
+    rungs = job.params.get("rungs", []) if growth is None else []
+    until = next(iter(rungs), recipe.epochs)
     train = partial(
         train_whole,
         context,
@@ -67,10 +86,26 @@ def evolve(context: Context, job: Job) -> Outcome:
         images=images,
     )
     if growth is None:
-        macs += train(child.network.train(), child.architecture, recipe).macs
+        trained = train(
+            network=child.network.train(),
+            architecture=child.architecture,
+            recipe=recipe,
+            learned=child.moments,
+            until=until,
+            before=macs,
+        )
     else:
-        child, more = train_growing(context, job.id, child, growth, bench, recipe, train)
-        macs += more
+        child, trained = train_growing(
+            context, job.id, child, growth, bench, recipe, train, before=macs
+        )
+    macs += trained.macs
+    validation = as_taken(context.data.validation, spec)
+    if until < recipe.epochs:
+        score = context.score(child.pipeline, child.network.eval(), validation)
+        scored = measured(score, cost(child.architecture).pipelines[child.pipeline])
+        made = child.architecture.to_dict()
+        point = {"pipeline": child.pipeline, **scored, "architecture": made}
+        return {"partial": {"epochs": until, "points": [point], "train_macs": macs}}
     lineage = [*spec.get("lineage", [{"id": job.params["parent"], "trained": spec.get("trial")}])]
     step = {
         "id": f"{job.id}/{child.pipeline}",
@@ -79,17 +114,62 @@ def evolve(context: Context, job: Job) -> Outcome:
         "recipe": recipe.model_dump(),
         "kd": kd.model_dump() if guided and kd is not None else None,
     }
+    if inherits:
+        step["moments"] = True
     lineage.append(step)
-    return context.outcome(
+    outcome = context.outcome(
         job.id,
         {child.pipeline: child.network.eval()},
         child.architecture,
         train_macs=macs,
         kernels=form_names(kernels),
-        validation=as_taken(context.data.validation, spec),
+        validation=validation,
         facts={"lineage": lineage, "recipe": recipe.model_dump()},
         fields={"parent": job.params["parent"], "edits": list(job.params["edits"])},
     )
+    saved = context.run / "models" / job.id / child.pipeline
+    context.keep_moments(saved, child.network, trained.optimizer, recipe)
+    return outcome
+
+
+def _moments(folder: Path, recipe: Recipe) -> Mapping[str, Mapping[str, Tensor]]:
+    """What the recipe's optimiser has learned of a parent's weights, as far as it is kept."""
+    kept = moments.load(folder)
+    if kept is None:
+        log.warning("%s: no moments are kept there; its child begins with fresh ones", folder)
+        return {}
+    if kept.optimizer != recipe.optimizer:
+        told = "%s: its moments are of %s, not %s; its child begins with fresh ones"
+        log.warning(told, folder, kept.optimizer, recipe.optimizer)
+        return {}
+    return kept.state
+
+
+def _made(
+    context: Context, job: Job, edits: Sequence[Edit], parent: Individual, bench: Bench
+) -> tuple[Individual, int]:
+    """The child before its training, and the multiply-adds that its edits took. One that is stopped
+    on the way is kept in its folder: with every job that goes on, edits would measure once more."""
+    if "rungs" not in job.params:
+        return apply_all(edits, parent, bench)
+    file = context.checkpoint_of(f"{job.id}/edited")
+    if (kept := checkpoint.read_training(file)) is not None:
+        architecture, pipeline = Architecture.from_dict(kept["architecture"]), kept["pipeline"]
+        network = build_network(architecture, pipeline)
+        network.load_state_dict(kept["model"])
+        network.to(context.device)
+        child = Individual(architecture, pipeline, network.eval(), kept["moments"])
+        return child, int(kept["macs"])
+    child, macs = apply_all(edits, parent, bench)
+    state = {
+        "architecture": child.architecture.to_dict(),
+        "pipeline": child.pipeline,
+        "model": child.network.state_dict(),
+        "moments": {name: dict(learned) for name, learned in child.moments.items()},
+        "macs": macs,
+    }
+    checkpoint.keep_training(file, state)
+    return child, macs
 
 
 def adopt(context: Context, job: Job) -> Outcome:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -45,25 +46,27 @@ def train_growing(
     bench: Bench,
     recipe: Recipe,
     train: Callable[..., Trained],
-) -> tuple[Individual, int]:
-    """The child that `growth` makes of its parent while it trains, and the multiply-adds of both:
-    of each epoch those of the network it had.
+    *,
+    before: int,
+) -> tuple[Individual, Trained]:
+    """The child that `growth` makes of its parent while it trains, and what both took: each epoch
+    the multiply-adds of the network it had.
 
     All weights train all the time, by `train` (`train_whole` with what does not change), under one
-    schedule of the rate. What the optimiser has learned of a weight stays, but for factors of
-    expanded kernels, which are drawn anew. A moving average begins after the last step.
-    Interrupted, the same call goes on: each step is written before the network trains further.
+    schedule of the rate. The optimiser begins with the parent's moments; what it has learned of a
+    weight stays, but for factors of expanded kernels, which are drawn anew. A moving average begins
+    after the last step. Interrupted, the same call goes on: each step is written before the network
+    trains further. What the trial took `before`, in multiply-adds, stands in its log alone.
     """
     file = context.checkpoint_of(f"{trial}/grown")
     begun = checkpoint.read_training(file)
     child, macs = parent, 0
-    learned: Mapping[str, Mapping[str, Tensor]] = {}
     parts = growth.parts(recipe.epochs)
     for number, (start, end) in enumerate(parts):
         if begun is not None and number < begun["step"]:
             continue
         if begun is not None and number == begun["step"]:
-            child, macs, learned = _taken_up(begun, parent)
+            child, macs = _taken_up(begun, parent)
         else:
             child, more = growth.step(number, parent.macs, child, bench)
             macs += more
@@ -71,8 +74,8 @@ def train_growing(
                 "step": number,
                 "architecture": child.architecture.to_dict(),
                 "model": child.network.state_dict(),
+                "moments": {name: dict(learned) for name, learned in child.moments.items()},
                 "macs": macs,
-                "learned": learned,
             }
             when_there_is_space(partial(checkpoint.write_training, file, state), file.parent)
             log.info("step %d of %d: %s", number + 1, len(parts), child.architecture.widths)
@@ -83,15 +86,15 @@ def train_growing(
             network=child.network.train(),
             architecture=child.architecture,
             recipe=recipe if last else recipe.model_copy(update={"ema": None}),
-            learned=learned,
+            learned=child.moments,
             start=start,
             until=end,
             checkpoint=context.checkpoint_of(f"{trial}/step{number}"),
+            before=before + macs,
         )
         macs += trained.macs
-        learned = _kept(trained.optimizer)
-        child.network.eval()
-    return child, macs
+        child = replace(child, network=child.network.eval(), moments=_kept(trained.optimizer))
+    return child, Trained(macs, trained.optimizer)
 
 
 def _kept(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
@@ -100,12 +103,11 @@ def _kept(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
     return {name: state for name, state in learned.items() if "parametrizations" not in name}
 
 
-def _taken_up(
-    state: Mapping[str, Any], parent: Individual
-) -> tuple[Individual, int, dict[str, dict[str, Tensor]]]:
-    """The child after the step that was written last, what it took, and what its optimiser knew."""
+def _taken_up(state: Mapping[str, Any], parent: Individual) -> tuple[Individual, int]:
+    """The child after the step that was written last, and what it took."""
     architecture = Architecture.from_dict(state["architecture"])
     network = build_network(architecture, parent.pipeline)
     network.load_state_dict(state["model"])
     network.to(next(parent.network.parameters())).eval()
-    return Individual(architecture, parent.pipeline, network), state["macs"], state["learned"]
+    child = Individual(architecture, parent.pipeline, network, state["moments"])
+    return child, int(state["macs"])

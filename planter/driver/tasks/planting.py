@@ -179,13 +179,16 @@ def grow(context: Context, job: Job) -> Outcome:
     )
     if job.params["plants"]:
         write_learned(context, job.id, recipe, trained.optimizer)
-    return context.outcome(
+    outcome = context.outcome(
         job.id,
         {"base": network},
         architecture,
         train_macs=trained.macs,
         kernels=form_names(kernels),
     )
+    saved = context.run / "models" / job.id / "base"
+    context.keep_moments(saved, network, trained.optimizer, recipe)
+    return outcome
 
 
 def write_learned(

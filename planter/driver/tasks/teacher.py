@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -14,10 +16,10 @@ from planter.driver.run_folder.settings import drop_half_written
 from planter.driver.tasks.context import Context, locked
 from planter.driver.tasks.whole import class_loss, of_batch, train_whole
 from planter.driver.trials.jobs import Job, Outcome, seed_of
-from planter.driver.trials.networks import network_of
-from planter.networks import checkpoint
-from planter.networks.assembly import build_network
+from planter.driver.trials.starts import key_of_weights, started, teacher_of
+from planter.networks import checkpoint, moments
 from planter.networks.normalisation import as_taken, taking
+from planter.study.networks import Teacher
 from planter.training.augmentation import augmentation
 from planter.training.loop import PausedError
 from planter.training.recipe import Augment, Recipe
@@ -44,18 +46,38 @@ def train_teacher(context: Context, job: Job) -> Outcome:
         )
         network = taking(network, context.data.train, spec)
     else:
-        architecture = network_of(context.study, settings, context.data, settings.widths)
-        recipe = settings.recipe or context.study.recipe
-        network = _cached(context, job, architecture, recipe)
-        macs = context.train_macs(cost(architecture).macs, recipe, guided=False)
-        outcome = context.outcome(job.id, {"base": network}, architecture, train_macs=macs)
+        architecture, spec = teacher_of(context.study, context.data)
+        kept: Path | None = None
+        if settings.frozen:
+            network, macs = started(settings, architecture, 0).network.to(context.device), 0
+        else:
+            recipe = settings.recipe or context.study.recipe
+            network, kept = _cached(context, job, settings, architecture, spec, recipe)
+            macs = context.train_macs(cost(architecture).macs, recipe, guided=False)
+        outcome = context.outcome(
+            job.id,
+            {"base": network},
+            architecture,
+            train_macs=macs,
+            validation=as_taken(context.data.validation, spec),
+        )
+        if kept is not None and context.wants_moments:
+            moments.copy(kept, context.run / "models" / job.id / "base")
+        network = taking(network, context.data.train, spec)
     context.keep_teacher_logits(network)
     return outcome
 
 
-def _cached(context: Context, job: Job, architecture: Architecture, recipe: Recipe) -> nn.Module:
-    """The teacher trained with these settings on these images, by whichever study came first;
-    others that need it meanwhile wait for its lock."""
+def _cached(
+    context: Context,
+    job: Job,
+    section: Teacher,
+    architecture: Architecture,
+    spec: Mapping[str, Any],
+    recipe: Recipe,
+) -> tuple[nn.Module, Path]:
+    """The teacher trained with these settings on these images, by whichever study came first, and
+    the folder it is kept in; others that need it meanwhile wait for its lock."""
     seed = seed_of(context.study.seed, job.id)
     settings = [
         architecture.to_dict(),
@@ -67,6 +89,11 @@ def _cached(context: Context, job: Job, architecture: Architecture, recipe: Reci
         "norm statistics as trained",
         *_own_augmentations(recipe),
     ]
+    images = as_taken(context.data.train, spec)
+    if (weights := key_of_weights(section, architecture.builder)) is not None:
+        settings.append({"weights": weights})
+    if "mean" in spec:
+        settings.append({key: spec[key] for key in ("mean", "std")})
     key = checkpoint.content_key(settings)
     folder = context.teachers / key
     with locked(context.teachers / f"{key}.lock", _pause_before(context, recipe)):
@@ -78,11 +105,14 @@ def _cached(context: Context, job: Job, architecture: Architecture, recipe: Reci
                 log.warning("%s; the teacher is trained again", error)
             else:
                 log.info("teacher %s was trained before: %s", key, folder)
-                return network
+                return network, folder
         _pause_before(context, recipe)()  # the hours may have ended while another had the lock
-        network = build_network(architecture, seed=seed)
+        begun = started(section, architecture, seed)
+        for told in begun.told:
+            log.info("weights %s: %s", section.weights, told)
+        network = begun.network
         part = context.teachers / f"{key}.part"
-        train_whole(
+        trained = train_whole(
             context,
             job.id,
             network,
@@ -90,12 +120,13 @@ def _cached(context: Context, job: Job, architecture: Architecture, recipe: Reci
             recipe,
             of_batch(class_loss()),
             guided=False,
-            images=context.data.train,
+            images=images,
             checkpoint=part,
         )
         context.save(folder, network, architecture, "base", {"settings": settings})
+        context.keep_moments(folder, network, trained.optimizer, recipe)
         part.unlink(missing_ok=True)
-    return network
+    return network, folder
 
 
 def _own_augmentations(recipe: Recipe) -> list[str]:

@@ -47,20 +47,32 @@ def train_whole(
     last: bool = True,
     images: Split | None = None,
     checkpoint: Path | None = None,
+    before: int = 0,
 ) -> Trained:
     """Trains a network in place, under the trial's own seed: its kernels expanded, all of it on the
     context's device, then collapsed.
 
     `pipelines` are those that train, by default the base alone; `learned` is an optimiser's state
     by parameter to begin with (see `inherit_optimizer_state_`); `until` an epoch to end at, `start`
-    one before which the network was another. Unless it is the `last` phase of its trial, see
-    `Context.phase`; for `images` and `checkpoint`, `Context.fit`.
+    one before which the network was another: what that one took is not counted. Unless it is the
+    `last` phase of its trial, see `Context.phase`; for `images` and `checkpoint`, `Context.fit`.
+    What the trial took `before`, in multiply-adds, stands in its log alone.
     """
     if kernels is not None:
         expand_kernels_(network, kernels, seed=seed_of(context.study.seed, trial))
     network.to(context.device)  # after all draws, which so are the same on every device
     optimizer = make_optimizer(network, recipe)
     inherit_optimizer_state_(optimizer, learned or {})
+
+    costs = cost(architecture)
+    each = costs.macs if pipelines is None else joint_macs(costs, pipelines)
+    one_epoch = recipe.model_copy(update={"epochs": 1})
+    epoch = context.train_macs(each, one_epoch, guided=guided)
+    epoch += context.kernel_macs(architecture, kernels, one_epoch, pipelines)
+
+    def macs_after(epochs: int) -> int:
+        pool = context.pool_macs(trial, recipe) if guided and not start else 0
+        return (epochs - start) * epoch + pool
 
     def train() -> int:
         context.fit(
@@ -74,17 +86,13 @@ def train_whole(
             until=until,
             images=images,
             checkpoint=checkpoint,
+            macs_after=lambda epochs: before + macs_after(epochs),
         )
         return 0
 
     context.phase(trial, network, recipe, train, last=last)
     collapse_kernels_(network)
-    done = recipe.model_copy(update={"epochs": (until or recipe.epochs) - start})
-    costs = cost(architecture)
-    each = costs.macs if pipelines is None else joint_macs(costs, pipelines)
-    macs = context.train_macs(each, done, guided=guided)
-    macs += context.pool_macs(trial, recipe) if guided and not start else 0
-    return Trained(macs + context.kernel_macs(architecture, kernels, done, pipelines), optimizer)
+    return Trained(macs_after(until or recipe.epochs), optimizer)
 
 
 def class_loss(*, ce_weight: float = 1.0, kd_weight: float = 0.0, temperature: float = 1.0) -> Loss:

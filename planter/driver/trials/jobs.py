@@ -13,7 +13,8 @@ from planter.front.points import Point
 class Outcome(TypedDict, total=False):
     """What a worker returns, fit for JSON: of a training that has ended `points` (fields of Point
     without the trial), `train_macs` and `seconds`, and what its kind adds; of one that failed
-    `error`; of one that is not at its end `partial` or `paused`; of several, `trials`."""
+    `error`, and the same two as far as they are known; of one that is not at its end `partial` or
+    `paused`; of several, `trials`."""
 
     points: list[dict[str, Any]]
     train_macs: int

@@ -6,28 +6,41 @@ import difflib
 import math
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from planter.arch import Architecture, whole_number
-from planter.backbones import convolutions, full_widths, inner_widths, with_data_options
+from planter.backbones import (
+    convolutions,
+    find_builder,
+    free_widths,
+    full_widths,
+    inner_widths,
+    is_traced,
+    with_data_options,
+)
 from planter.data import Data
 from planter.edits.expand import check_kernels
 from planter.kernels.forms import Kernels
 from planter.networks import checkpoint
 from planter.networks.assembly import build_without_data, check_architecture
 from planter.study.findings import NEEDS_TEACHER
-from planter.study.schema import Baseline, Plant, Study
+from planter.study.networks import Baseline
+from planter.study.schema import Plant, Study
 from planter.study.section import Network, Widths
 from planter.study.space import Candidate
 from planter.training.recipe import Recipe
 
 
 class Planned(NamedTuple):
-    """A network of the study and how it would be trained."""
+    """A network of the study and how it would be trained, if it is."""
 
     architecture: Architecture
     recipe: Recipe
     kernels: Kernels | None = None
+    trained: bool = True
 
 
 def builder_of(study: Study, section: Network) -> str:
@@ -45,8 +58,11 @@ def builder_of(study: Study, section: Network) -> str:
 def network_of(study: Study, section: Network, data: Data, widths: Widths | None) -> Architecture:
     """The architecture of a section, for the data's classes and images."""
     builder = builder_of(study, section)
-    plain = Architecture(builder, full_widths(builder, widths, section.options), section.options)
-    return with_data_options(plain, data.classes, data.image)
+    options = {**section.options, "classes": data.classes, "image": list(data.image)}
+    network = Architecture(builder, full_widths(builder, widths, options), options)
+    if widths == {} and is_traced(network):  # named, so that it can grow
+        network = replace(network, widths=free_widths(network))
+    return network
 
 
 def baseline_id(study: Study, baseline: Baseline) -> str:
@@ -54,13 +70,18 @@ def baseline_id(study: Study, baseline: Baseline) -> str:
     of inner ones behind their names, or the builder where it has none."""
     if baseline.name is not None:
         return f"b-{baseline.name}"
-    widths = full_widths(builder_of(study, baseline), baseline.widths, baseline.options)
+    builder = builder_of(study, baseline)
+    if find_builder(builder).traced is not None:
+        given = baseline.widths if isinstance(baseline.widths, dict) else {}
+        parts = [builder.replace(":", "-"), *(f"{name}-{width}" for name, width in given.items())]
+        return "b-" + "-".join(parts)
+    widths = full_widths(builder, baseline.widths, baseline.options)
     if not widths:
-        return f"b-{builder_of(study, baseline).replace(':', '-')}"
+        return f"b-{builder.replace(':', '-')}"
     different = {widths[name] for name in convolutions(widths)}
     if len(different) == 1:
         return f"b-width{different.pop()}"
-    inner = inner_widths(Architecture(builder_of(study, baseline), widths, baseline.options))
+    inner = inner_widths(Architecture(builder, widths, baseline.options))
     named = (f"{name}-{width}" if name in inner else f"{width}" for name, width in widths.items())
     return "b-width" + "-".join(named)
 
@@ -123,9 +144,10 @@ def recipes_of(candidate: Candidate, study: Study) -> Recipes:
     return Recipes(network, plants, again)
 
 
-def check_network(architecture: Architecture) -> None:
-    """Raises ValueError for a network that cannot be built or whose weights no memory holds."""
-    check_architecture(architecture)
+def check_network(architecture: Architecture, images: Tensor | None = None) -> None:
+    """Raises ValueError for a network that cannot be built, gives no logits of the `images` it will
+    see, or whose weights no memory holds."""
+    check_architecture(architecture, images)
     weights = sum(weight.numel() for weight in build_without_data(architecture).parameters())
     size, memory = 4 * weights, _memory()
     if size > memory:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from importlib import metadata
 from typing import Any
 
@@ -20,6 +21,7 @@ _WITHOUT_AUXILIARY = {
 }
 
 
+@lru_cache
 def torchvision_net(name: str) -> Callable[..., nn.Module]:
     """A builder function of `torchvision.models.get_model(name)` without pre-trained weights.
 
@@ -57,6 +59,27 @@ def torchvision_net(name: str) -> Callable[..., nn.Module]:
         return _staged(net) if isinstance(net, models.ResNet) else net
 
     return build
+
+
+def layer_name(name: str) -> str:
+    """torchvision's name of a layer of one of its residual networks with stages."""
+    if name.startswith("head."):
+        return name.removeprefix("head.")
+    stage, _, layer = name.removeprefix("stages.").partition(".")
+    if stage == "stem":
+        return layer
+    group, _, number = stage.partition("_")
+    return f"{group}.{int(number) - 1}.{layer}"
+
+
+def own_names(name: str) -> list[str]:
+    """The names of the state of `torchvision.models.get_model(name)`, in its order, which is that
+    of the network planter makes of it."""
+    from torchvision import models
+
+    with torch.device("cpu" if name.startswith("regnet") else "meta"):
+        net = models.get_model(name, weights=None, **_WITHOUT_AUXILIARY.get(name, {}))
+    return list(net.state_dict())
 
 
 def installed_version() -> str:

@@ -1,0 +1,1 @@
+"""Networks that were not written for planter: of other packages, and plain ones of a user's."""
