@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import pytest
@@ -145,6 +145,97 @@ def test_growing_where_a_planting_round_measured_most():
     grown = {n for n, w in child.architecture.widths.items() if w > parent.architecture.widths[n]}
     assert grown == {"conv3"}
     assert set(costs) <= set(bench.asked)
+
+
+READERS = {"conv1": "conv2.conv", "conv2": "conv3.conv", "conv3": "conv4.conv",
+           "conv4": "conv5.conv", "conv5": "head.fc1", "fc1": "head.fc2"}  # fmt: skip
+
+
+def test_growing_where_gradients_promise_most():
+    """Against plain autograd, of each width alone: of what is zero and is to read new channels."""
+    parent = individual("convnet", widths=8)
+    images = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    seen = []
+
+    class Loss(Bench):
+        def gradients(self, probe):
+            seen.append(probe.network.state_dict())
+            return gradients_of(probe.network)
+
+    def gradients_of(network):
+        network.zero_grad()
+        network(images).logsumexp(1).sum().backward()
+        return Measured({n: p.grad.clone() for n, p in network.named_parameters()}, 1234)
+
+    child, macs = Grow(1.3, "gradient").apply(parent, Loss())
+    (probe,) = seen
+    promised = {}
+    for width, reader in READERS.items():
+        quarter = parent.architecture.widths[width] // 4
+        wider = {**parent.architecture.widths, width: 5 * quarter}
+        network = build_network(replace(parent.architecture, widths=wider))
+        with torch.no_grad():
+            for name, tensor in network.state_dict().items():
+                tensor.copy_(probe[name][tuple(map(slice, tensor.shape))])
+        torch.testing.assert_close(network(images), parent.network(images))
+        gradient = gradients_of(network).values[f"{reader}.weight"]
+        old = parent.network.state_dict()[f"{reader}.weight"].shape[1]
+        added = counted(replace(parent, network=network)) - counted(parent)
+        promised[width] = float(gradient[:, old:].square().sum()) / added
+    best = max(promised, key=promised.__getitem__)
+    assert promised[best] > 1.05 * sorted(promised.values())[-2]
+    assert macs == 1234
+    grown = {n for n, w in child.architecture.widths.items() if w > parent.architecture.widths[n]}
+    assert grown == {best}
+
+
+@pytest.mark.parametrize("parent", ["conv shortcuts", "padded shortcuts", "behind a cut"])
+def test_growing_by_gradients_keeps_the_function(parent):
+    parent = PARENTS[parent]()
+    child, _ = Grow(1.8, "gradient").apply(parent, Bench())
+    assert parent.macs < counted(child) <= 1.8 * parent.macs
+    images = torch.randn(4, *parent.architecture.options["image"])
+    assert torch.allclose(child.network(images), parent.network(images), rtol=1e-4, atol=1e-5)
+
+
+def test_growing_in_steps_keeps_the_function_and_comes_to_the_same_size():
+    parent = individual("resnet", CONV8)
+    grow, child, sizes = Grow(4.0, steps=3), parent, []
+    for number in range(3):
+        child, _ = grow.step(number, parent.macs, child, Bench())
+        sizes.append(counted(child) / counted(parent))
+    for size, most in zip(sizes, (4 ** (1 / 3), 4 ** (2 / 3), 4), strict=True):
+        assert 0.9 * most < size <= most
+    images = torch.randn(4, 3, 16, 16)
+    assert torch.allclose(child.network(images), parent.network(images), rtol=1e-4, atol=1e-5)
+    # New channels read each other, but no older one reads them.
+    weight = child.network.state_dict()["group1_1.conv2.weight"]
+    assert weight[16:, 16:].abs().max() > 0 == weight[:16, 16:].abs().max()
+    at_once, _ = grow.apply(parent, Bench())
+    assert at_once.architecture == child.architecture
+    assert Grow(8.0, steps=4).parts(16) == [(0, 2), (2, 4), (4, 6), (6, 16)]
+    assert Grow(8.0).parts(16) == [(0, 16)]
+
+
+def test_a_step_without_room_for_a_channel_leaves_its_room_to_the_next():
+    parent = individual("convnet", widths=1)
+    grow, sizes = Grow(3.0, "conv2", steps=40), []
+    child = parent
+    for number in range(40):
+        child, _ = grow.step(number, parent.macs, child, Bench())
+        sizes.append(child.architecture.widths["conv2"])
+    assert sizes[0] == 1
+    assert sizes == sorted(sizes)
+    assert sizes[-1] == Grow(3.0, "conv2").apply(parent, Bench())[0].architecture.widths["conv2"]
+
+
+def test_steps_stand_in_data_only_where_there_are_several():
+    assert to_data([Grow(2.0)]) == [{"edit": "grow", "size": 2.0, "rule": "even"}]
+    (told,) = to_data([Grow(2.0, "measured", 3)])
+    assert told == {"edit": "grow", "size": 2.0, "rule": "measured", "steps": 3}
+    assert from_data([told]) == [Grow(2.0, "measured", 3)]
+    with pytest.raises(EditError, match="one step or more"):
+        Grow(2.0, steps=0).check(individual("convnet", widths=4).architecture, "base")
 
 
 def test_growing_says_why_no_width_can_be_measured():

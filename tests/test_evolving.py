@@ -24,6 +24,7 @@ from planter.driver.proposers.proposer import SearchContext
 from planter.driver.storage.points import PointBook, open_storage
 from planter.driver.tasks.context import Context
 from planter.driver.tasks.evolved import evolve
+from planter.driver.tasks.run_job import run_job
 from planter.driver.trials.bounds import Latencies
 from planter.driver.trials.jobs import Job, seed_of
 from planter.front.lineage import lineage as lineage_of
@@ -194,10 +195,14 @@ def test_the_budget_holds(study, tmp_path):
     "change",
     [
         ["evolve.edits=[grow]", "evolve.grow_rules=[measured]", "evolve.grow=[1.5, 2.5]"],
+        ["evolve.edits=[grow]", "evolve.grow_steps=2", "evolve.grow=[2.0, 3.0]",
+         "evolve.recipe.epochs=6"],
+        ["evolve.edits=[grow]", "evolve.grow_steps=2", "evolve.grow=[2.0, 3.0]",
+         "evolve.grow_rules=[gradient]", "evolve.recipe.epochs=4"],
         ["evolve.edits=[shrink]", "evolve.forms=['kflo:2x4']"],
         ["evolve.edits=[shrink]", "evolve.shrink_rules=[taylor]"],
     ],
-)
+)  # fmt: skip
 def test_a_child_takes_what_was_expected_of_it(study, tmp_path, change):
     """At most, and most of it: so the budget holds though nothing of it is told beforehand."""
     run = tmp_path / "run"
@@ -270,6 +275,29 @@ def test_a_lineage_is_enough_to_get_the_same_weights_again(study, whole, tmp_pat
     assert all(torch.equal(once[name], again[name]) for name in once)
 
 
+def test_a_child_that_grew_while_it_trained_can_be_had_again_of_its_lineage(study, tmp_path):
+    run, again = tmp_path / "run", tmp_path / "again"
+    change = ["evolve.edits=[grow]", "evolve.grow_steps=2", "evolve.recipe.epochs=4",
+              "evolve.trials=1", "baselines=[{widths: 4, name: small}]"]  # fmt: skip
+    found = planter.search(study, out=run, overrides=change)
+    (child,) = children(found)
+    assert child["edits"][0]["steps"] == 2
+    parent, step = checkpoint.read_spec(run / child["model"])["lineage"]
+    assert "in 2 steps while it trained" in (run / "report.html").read_text()
+    settings = StudyFile.of(study).study(change)
+    for name in {parent["id"], "teacher/base"}:
+        shutil.copytree(run / "models" / name, again / "models" / name)
+    prepared = prepare(settings)
+    context = Context(settings, again, prepared.data, prepared.fingerprint, tmp_path / "t")
+    params = {"parent": parent["id"], "edits": step["edits"], "recipe": step["recipe"]}
+    told = run_job(context, Job(child["trial"], "evolve", params))
+    assert told["train_macs"] == child["train_macs"]
+    once, twice = (load_file(at / "models" / child["id"] / "weights.safetensors")
+                   for at in (run, again))  # fmt: skip
+    assert all(torch.equal(once[name], twice[name]) for name in once)
+    assert not list((again / "trials" / child["trial"]).rglob("checkpoint.pt"))
+
+
 def test_a_distillation_of_no_weight_asks_no_teacher(study, tmp_path):
     found = planter.search(
         study,
@@ -305,6 +333,11 @@ def test_networks_of_another_run_begin_a_search(study, whole, tmp_path):
         ("evolve.edits=[mutate]", "'shrink', 'grow', 'cut', 'go_on', 'deepen' or 'remove'"),
         ("evolve.shrink=[0.5, 1.5]", "below 1"),
         ("evolve.grow=[0.5, 1.5]", "above 1"),
+        ("evolve.grow_steps=0", "greater than or equal to 1"),
+        ("evolve.grow_steps=2", "1 or fewer: a step an epoch in the first half of the 1"),
+        ("evolve={edits: [shrink], grow_steps: 2}", "do not name grow"),
+        ("evolve={grow_steps: 2, early_stopping: {}}", "early_stopping: null"),
+        ("evolve={grow_steps: 2, forms: [acnet], recipe: {epochs: 4}}", "has learned"),
         ("evolve.rate=[2, 1]", "the least value and the largest"),
         ("evolve.forms=[wrong]", "wrong"),
         ("evolve.parents=[plant]", "plant in the study, or evolve.start"),

@@ -20,17 +20,19 @@ class Inherited(NamedTuple):
 
 
 def inherit_weights(
-    child: nn.Module, parent: nn.Module, outgoing: Literal["zero", "random"] = "zero"
+    child: nn.Module, parent: nn.Module, outgoing: Literal["zero", "new", "random"] = "zero"
 ) -> Inherited:
     """Copies the parent's state into a child of another width: each tensor's leading slice.
 
     A wider child keeps its fresh values in new output channels; what reads the new channels starts
     at zero with `outgoing="zero"` (the child then computes what the parent computes) or stays
-    fresh. A narrower child takes the leading part: sub-network extraction. Flattened maps append
-    at the end, so leading slices are right there too. The rule holds for `[out, in, ...]` layouts
-    (convolutions, linear layers, norms); it does not keep the function across concatenation,
-    group norm over all channels, grouped convolutions, shortcuts that pad with zero channels, and
-    where a shortcut that was the identity becomes a convolution.
+    fresh. With "new" it starts at zero where an older channel reads: the function stays just as
+    well, and new channels of several layers are a fresh network beside the older one. A narrower
+    child takes the leading part: sub-network extraction. Flattened maps append at the end, so
+    leading slices are right there too. The rule holds for `[out, in, ...]` layouts (convolutions,
+    linear layers, norms); it does not keep the function across concatenation, group norm over all
+    channels, grouped convolutions, shortcuts that pad with zero channels, and where a shortcut that
+    was the identity becomes a convolution.
 
     Raises ValueError where a layer of either is expanded: its factors have no leading slice.
     """
@@ -52,6 +54,8 @@ def inherit_weights(
                 continue
             if outgoing == "zero" and target.dim() > 1:
                 target[:, source.shape[1] :] = 0
+            if outgoing == "new" and target.dim() > 1:
+                target[: source.shape[0], source.shape[1] :] = 0
             shared = shared_slice(source, target)
             target[shared] = source[shared].to(target)
     return Inherited(sorted(set(new) - set(old) | other), sorted(set(old) - set(new) | other))

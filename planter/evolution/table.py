@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from typing import Any
 
 from planter.evolution.cut import Cut
@@ -27,9 +27,18 @@ EDITS: dict[str, type[Any]] = {
 
 
 def to_data(edits: Sequence[Edit]) -> list[dict[str, Any]]:
-    """Edits as JSON can hold them, in their order."""
+    """Edits as JSON can hold them, in their order. Fields that came later (`told: False` in their
+    metadata) stand there where they are set: without them data are those of earlier runs."""
     names = {kind: name for name, kind in EDITS.items()}
-    return [{"edit": names[type(edit)], **asdict(edit)} for edit in edits]  # type: ignore[call-overload]
+    return [{"edit": names[type(edit)], **_fields_of(edit)} for edit in edits]
+
+
+def _fields_of(edit: Any) -> dict[str, Any]:
+    return {
+        field.name: getattr(edit, field.name)
+        for field in fields(edit)
+        if field.metadata.get("told", True) or getattr(edit, field.name) != field.default
+    }
 
 
 def from_data(data: Sequence[Mapping[str, Any]]) -> list[Edit]:

@@ -49,7 +49,8 @@ def _edit_text(edit: Mapping[str, Any]) -> str:
     if kind == "shrink":
         return f"shrunk to {edit['size']:.0%} of the macs ({edit['rule']})"
     if kind == "grow":
-        return f"grown to {edit['size']:.3g} times the macs ({edit['rule']})"
+        steps = f" in {edit['steps']} steps while it trained" if "steps" in edit else ""
+        return f"grown to {edit['size']:.3g} times the macs ({edit['rule']}){steps}"
     if kind == "cut":
         shape = f"kernel {edit['kernel']}, stride {edit['stride']}"
         return f"cut before {edit['before']} ({shape})"

@@ -12,7 +12,7 @@ from planter.training.recipe import Recipe
 
 EditName = Literal["shrink", "grow", "cut", "go_on", "deepen", "remove"]
 ShrinkRule = Literal["even", "magnitude", "norm", "taylor"]
-GrowRule = Literal["even", "measured"]
+GrowRule = Literal["even", "measured", "gradient"]
 _SHORTER = 0.375
 """A child's training, beside one from fresh weights."""
 Span = Annotated[list[float], Field(min_length=2, max_length=2)]
@@ -49,9 +49,18 @@ class Evolve(Section):
         Field(
             min_length=1,
             description="where channels are planted: in every width, or where a short planting "
-            "round measures the largest fall of the loss per multiply-add",
+            "round measures the largest fall of the loss per multiply-add, or where one pass of "
+            "gradients promises it",
         ),
     ] = ["even", "measured"]
+    grow_steps: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="steps in which a child grows; from 2 on it grows while it trains: once "
+            "before its training, then within the first half of it, by the rule anew each time",
+        ),
+    ] = 1
     rate: Annotated[Span, Field(description="least and largest factor of the recipe's rate")] = [
         0.7,
         1.4,
@@ -113,6 +122,14 @@ class Evolve(Section):
             raise ValueError(f"shrink {self.shrink}: shares of the parent's macs are below 1")
         if self.grow[0] <= 1:
             raise ValueError(f"grow {self.grow}: multiples of the parent's macs are above 1")
+        if self.grow_steps > 1 and "grow" not in self.edits:
+            raise ValueError(f"grow_steps {self.grow_steps}: edits do not name grow; add it, or 1")
+        if self.grow_steps > 1 and self.early_stopping is not None:
+            raise ValueError(
+                f"grow_steps {self.grow_steps} with early_stopping: on a rung, children that still "
+                "grow would be compared with others of their final size; grow_steps: 1, or "
+                "early_stopping: null"
+            )
         return self
 
     def recipe_of(self, recipe: Recipe) -> Recipe:

@@ -72,6 +72,7 @@ def fit(
     optimizer: torch.optim.Optimizer | None = None,
     checkpoint: Path | None = None,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+    start: int = 0,
     until: int | None = None,
     pause: Callable[[], bool] = lambda: False,
 ) -> nn.Module:
@@ -85,8 +86,9 @@ def fit(
     model are their moving average over the steps, and its norm statistics are recomputed for them
     (`recalibrate_batchnorm_`); the training itself is the one without it. A training that is to end
     after `until` epochs leaves its checkpoint there, and another call goes on; so does one that
-    `pause` tells to end after an epoch, which raises PausedError. Raises FloatingPointError when
-    the loss is no longer a number.
+    `pause` tells to end after an epoch, which raises PausedError. One whose first `start` epochs
+    another network has trained, which this one is made of, goes on with the next. Raises
+    FloatingPointError when the loss is no longer a number.
     """
     split = training_images(split, recipe, teacher)
     model.to(memory_format=layout_of(model))
@@ -100,7 +102,6 @@ def fit(
             multi_avg_fn=get_ema_multi_avg_fn(recipe.ema),  # type: ignore[no-untyped-call]
             use_buffers=True,
         )
-    start = 0
     if checkpoint is not None and (state := read_training(checkpoint)) is not None:
         if _shapes(state["model"]) == _shapes(model.state_dict()):
             model.load_state_dict(state["model"])

@@ -32,7 +32,7 @@ from planter.driver.trials.networks import (
 )
 from planter.driver.trials.starts import teacher_of
 from planter.edits.expand import check_growing
-from planter.kernels.forms import form_of
+from planter.kernels.forms import form_of, growing_form
 from planter.networks.normalisation import as_taken
 from planter.study.findings import NO_TEACHER, Findings
 from planter.study.schema import Study, StudyError
@@ -256,8 +256,15 @@ def _whole(study: Study, found: Findings) -> None:
         if not evolve.starts() and all(sections[name] is None for name in evolve.parents):
             expected = f"{', '.join(evolve.parents)} in the study, or evolve.start"
             found.add("evolve", "no network that could have children", expected)
+        grows = evolve.grow_steps > 1
         for form in evolve.forms:
-            found.attempt("evolve.forms", form, partial(form_of, form))
+            read = growing_form if grows else form_of
+            found.attempt("evolve.forms", form, partial(read, form))
+        epochs = evolve.recipe_of(study.recipe).epochs
+        if grows and 2 * evolve.grow_steps > epochs:
+            expected = f"{max(epochs // 2, 1)} or fewer: a step an epoch in the first half of "
+            expected += f"the {epochs} of a child's training (evolve.recipe)"
+            found.add("evolve.grow_steps", evolve.grow_steps, expected)
     if study.teacher is None:
         if study.plant is not None and study.plant.kd_weight:
             expected = "a teacher: plants learn from its logits; or kd_weight: 0 with ce_weight: 1"

@@ -10,16 +10,18 @@ from planter.channels.groups import groups
 from planter.costs.macs import training_cost
 from planter.driver.proposers.proposer import SearchContext
 from planter.driver.trials.cost import training_macs
-from planter.evolution.edit import MEASURED_IMAGES
+from planter.evolution.edit import MEASURED_IMAGES, macs_of
+from planter.evolution.grow import Grow, probe_of
 from planter.front.objectives import COST
 from planter.front.points import Point
 from planter.kernels.forms import form_of
 from planter.study.evolve import Evolve
 
 PLAIN = "plain"
-_TAYLOR, _MEASURED = 3.0, 4.5
-"""Forward passes of the parent that a rule takes for each image it is measured on; with "measured",
-at most, for each group of channels and each time the parent's macs that it grows to."""
+_GRADIENTS, _MEASURED = 3.0, 4.5
+"""Forward passes of a network that a rule takes for each image it is measured on: with gradients;
+with "measured", at most, for each group of channels and each time the parent's macs that it grows
+to."""
 
 
 class Expected:
@@ -37,6 +39,8 @@ class Expected:
     def child(self, params: Mapping[str, Any], parent: Point, macs: float) -> int:
         """All that a child of so many macs takes: its edit, its training and, of the first one, the
         teacher's logits of a pool of views."""
+        if params["edit"] == "grow" and self._settings.grow_steps > 1:
+            macs = float(parent.values[COST]) * self._growth(params).mean_size(self._recipe.epochs)
         training = round(self._dearer(params, parent) * self.training(macs))
         return training + self._edit(params, parent) + self._pool()
 
@@ -45,12 +49,30 @@ class Expected:
         rule = params.get(f"{params['edit']}_rule")
         passes = 0.0
         if rule == "taylor":
-            passes = _TAYLOR
+            passes = _GRADIENTS
         elif rule == "measured":
             every = groups(Architecture.from_dict(parent.architecture), parent.pipeline)
-            passes = 1 + _MEASURED * len(every) * float(params["grow_size"])
+            passes = self._in_steps(params, 1 + _MEASURED * len(every) * self._times(params))
+        elif rule == "gradient":
+            probe = probe_of(Architecture.from_dict(parent.architecture), parent.pipeline)
+            wider = macs_of(probe, parent.pipeline) / parent.values[COST]
+            passes = self._in_steps(params, _GRADIENTS * wider)
         images = min(len(self._prepared.data.train), MEASURED_IMAGES)
         return int(passes * images * parent.values[COST])
+
+    def _growth(self, params: Mapping[str, Any]) -> Grow:
+        size, rule = float(params["grow_size"]), str(params["grow_rule"])
+        return Grow(size, rule, self._settings.grow_steps)
+
+    def _times(self, params: Mapping[str, Any]) -> float:
+        """By how much each step of a growth multiplies what the network costs."""
+        growth = self._growth(params)
+        return float(growth.size ** (1 / growth.steps))
+
+    def _in_steps(self, params: Mapping[str, Any], passes: float) -> float:
+        """So many passes of the network before each step of a growth, as passes of its parent."""
+        times = self._times(params)
+        return sum(passes * times**number for number in range(self._settings.grow_steps))
 
     def _dearer(self, params: Mapping[str, Any], parent: Point) -> float:
         """How often a training in the form of these parameters takes what a plain one takes: told

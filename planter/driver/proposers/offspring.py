@@ -306,7 +306,8 @@ class Selection:
         elif edit == "grow":
             times = float(params["grow_size"])
             if times <= room and times * macs <= self._context.reference[1]:
-                yield Grow(times, str(params["grow_rule"])), times * macs
+                rule = str(params["grow_rule"])
+                yield Grow(times, rule, self._settings.grow_steps), times * macs
         elif edit == "cut":
             yield from self._cuts(params, parent)
         else:

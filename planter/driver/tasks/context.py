@@ -92,6 +92,7 @@ class Context:
         *,
         guided: bool,
         optimizer: torch.optim.Optimizer,
+        start: int = 0,
         until: int | None = None,
         images: Split | None = None,
         checkpoint: Path | None = None,
@@ -114,6 +115,7 @@ class Context:
                 optimizer=optimizer,
                 checkpoint=checkpoint or self.checkpoint_of(trial),
                 on_epoch=self.metrics(trial, macs_after),
+                start=start,
                 until=until,
                 pause=self.pause,
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from planter.arch import Architecture
 from planter.costs.macs import cost
 from planter.data import Split
 from planter.driver.tasks.context import Context
+from planter.driver.tasks.growing import growth_of, train_growing
 from planter.driver.tasks.whole import class_loss, of_batch, train_whole
 from planter.driver.trials.jobs import Job, Outcome, seed_of
 from planter.evolution.edit import (
@@ -66,34 +67,45 @@ def evolve(context: Context, job: Job) -> Outcome:
     # As its parent takes them, so that it begins with what that one knows.
     images = as_taken(context.images(recipe), spec)
     bench = _Bench(context, loss, seed_of(context.study.seed, job.id), guided, spec)
-    child, macs = _made(context, job, edits, parent, bench)
+    before, growth = growth_of(edits)
+    child, macs = _made(context, job, before, parent, bench)
+    inherits = bool(child.moments)
     forms = [edit.form for edit in edits if isinstance(edit, Reform)]
     kernels = form_of(forms[-1]) if forms else None
-    until = next(iter(job.params.get("rungs", [])), recipe.epochs)
-    child.network.train()
-    trained = train_whole(
+    # One that grows meanwhile is on no rung: see `Evolve`.
+    rungs = job.params.get("rungs", []) if growth is None else []
+    until = next(iter(rungs), recipe.epochs)
+    train = partial(
+        train_whole,
         context,
         job.id,
-        child.network,
-        child.architecture,
-        recipe,
-        of_batch(loss),
+        loss=of_batch(loss),
         guided=guided,
         kernels=kernels,
         pipelines=[child.pipeline],
-        learned=child.moments,
-        until=until,
         images=images,
-        before=macs,
     )
+    if growth is None:
+        trained = train(
+            network=child.network.train(),
+            architecture=child.architecture,
+            recipe=recipe,
+            learned=child.moments,
+            until=until,
+            before=macs,
+        )
+    else:
+        child, trained = train_growing(
+            context, job.id, child, growth, bench, recipe, train, before=macs
+        )
+    macs += trained.macs
     validation = as_taken(context.data.validation, spec)
     if until < recipe.epochs:
         score = context.score(child.pipeline, child.network.eval(), validation)
         scored = measured(score, cost(child.architecture).pipelines[child.pipeline])
         made = child.architecture.to_dict()
         point = {"pipeline": child.pipeline, **scored, "architecture": made}
-        took = macs + trained.macs
-        return {"partial": {"epochs": until, "points": [point], "train_macs": took}}
+        return {"partial": {"epochs": until, "points": [point], "train_macs": macs}}
     lineage = [*spec.get("lineage", [{"id": job.params["parent"], "trained": spec.get("trial")}])]
     step = {
         "id": f"{job.id}/{child.pipeline}",
@@ -102,14 +114,14 @@ def evolve(context: Context, job: Job) -> Outcome:
         "recipe": recipe.model_dump(),
         "kd": kd.model_dump() if guided and kd is not None else None,
     }
-    if child.moments:
+    if inherits:
         step["moments"] = True
     lineage.append(step)
     outcome = context.outcome(
         job.id,
         {child.pipeline: child.network.eval()},
         child.architecture,
-        train_macs=macs + trained.macs,
+        train_macs=macs,
         kernels=form_names(kernels),
         validation=validation,
         facts={"lineage": lineage, "recipe": recipe.model_dump()},

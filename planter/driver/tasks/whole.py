@@ -42,6 +42,7 @@ def train_whole(
     kernels: Kernels | None = None,
     pipelines: Sequence[str] | None = None,
     learned: Mapping[str, Mapping[str, Tensor]] | None = None,
+    start: int = 0,
     until: int | None = None,
     last: bool = True,
     images: Split | None = None,
@@ -52,9 +53,10 @@ def train_whole(
     context's device, then collapsed.
 
     `pipelines` are those that train, by default the base alone; `learned` is an optimiser's state
-    by parameter to begin with (see `inherit_optimizer_state_`); `until` an epoch to end at. Unless
-    it is the `last` phase of its trial, see `Context.phase`; for `images` and `checkpoint`,
-    `Context.fit`. What the trial took `before`, in multiply-adds, stands in its log alone.
+    by parameter to begin with (see `inherit_optimizer_state_`); `until` an epoch to end at, `start`
+    one before which the network was another: what that one took is not counted. Unless it is the
+    `last` phase of its trial, see `Context.phase`; for `images` and `checkpoint`, `Context.fit`.
+    What the trial took `before`, in multiply-adds, stands in its log alone.
     """
     if kernels is not None:
         expand_kernels_(network, kernels, seed=seed_of(context.study.seed, trial))
@@ -69,7 +71,8 @@ def train_whole(
     epoch += context.kernel_macs(architecture, kernels, one_epoch, pipelines)
 
     def macs_after(epochs: int) -> int:
-        return epochs * epoch + (context.pool_macs(trial, recipe) if guided else 0)
+        pool = context.pool_macs(trial, recipe) if guided and not start else 0
+        return (epochs - start) * epoch + pool
 
     def train() -> int:
         context.fit(
@@ -79,6 +82,7 @@ def train_whole(
             recipe,
             guided=guided,
             optimizer=optimizer,
+            start=start,
             until=until,
             images=images,
             checkpoint=checkpoint,
