@@ -71,9 +71,9 @@ def export_network(
     force: bool = False,
 ) -> Exported:
     """Writes a network as FILE.onnx, FILE.pt2, FILE.safetensors with FILE.py (either name asks for
-    both) or what else `FORMATS` holds, loads the file in a process that cannot import planter, and lets it stay
-    only if there, for each of the validation images, no logit differs by more than 1e-4 (times the
-    largest one, where that is above 1) and the predicted class is the same.
+    both) or what else `FORMATS` holds, loads the file in a process that cannot import planter, and
+    lets it stay only if there, for each of the validation images, no logit differs by more than
+    1e-4 (times the largest one, where that is above 1) and the predicted class is the same.
 
     The file takes batches of any size, of images as `validation.normalise` gives them or, with
     `normalise`, as `validation` holds them. `fold_norms` makes batch norms part of the
