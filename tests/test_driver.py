@@ -332,8 +332,8 @@ def test_a_training_cut_off_in_the_middle_goes_on_from_its_last_epoch(
     first = {"teacher": "teacher", "sample": "s0000", "plant": "p01-conv1"}[kind]
     hits = []
 
-    def cut_off(self, trial):
-        note = metrics(self, trial)
+    def cut_off(self, trial, *args):
+        note = metrics(self, trial, *args)
 
         def noted(epoch):
             note(epoch)

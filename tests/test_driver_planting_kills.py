@@ -73,8 +73,8 @@ def test_a_training_of_any_stage_cut_off_in_the_middle_goes_on_from_its_last_epo
     left = {name: 2 for name in STAGES if "conv" not in name and name != "teacher"}
     rounds = [1, 2]
 
-    def cut_off(self: Context, trial: str) -> Callable[[Any], None]:
-        note = metrics(self, trial)
+    def cut_off(self: Context, trial: str, *args: Any) -> Callable[[Any], None]:
+        note = metrics(self, trial, *args)
 
         def noted(epoch: Any) -> None:
             note(epoch)

@@ -14,7 +14,7 @@ from torch import nn
 
 import planter
 from planter import Architecture, StagedNet
-from planter.backbones import build_backbone, find_builder, is_known, source_key
+from planter.backbones import build_backbone, find_builder, full_widths, is_known, source_key
 from planter.backbones.outside.own import NETWORKS
 from planter.costs.macs import cost
 from planter.driver.backends.parcel import pickled
@@ -79,9 +79,19 @@ def test_options_of_a_study_are_handed_on_and_others_refused() -> None:
         build_backbone(arch("plain_nets:anything", depth=3))
 
 
-def test_widths_of_a_plain_network_cannot_be_set() -> None:
-    with pytest.raises(ValueError, match="widths of its own"):
-        build_backbone(Architecture("plain_nets:Residual", {"conv1": 3}, FACTS))
+def test_widths_of_a_plain_network_are_found_and_set() -> None:
+    narrow = build_backbone(Architecture("plain_nets:Residual", {"conv1": 3}, FACTS))
+    # Joined by the sum: the first convolution's channels are those of the second.
+    assert narrow.conv1.out_channels == narrow.conv2.in_channels == narrow.fc.in_features == 3
+    for widths, words in (
+        (8, "give each width by name; widths are conv1$"),
+        ({"conv2": 3}, "has no width conv2; widths are conv1$"),
+        ({"fc": 3}, "fc cannot change, because of the network's output"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            full_widths("plain_nets:Residual", widths, FACTS)
+    with pytest.raises(ValueError, match="give the option image"):
+        full_widths("plain_nets:Residual", {"conv1": 3})
 
 
 @pytest.mark.parametrize(
@@ -109,7 +119,7 @@ def test_a_network_that_loses_its_batch_is_refused() -> None:
 def test_parts_called_stages_and_head_are_not_taken_for_planters() -> None:
     key = "plain_nets:Staged"
     check_architecture(arch(key))
-    with pytest.raises(ValueError, match="no named stages"):
+    with pytest.raises(ValueError, match="pipelines enter and leave between stages"):
         cuts(arch(key))
     net = build_network(arch(key))
     x = torch.rand(2, 1, 8, 8)
@@ -183,7 +193,7 @@ def test_names_and_kinds_of_given_networks_are_checked(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=words):
             planter.search(STUDY, networks={name: net}, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    assert not NETWORKS
+    assert not {"resnet", "my:net", "mine"} & set(NETWORKS)
 
 
 def test_what_cannot_travel_is_refused_before_any_training() -> None:

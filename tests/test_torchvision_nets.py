@@ -111,10 +111,14 @@ def test_a_transformer_takes_images_of_its_size_alone() -> None:
         on_meta("torchvision:vit_b_32", {"image": (3, 32, 224)})
 
 
-@pytest.mark.parametrize("widths", [8, {"conv1": 8}])
-def test_widths_cannot_be_set(widths: int | dict[str, int]) -> None:
-    with pytest.raises(ValueError, match=r"torchvision:resnet18 has .* cannot be set; leave"):
-        full_widths("torchvision:resnet18", widths)
+def test_widths_have_torchvisions_names_and_are_not_looked_for_unless_given() -> None:
+    small = {"image": [3, 32, 32]}
+    with pytest.raises(ValueError, match=r"give each width by name; widths are conv1, layer1\.0\."):
+        full_widths("torchvision:resnet18", 8, small)
+    narrow = full_widths("torchvision:resnet18", {"layer1.0.conv1": 8}, small)
+    assert (narrow["layer1.0.conv1"], narrow["conv1"], len(narrow)) == (8, 64, 12)
+    net = build_backbone(Architecture("torchvision:resnet18", narrow, small))
+    assert net.stages.layer1_1.conv2.weight.shape == (64, 8, 3, 3)
     for none in (None, {}):
         assert full_widths("torchvision:resnet18", none) == {}
     with pytest.raises(ValueError, match=r"has no option depth; options are classes, image"):

@@ -11,6 +11,9 @@ import traced_nets
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from planter import Architecture, cost
+from planter.channels.groups import groups, with_widths
+from planter.costs.resized import macs_by_sizes
 from planter.tracing.axes import Group
 from planter.tracing.resize import resize_, with_sizes
 from planter.tracing.trace import trace
@@ -186,6 +189,36 @@ def test_what_cannot_be_followed_is_fixed_and_named():
     sorted_ = trace(traced_nets.Sorted(), IMAGE)
     assert "aten.sort" in sorted_.fixed["stem"]
     assert sizes_of(sorted_.groups) == {"after": 7}
+
+
+def test_zeros_around_maps_change_no_width():
+    found = trace(traced_nets.Padded(), IMAGE)
+    assert sizes_of(found.groups) == {"stem": 5, "after": 6}
+
+
+def test_a_weight_reads_channels_on_either_side_of_a_product():
+    found = trace(traced_nets.Swapped(), IMAGE)
+    assert sizes_of(found.groups) == {"stem": 5, "mix": 7}
+    reads = {(a.tensor, a.axis) for group in found.groups for a in group.axes if a.reads}
+    assert reads == {("mix", 1), ("fc.weight", 1)}
+
+
+def test_what_train_mode_knows_by_heart_is_fixed():
+    found = trace(traced_nets.Noisy(), IMAGE)
+    assert sizes_of(found.groups) == {"inner": 5}
+    assert "train mode" in found.fixed["stem"]
+
+
+def test_channels_that_are_rows_of_a_product_are_counted_by_building():
+    network = Architecture("traced_nets:Mixer", {}, {"classes": 10, "image": list(IMAGE)})
+    assert macs_by_sizes(network, "base", groups(network)) is None
+    plain = Architecture("traced_nets:Residual", {}, {"classes": 10, "image": list(IMAGE)})
+    found = groups(plain)
+    count = macs_by_sizes(plain, "base", found)
+    sizes = [group.size + 2 for group in found]
+    wider = with_widths(plain, {g.widths[0]: n for g, n in zip(found, sizes, strict=True)})
+    assert count is not None
+    assert count(sizes) == cost(wider).macs
 
 
 def test_a_network_that_cannot_take_the_image_is_refused():

@@ -268,3 +268,63 @@ def places_of(network: nn.Module, image: Sequence[int]) -> list[tuple[nn.Module,
     for hook in hooks:
         hook.remove()
     return found
+
+
+class Padded(nn.Module):
+    """Zeros around maps, and channels of zeros behind the others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = conv(3, 5)
+        self.after = nn.Conv2d(5, 6, 3)
+        self.pool = nn.MaxPool2d(3, 1)
+        self.fc = nn.Linear(6, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.after(F.pad(self.stem(x), (0, 2, 1, 1)))
+        return self.fc(self.pool(F.pad(x, (1, 1, 1, 1), value=-torch.inf)).mean((2, 3)))
+
+
+class Swapped(nn.Module):
+    """A weight as the first factor of its product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = conv(3, 5)
+        self.mix = nn.Parameter(torch.randn(7, 5))
+        self.fc = nn.Linear(7, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        mixed = self.mix @ x.flatten(2)[0]
+        return self.fc(torch.relu(mixed).mean(1)[None]).expand(len(x), -1)
+
+
+class Noisy(nn.Module):
+    """Does more in train mode, with a number that it knows by heart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = conv(3, 6)
+        self.inner = conv(6, 5)
+        self.back = conv(5, 6)
+        self.fc = nn.Linear(6, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        if self.training:
+            x = x + torch.zeros(6, 1, 1, device=x.device)
+        return self.fc((x + self.back(self.inner(x))).mean((2, 3)))
+
+
+class Mixer(nn.Module):
+    """Channels are rows of the product that mixes places."""
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 12, 4, 4)
+        self.places = nn.Linear(16, 16)
+        self.fc = nn.Linear(12, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.places(self.stem(x).flatten(2)).mean(2))

@@ -260,7 +260,7 @@ def _traced_widths(
     if isinstance(widths, int):
         raise ValueError(f"{key}: give each width by name; widths are {_few(sizes)}")
     for name in widths:
-        if name in found.fixed:
+        if name in found.fixed and name not in sizes:
             raise ValueError(f"{key}: {name} cannot change, because of {found.fixed[name]}")
         if name not in sizes:
             raise ValueError(f"{key} has no width {name}; widths are {_few(sizes)}")

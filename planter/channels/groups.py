@@ -23,7 +23,7 @@ from planter.backbones.outside.chain import ChainNet
 from planter.networks.assembly import build_network, code_called
 from planter.networks.cut_points import backbone_without_data, image_of, staged
 from planter.tracing.axes import Axis, Group
-from planter.tracing.trace import trace
+from planter.tracing.trace import trace, without_data
 
 _SMALLEST = 3
 """Of the widths a group is tried out at: two channels may be alike by chance."""
@@ -258,6 +258,6 @@ def network_without_data(architecture: Architecture, pipeline: str) -> nn.Module
     """A pipeline's network as it is saved, on torch's meta device: shapes without numbers."""
     if not builds_without_data(architecture):
         # A user's builder may compute with tensors, e.g. rates that rise from layer to layer.
-        return build_network(architecture, pipeline).to("meta")
+        return without_data(build_network(architecture, pipeline))
     with torch.device("meta"):
         return build_network(architecture, pipeline)

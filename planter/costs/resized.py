@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from planter.arch import Architecture
+from planter.channels.groups import with_widths
 from planter.costs.macs import cost
 from planter.machine.torch_state import ShapesOnly, evaluating
 from planter.networks.assembly import build_network
@@ -43,8 +44,14 @@ def macs_by_sizes(
             lengths[name][place] += sum((sizes[i] - groups[i].size) * a.repeat for i, a in own)
         return sum(uses[name] * math.prod(length) for name, length in lengths.items())
 
-    now = macs([group.size for group in groups])
-    return macs if now == cost(architecture).pipelines[pipeline].macs else None
+    # Where channels are rows of a product, their number is that of its uses, too.
+    for more in (0, 1):
+        sizes = [group.size + more * (1 + i % 3) for i, group in enumerate(groups)]
+        widths = {name: sizes[i] for i, group in enumerate(groups) for name in group.widths}
+        built = with_widths(architecture, widths) if more else architecture
+        if macs(sizes) != cost(built).pipelines[pipeline].macs:
+            return None
+    return macs
 
 
 def _uses(network: nn.Module, image: Sequence[int]) -> dict[str, int]:

@@ -129,7 +129,8 @@ def _check(architecture: Architecture, images: Tensor | None = None) -> None:
     image = image_of(architecture)
     classes = architecture.options.get("classes")
     if not is_known(architecture.builder):
-        _check_forward(architecture, torch.rand(1, *image) if images is None else images)
+        noise = torch.rand(1, *image, device="cpu") if images is None else images
+        _check_forward(architecture, noise)
     network = build_without_data(architecture).eval()
     if not isinstance(network, Pipelines):
         network = Pipelines(network, {})

@@ -14,6 +14,7 @@ from planter.arch import Architecture
 from planter.backbones import build_backbone, builds_without_data, is_known
 from planter.backbones.outside.chain import chained
 from planter.machine.torch_state import ShapesOnly
+from planter.tracing.trace import without_data
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def backbone_without_data(architecture: Architecture) -> nn.Module:
     if not builds_without_data(architecture):
         # A user's builder may compute with tensors, e.g. rates that rise from layer to layer.
         with torch.device("cpu"):
-            return build_backbone(architecture).to("meta")
+            return without_data(build_backbone(architecture))
     with torch.device("meta"):
         return build_backbone(architecture)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -24,7 +25,7 @@ _SAME = {"clone", "contiguous", "detach", "alias", "lift_fresh", "_to_copy", "na
 _VIEWS = {"view", "_unsafe_view", "_reshape_alias", "reshape"}
 _MOVES = {
     "permute", "transpose", "t", "expand", "slice", "select", "split", "split_with_sizes",
-    "unbind", "unsqueeze", "squeeze", "constant_pad_nd", "pixel_shuffle", "pixel_unshuffle",
+    "unbind", "unsqueeze", "squeeze", "pixel_shuffle", "pixel_unshuffle",
     "native_channel_shuffle", "channel_shuffle", "roll", "flip", "repeat", "unfold", "narrow",
     "movedim", "chunk",
 }  # fmt: skip
@@ -36,9 +37,9 @@ _SPATIAL = {
 }  # fmt: skip
 _REDUCTIONS = {
     "mean", "sum", "amax", "amin", "max", "min", "var", "std", "var_mean", "std_mean", "prod",
-    "logsumexp", "norm", "linalg_vector_norm", "argmax", "argmin", "any", "all",
+    "logsumexp", "norm", "linalg_vector_norm", "any", "all",
 }  # fmt: skip
-_ALONG_ONE = {"_softmax", "_log_softmax", "softmax", "log_softmax", "cumsum"}
+_ALONG_ONE = {"_softmax", "_log_softmax", "softmax", "log_softmax"}
 _POINTWISE = {"hardswish", "_prelu_kernel"}  # torch's tags leave them out
 _PRODUCTS = {"mm": 0, "addmm": 1, "bmm": 0, "baddbmm": 1}  # the first factor's place
 
@@ -54,6 +55,8 @@ class Follow(TorchDispatchMode):
         """The operation that ran last, by torch's name."""
         # Tensors are kept, so that no other takes the identity of one.
         self._labels: dict[int, tuple[Tensor, Labels]] = {}
+        self._weights: set[int] = set()
+        """The network's own tensors, and views of them, by identity."""
         for name, tensor in state.items():
             if tensor.is_floating_point() and id(tensor) not in self._labels:
                 own = [
@@ -61,6 +64,7 @@ class Follow(TorchDispatchMode):
                     for axis in range(tensor.dim())
                 ]
                 self._labels[id(tensor)] = (tensor, own)
+                self._weights.add(id(tensor))
 
     def of(self, tensor: Tensor) -> Labels:
         """The labels of a tensor of the pass."""
@@ -100,6 +104,8 @@ class Follow(TorchDispatchMode):
             self._set(out, [labels.reshape(out.shape) for labels in self.of(args[0])])
         elif name in _MOVES:
             self._move(func, args, settings, out)
+        elif name == "constant_pad_nd":
+            self._set(out, [_padded(labels, args[1], out.shape) for labels in self.of(args[0])])
         elif name in ("cat", "stack"):
             self._cat(args, settings, out, name)
         elif name in ("convolution", "_convolution", "conv2d", "convolution_overrideable"):
@@ -122,6 +128,8 @@ class Follow(TorchDispatchMode):
             self._pointwise(_tensors((args, settings)), out, name)
         else:
             self._unknown(args, settings, str(func))
+        if name in _SAME | _VIEWS | _MOVES and id(args[0]) in self._weights:
+            self._weights |= {id(tensor) for tensor in _tensors(out)}
 
     def _set(self, out: Any, labels: Labels) -> None:
         for tensor in _tensors(out):
@@ -187,7 +195,8 @@ class Follow(TorchDispatchMode):
         rows, columns = along(self.of(weight), 0), along(self.of(weight), 1)
         if groups == 1:
             reading, writing = (rows, columns) if transposed else (columns, rows)
-            self._summed(channels, reading, "convolution with a weight that is computed")
+            why = "convolution with a weight that is computed"
+            self._summed((x, channels), (weight, reading), why)
             made = writing[:1]
         else:
             for labels in columns:
@@ -213,23 +222,26 @@ class Follow(TorchDispatchMode):
                 self.classes.fix(labels, why)
         return found
 
-    def _summed(self, one: list[Tensor], other: list[Tensor], why: str) -> None:
-        """Two axes of one size that a sum of products runs over together."""
-        every = [*one, *other]
+    def _summed(self, one: tuple[Tensor, Labels], other: tuple[Tensor, Labels], why: str) -> None:
+        """Two factors, with the labels of the axes that a sum of products runs over together."""
+        every = [*one[1], *other[1]]
         for labels in every[1:]:
             self.classes.join(every[0], labels)
-        for labels in other:
+        weights = [labels for factor, labels in (one, other) if id(factor) in self._weights]
+        for labels in weights[-1] if weights else []:
             self.classes.read(labels)
-        if not one or not other:
+        if not weights:  # with a zero in one of them alone, the other's bias is still heard
+            for labels in every:
+                self.classes.mix(labels, why)
+        if not one[1] or not other[1]:
             self._fix(every, why)
 
     def _product(self, name: str, args: tuple[Any, ...], out: Tensor) -> None:
         first = _PRODUCTS[name]
         a, b = args[first], args[first + 1]
         k, n = a.dim() - 1, b.dim() - 1  # a: [..., rows, k], b: [..., k, columns]
-        self._summed(
-            along(self.of(a), k), along(self.of(b), n - 1), "product with a matrix of fixed size"
-        )
+        summed_over = (a, along(self.of(a), k)), (b, along(self.of(b), n - 1))
+        self._summed(*summed_over, "product with a matrix of fixed size")
         made: Labels = []
         for factor, summed, kept in ((a, k, k - 1), (b, n - 1, n)):
             for labels in self.of(factor):
@@ -317,8 +329,11 @@ class Follow(TorchDispatchMode):
         places = {d % x.dim() for d in ([dims] if isinstance(dims, int) else dims)}
         kept = [labels for labels in self.of(x) if not places & set(varying(labels))]
         for labels in self.of(x):
-            if places & set(varying(labels)):
+            dims = set(varying(labels))
+            if dims and places >= dims:
                 self.classes.mix(labels, name)
+            elif places & dims:
+                self.classes.fix(labels, f"{name} over a part of an axis")
         for tensor in _tensors(out):
             made: Labels = []
             for labels in kept:
@@ -364,6 +379,18 @@ def _spans(tensor: Tensor, dims: Sequence[int], shape: torch.Size) -> bool:
     if not dims:
         return tensor.shape.numel() == shape.numel()
     return any(dim >= missing and tensor.shape[dim - missing] > 1 for dim in dims)
+
+
+def _padded(labels: Tensor, pad: Sequence[int], shape: torch.Size) -> Tensor:
+    """Labels of a tensor that is padded, from the last axis on; what is added along the axis that
+    they name is no layer's."""
+    sides = [0] * (2 * labels.dim())
+    sides[: len(pad)] = pad
+    for dim in set(range(labels.dim())) - set(varying(labels)):
+        labels = labels.narrow(dim, 0, 1)
+        at = 2 * (labels.dim() - 1 - dim)
+        sides[at : at + 2] = [0, 0]
+    return functional.pad(labels, sides, value=0).expand(shape)
 
 
 def _tensors(tree: Any) -> list[Tensor]:

@@ -30,6 +30,11 @@ def trace(network: nn.Module, image: Sequence[int]) -> Found:
     followed again: those that the network's own code does not go along with are fixed. The
     network stays as it is. Raises ValueError where it cannot take the image.
     """
+    with torch.device("cpu"):  # whatever the default is: labels are numbers
+        return _traced(network, image)
+
+
+def _traced(network: nn.Module, image: Sequence[int]) -> Found:
     light = without_data(network).eval()
     first = _followed(light, image)
     if first.found is None:  # its code asks for numbers, or makes tensors of its own
@@ -113,9 +118,21 @@ def _fails(
         return failed
     expected = with_sizes(groups, sizes)
     known = {axis for group in found.groups for axis in group.axes}
-    if all(set(expected[i].axes) <= known for i in chosen):
-        return None
-    return "with another number of channels the network reads others"
+    if not all(set(expected[i].axes) <= known for i in chosen):
+        return "with another number of channels the network reads others"
+    return _fails_in_training(wider, image) if _fails_in_training(network, image) is None else None
+
+
+def _fails_in_training(network: nn.Module, image: Sequence[int]) -> str | None:
+    """Why a network cannot take images in train mode, where it may do other things."""
+    learning = copy.deepcopy(network).train()
+    like = next(learning.parameters(), torch.empty(()))
+    try:
+        with torch.no_grad():
+            learning(like.new_ones(2, *image))
+    except Exception as error:  # as in `_followed`
+        return f"train mode: {str(error).strip().partition(chr(10))[0]}"
+    return None
 
 
 def _followed(network: nn.Module, image: Sequence[int]) -> Tried:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
 from importlib import metadata
 from typing import Any
 
@@ -20,7 +19,6 @@ _REFUSED = {
 }  # fmt: skip
 
 
-@lru_cache
 def timm_net(name: str) -> Callable[..., nn.Module]:
     """A builder function of `timm.create_model(name)` without pre-trained weights, which takes
     timm's own options (`drop_rate`, `img_size`, ...).

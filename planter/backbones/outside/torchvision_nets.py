@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
 from importlib import metadata
 from typing import Any
 
@@ -21,7 +20,6 @@ _WITHOUT_AUXILIARY = {
 }
 
 
-@lru_cache
 def torchvision_net(name: str) -> Callable[..., nn.Module]:
     """A builder function of `torchvision.models.get_model(name)` without pre-trained weights.
 

@@ -30,6 +30,12 @@ _TEMPLATES: dict[tuple[str, str], tuple[object, _Template]] = {}
 """By builder key and options, each with what made it: in a notebook a name may be defined anew."""
 
 
+def _alike(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two networks have tensors of the same names and shapes."""
+    states = [{n: t.shape for n, t in net.state_dict().items()} for net in (one, other)]
+    return states[0] == states[1]
+
+
 class Traced:
     """A builder function `widths, **options -> network` of a network that knows no widths: each
     group of coupled channels is one, under the name of its first layer (`layer1.0.conv1`). A width
@@ -47,6 +53,8 @@ class Traced:
         self._key = key
         self._layer_name = layer_name
         self.__wrapped__ = vars(function).get("__wrapped__", function)
+        # torchvision's and timm's are made anew each time, and are what their names say.
+        self._made = vars(function).get("__wrapped__", key)
         self.__signature__ = inspect.signature(function)
 
     def __call__(self, widths: Mapping[str, int], **options: Any) -> nn.Module:
@@ -58,6 +66,9 @@ class Traced:
             network = copy.deepcopy(template.network)
         else:
             network = self._function({}, **options)
+            if not _alike(network, template.network):  # what its code calls was defined anew
+                _TEMPLATES.clear()
+                return self(widths, **options)
         return resize_(network, template.found.groups, sizes)
 
     def sizes(self, options: Mapping[str, Any]) -> dict[str, int]:
@@ -85,8 +96,8 @@ class Traced:
         options = {name: v for name, v in options.items() if takes_any or name in takes}
         place = (self._key, json.dumps(options, sort_keys=True, default=repr))
         known = _TEMPLATES.get(place)
-        if known is None or known[0] is not self.__wrapped__:
-            known = _TEMPLATES[place] = (self.__wrapped__, self._traced(options))
+        if known is None or known[0] != self._made:
+            known = _TEMPLATES[place] = (self._made, self._traced(options))
         return known[1]
 
     def _traced(self, options: Mapping[str, Any]) -> _Template:
