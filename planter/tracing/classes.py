@@ -68,23 +68,23 @@ class Classes:
             if one.stride(dim) == 0 == other.stride(dim):  # expanded: the same all along
                 one, other = one.narrow(dim, 0, 1), other.narrow(dim, 0, 1)
         pairs = (one.reshape(-1) << _HALF) + other.reshape(-1)
-        for pair in pairs.unique().tolist():
+        for pair in _unlike(pairs):
             self._union(pair >> _HALF, pair & ((1 << _HALF) - 1))
 
     def join_all(self, entries: Tensor) -> None:
         """One set of all these entries."""
-        first, *rest = entries.unique().tolist()
+        first, *rest = _unlike(entries)
         for entry in rest:
             self._union(first, entry)
 
     def fix(self, entries: Tensor, why: str) -> None:
         """They cannot change, for an operation's sake."""
-        for entry in entries.unique().tolist():
+        for entry in _unlike(entries):
             self.fixed.setdefault(self.find(entry), why)
 
     def mix(self, entries: Tensor, why: str) -> None:
         """An operation computes one number of them all: one more changes what it says of others."""
-        for entry in entries.unique().tolist():
+        for entry in _unlike(entries):
             self._mixed.setdefault(entry, why)
 
     def read(self, entries: Tensor) -> None:
@@ -107,3 +107,9 @@ class Classes:
         self._parent[other] = first  # the earlier tensor's stands for both
         if other in self.fixed:
             self.fixed.setdefault(first, self.fixed[other])
+
+
+def _unlike(entries: Tensor) -> list[int]:
+    """Each number once."""
+    numbers: list[int] = entries.unique().tolist()  # type: ignore[no-untyped-call]
+    return numbers

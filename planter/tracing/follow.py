@@ -44,11 +44,11 @@ _POINTWISE = {"hardswish", "_prelu_kernel"}  # torch's tags leave them out
 _PRODUCTS = {"mm": 0, "addmm": 1, "bmm": 0, "baddbmm": 1}  # the first factor's place
 
 
-class Follow(TorchDispatchMode):
+class Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Follows the entries of a network's axes while a forward pass runs under it."""
 
     def __init__(self, network: nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         state = network.state_dict(keep_vars=True)
         self.classes = Classes(state)
         self.last = ""

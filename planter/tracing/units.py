@@ -39,14 +39,14 @@ def groups_of(classes: Classes, state: Mapping[str, Tensor]) -> Found:
     whole: list[tuple[Place, list[int], list[Axis]]] = []
     scattered: dict[Place, str] = {}
     for signature, units in alike.items():
-        places = [place for place, _ in signature]
-        first = _first(places, state, classes.reads)
+        stands = [place for place, _ in signature]
+        first = _first(stands, state, classes.reads)
         units.sort(key=lambda root: members[root][first][0])
         axes: list[Axis] = []
-        for place in places:
+        for place in stands:
             parts = _parts([members[root][place] for root in units])
             if parts is None:
-                scattered |= dict.fromkeys(set(places) - classes.reads, place.tensor)
+                scattered |= dict.fromkeys(set(stands) - classes.reads, place.tensor)
                 break
             axes += [
                 Axis(*place, repeat, offset, place in classes.reads) for offset, repeat in parts

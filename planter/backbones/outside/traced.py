@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -102,7 +102,7 @@ class Traced:
 
     def _traced(self, options: Mapping[str, Any]) -> _Template:
         default = self.__signature__.parameters["image"].default
-        image: Sequence[int] = options.get("image", default)
+        image: Any = options.get("image", default)
         if image is inspect.Parameter.empty:
             raise ValueError(
                 f"{self._key}: its widths are found with an image; give the option image: "
