@@ -9,6 +9,7 @@ import logging
 import os
 import shutil
 import uuid
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -97,12 +98,20 @@ def load(folder: str | Path, *, own_code: bool = False) -> nn.Module:
         )
     network = build_network(architecture, pipeline)
     try:
-        network.load_state_dict(load_file(user_path(folder) / WEIGHTS))
+        network.load_state_dict(_as_state(load_file(user_path(folder) / WEIGHTS), network))
     except (SafetensorError, RuntimeError) as error:
         raise ValueError(
             f"{folder}: {WEIGHTS} is damaged or of another network: {error}"
         ) from error
     return network.eval()
+
+
+def _as_state(tensors: Mapping[str, torch.Tensor], network: nn.Module) -> dict[str, torch.Tensor]:
+    """The tensors as a state of the network, with the versions of its modules: some, such as
+    torchvision's MNASNet, do not load a state that says none."""
+    state = OrderedDict(tensors)
+    state._metadata = network.state_dict()._metadata  # type: ignore[attr-defined]
+    return state
 
 
 def read_spec(folder: str | Path) -> dict[str, Any]:
