@@ -84,6 +84,8 @@ class Traced:
 
     def _named(self, options: Mapping[str, Any]) -> Found:
         template = self._template(options)
+        if not isinstance(template.network, StagedNet):  # also where it calls parts stages
+            return template.found
         groups = []
         for group in template.found.groups:
             axes = (replace(a, tensor=a.tensor.removeprefix(_STAGES)) for a in group.axes)
