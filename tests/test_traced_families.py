@@ -35,7 +35,8 @@ KEYS = [
     *(pytest.param(f"timm:{name}", marks=pytest.mark.long) for name in TIMM),
 ]
 # What a network's own code does not let change: a shuffle, numbers of channels known by heart.
-PARTLY_FIXED = {"torchvision:shufflenet_v2_x0_5", "timm:ghostnet_050"}
+# The least number of layers that can change: GhostNet's blocks cut maps at numbers of their own.
+PARTLY_FIXED = {"torchvision:shufflenet_v2_x0_5": 19, "timm:ghostnet_050": 9}
 
 
 @pytest.fixture(scope="module", params=KEYS, name="architecture")
@@ -85,7 +86,7 @@ def test_all_widths_are_found_but_those_of_the_output(architecture, network):
     if architecture.builder not in PARTLY_FIXED:
         assert len(layers - made) == 1  # the classifier
     else:
-        assert len(layers & made) > len(layers) / 3
+        assert len(layers & made) >= PARTLY_FIXED[architecture.builder]
 
 
 def test_channels_of_every_group_may_stand_in_any_order(architecture, network):
