@@ -1,8 +1,9 @@
-"""A search that Ctrl-C ends before and after each of some jobs."""
+"""A search that Ctrl-C ends: before and after each of some jobs, or at one of some writes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -31,3 +32,27 @@ def interrupt_around_jobs(
 
     monkeypatch.setattr(local, "run_job", killed)
     return left
+
+
+@contextmanager
+def interrupted_at(write: int, *methods: tuple[Any, str]) -> Iterator[None]:
+    """While it lasts, the so manieth call of these methods, (owner, name), raises
+    KeyboardInterrupt instead."""
+    count = 0
+
+    def killing(owner: Any, name: str) -> None:
+        real = getattr(owner, name)
+
+        def method(*arguments: Any, **keywords: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count == write:
+                raise KeyboardInterrupt
+            return real(*arguments, **keywords)
+
+        patch.setattr(owner, name, method)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, name in methods:
+            killing(owner, name)
+        yield

@@ -10,7 +10,7 @@ from typing import Any
 import optuna
 import pytest
 import torch
-from interrupted import interrupt_around_jobs
+from interrupted import interrupt_around_jobs, interrupted_at
 from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState
 from safetensors.torch import load_file
@@ -134,33 +134,18 @@ def test_a_kill_before_and_after_every_job_changes_nothing(study, whole, tmp_pat
 
 
 @pytest.mark.parametrize("write", range(1, 40, 3))
-def test_a_kill_at_any_write_of_the_books_loses_and_doubles_nothing(
-    study, whole, tmp_path, monkeypatch, write
-):
+def test_a_kill_at_any_write_of_the_books_loses_and_doubles_nothing(study, whole, tmp_path, write):
     """The writes of decisions, results, told values and points, one after another."""
     run, (_, found) = tmp_path / "run", whole
-    count = 0
-
-    def killing(name: str, owner: Any) -> None:
-        real = getattr(owner, name)
-
-        def method(*arguments: Any, **keywords: Any) -> Any:
-            nonlocal count
-            count += 1
-            if count == write:
-                raise KeyboardInterrupt
-            return real(*arguments, **keywords)
-
-        patch.setattr(owner, name, method)
-
-    with monkeypatch.context() as patch:
-        killing("write_attributes", evolving)
-        killing("write_result", evolving)
-        killing("tell", optuna.Study)
-        killing("ask", optuna.Study)
-        killing("add", PointBook)
-        with pytest.raises(KeyboardInterrupt):
-            planter.search(study, out=run)
+    books = (
+        (evolving, "write_attributes"),
+        (evolving, "write_result"),
+        (optuna.Study, "tell"),
+        (optuna.Study, "ask"),
+        (PointBook, "add"),
+    )
+    with interrupted_at(write, *books), pytest.raises(KeyboardInterrupt):
+        planter.search(study, out=run)
     again = planter.search(study, out=run)
     assert without_seconds(again) == without_seconds(found)
 

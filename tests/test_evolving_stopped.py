@@ -8,7 +8,7 @@ from typing import Any
 
 import optuna
 import pytest
-from interrupted import interrupt_around_jobs
+from interrupted import interrupt_around_jobs, interrupted_at
 from test_evolving import STUDY, children, without_seconds
 
 import planter
@@ -163,34 +163,19 @@ def test_a_kill_before_and_after_every_job_changes_nothing(study, stopped, monke
 
 
 @pytest.mark.parametrize("write", [6, 9, 13, 18, 24, 31, 37, 44])
-def test_a_kill_at_any_write_of_the_books_loses_and_doubles_nothing(
-    study, stopped, monkeypatch, write
-):
+def test_a_kill_at_any_write_of_the_books_loses_and_doubles_nothing(study, stopped, write):
     """The writes of decisions, rungs, results, told values and points, one after another."""
     run, (_, found) = study.parent / f"write{write}", stopped
-    count = 0
-
-    def killing(name: str, owner: Any) -> None:
-        real = getattr(owner, name)
-
-        def method(*arguments: Any, **keywords: Any) -> Any:
-            nonlocal count
-            count += 1
-            if count == write:
-                raise KeyboardInterrupt
-            return real(*arguments, **keywords)
-
-        patch.setattr(owner, name, method)
-
-    with monkeypatch.context() as patch:
-        killing("write_attributes", evolving)
-        killing("write_attributes", early_stopping)
-        killing("write_result", evolving)
-        killing("tell", optuna.Study)
-        killing("ask", optuna.Study)
-        killing("add", PointBook)
-        with pytest.raises(KeyboardInterrupt):
-            planter.search(study, out=run, overrides=[*MORE, STOPPING])
+    books = (
+        (evolving, "write_attributes"),
+        (early_stopping, "write_attributes"),
+        (evolving, "write_result"),
+        (optuna.Study, "tell"),
+        (optuna.Study, "ask"),
+        (PointBook, "add"),
+    )
+    with interrupted_at(write, *books), pytest.raises(KeyboardInterrupt):
+        planter.search(study, out=run, overrides=[*MORE, STOPPING])
     again = planter.search(study, out=run, overrides=[*MORE, STOPPING])
     assert without_seconds(again) == without_seconds(found)
 

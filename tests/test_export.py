@@ -256,6 +256,8 @@ def test_safetensors_come_with_plain_code(tmp_path):
     network, data = _made(*CASES["fsrcnn"])
     done = export_network(network, tmp_path / "my-net.safetensors", data)
     assert [path.name for path in done.files] == ["my-net.safetensors", "my-net.py"]
+    with pytest.raises(ValueError, match=r"my-net\.safetensors is there"):  # either name is both
+        export_network(network, tmp_path / "my-net.py", data)
     names = {"__file__": str(tmp_path / "my-net.py"), "__name__": "net"}
     exec((tmp_path / "my-net.py").read_text(), names)
     images = data.normalise(data.images)

@@ -4,16 +4,22 @@ and other tools' counts."""
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 import traced_nets
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+from typer.testing import CliRunner
 
-from planter import Architecture, cost
+from planter import Architecture, cost, load
+from planter.backbones import build_backbone, free_widths
+from planter.backbones.outside.own import NETWORKS
 from planter.channels.groups import groups, with_widths
+from planter.cli import app
 from planter.costs.resized import macs_by_sizes
+from planter.networks import checkpoint
 from planter.tracing.axes import Group
 from planter.tracing.resize import resize_, with_sizes
 from planter.tracing.trace import trace
@@ -224,6 +230,50 @@ def test_channels_that_are_rows_of_a_product_are_counted_by_building():
 def test_a_network_that_cannot_take_the_image_is_refused():
     with pytest.raises(ValueError, match=r"cannot take an image of \[5, 16, 16\]: aten.conv"):
         trace(traced_nets.Residual(), (5, 16, 16))
+
+
+def test_what_depends_on_the_order_of_channels_is_fixed():
+    """Each stands behind another layer, which it does not bind."""
+    for name in ("Summed", "Largest", "Radix"):
+        found = trace(getattr(traced_nets, name)(), IMAGE)
+        assert sizes_of(found.groups) == {"after": 7}, name
+        assert "stem" in found.fixed, name
+
+
+def test_a_class_that_was_defined_anew_is_looked_at_again(monkeypatch):
+    """As in a notebook: the factory is the same, what it calls is not."""
+    monkeypatch.setitem(NETWORKS, "made", lambda num_classes: traced_nets.Tied())
+    architecture = Architecture("made", {"stem": 4}, {"classes": 10, "image": list(IMAGE)})
+    assert build_backbone(architecture).stem.out_channels == 4
+
+    class Wider(traced_nets.Tied):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.one = traced_nets.conv(3, 9), traced_nets.conv(9, 9)
+            self.other, self.fc = traced_nets.conv(9, 9), nn.Linear(9, 10)
+
+    monkeypatch.setattr(traced_nets, "Tied", Wider)
+    again = build_backbone(architecture)
+    assert again.stem.out_channels == again.fc.in_features == 4
+    assert free_widths(replace(architecture, widths={"stem": 9}))["stem"] == 9
+
+
+def test_a_state_without_versions_is_loaded_with_the_networks_own(tmp_path):
+    """As torchvision's MNASNet asks for them."""
+    architecture = Architecture("traced_nets:Versioned", {}, {"classes": 10, "image": list(IMAGE)})
+    network = build_backbone(architecture)
+    checkpoint.save(tmp_path / "net", network, architecture, "base")
+    loaded = load(tmp_path / "net", own_code=True)
+    x = torch.rand(2, *IMAGE)
+    assert torch.equal(loaded(x), network.eval()(x))
+
+
+def test_cost_lists_widths_and_what_is_fixed():
+    done = CliRunner().invoke(app, ["cost", "traced_nets:Residual", "--image", "3x16x16"])
+    assert done.exit_code == 0, done.output
+    assert (
+        "widths: stem=6, block.conv1=5\nfixed: fc, because of the network's output" in done.output
+    )
 
 
 def test_tied_weights_stay_tied():

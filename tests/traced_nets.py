@@ -328,3 +328,35 @@ class Mixer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(self.places(self.stem(x).flatten(2)).mean(2))
+
+
+class Summed(Sorted):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.after(self.stem(x).cumsum(1)).mean((2, 3)))
+
+
+class Largest(Sorted):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.fc(self.after(x + x.argmax(1, keepdim=True)).mean((2, 3)))
+
+
+class Radix(Sorted):
+    """The mean of the largest of three parts: what a channel does depends on its place."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        n, c, h, w = x.shape
+        part = x.view(n, 3, c // 3, h, w).amax(1).mean(1, keepdim=True)
+        return self.fc(self.after(x * part).mean((2, 3)))
+
+
+class Versioned(Residual):
+    """Does not load a state of no version."""
+
+    _version = 2
+
+    def _load_from_state_dict(self, state: object, prefix: str, meta: dict, *rest: object) -> None:
+        if meta.get("version") != 2:
+            raise ValueError(f"version should be 2 instead of {meta.get('version')}")
+        super()._load_from_state_dict(state, prefix, meta, *rest)
