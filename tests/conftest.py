@@ -1,4 +1,4 @@
-"""Profiles, one torch thread and one seed for every test; commands on a finished run."""
+"""Profiles; one torch thread, one seed and no given networks; commands on a finished run."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
+
+from planter.backbones.outside.own import NETWORKS
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -25,6 +27,15 @@ def _one_thread_one_seed() -> Iterator[None]:
     torch.manual_seed(0)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _given_networks_forgotten() -> Iterator[None]:
+    """`planter.search(networks=...)` keeps them in the process: no test sees another's."""
+    before = dict(NETWORKS)
+    yield
+    NETWORKS.clear()
+    NETWORKS.update(before)
 
 
 @pytest.fixture(scope="module")

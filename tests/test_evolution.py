@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
+from benches import Bench, Probed, counted
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils.flop_counter import FlopCounterMode
 
 from planter import Architecture
 from planter.backbones import full_widths, with_data_options
 from planter.evolution.cut import Cut
 from planter.evolution.depth import Deepen, Remove
-from planter.evolution.edit import EditError, Individual, Measured
+from planter.evolution.edit import EditError, Individual
 from planter.evolution.grow import Grow
 from planter.evolution.shrink import Shrink
 from planter.evolution.table import EDITS, apply_all, from_data, to_data
@@ -24,25 +24,6 @@ from planter.networks.assembly import build_network
 
 CONV8 = {"depth": 8, "shortcut": "conv"}
 PAD8 = {"depth": 8, "shortcut": "pad"}
-
-
-@dataclass
-class Bench:
-    """Measures nothing but what a test puts in."""
-
-    seed: int = 7
-    found: dict = None  # type: ignore[assignment]
-
-    def gradients(self, parent):
-        network = parent.network
-        torch.manual_seed(0)
-        network.zero_grad()
-        network(torch.randn(4, *parent.architecture.options["image"])).square().sum().backward()
-        return Measured({n: p.grad.clone() for n, p in network.named_parameters()}, 1234)
-
-    def falls(self, parent, children):
-        self.asked = dict(children)
-        return Measured({n: self.found[n] for n in children if n in self.found}, 77)
 
 
 def individual(key, options=None, widths=None, pipelines=None, pipeline="base", image=(3, 16, 16)):
@@ -55,14 +36,6 @@ def individual(key, options=None, widths=None, pipelines=None, pipeline="base", 
             if name.endswith("running_mean"):
                 tensor.copy_(torch.randn(tensor.shape, generator=torch.Generator().manual_seed(1)))
     return Individual(architecture, pipeline, network)
-
-
-def counted(one):
-    """Multiply-adds as torch counts them, of the module itself."""
-    counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
-        one.network(torch.zeros(1, *one.architecture.options["image"]))
-    return counter.get_total_flops() // 2
 
 
 PARENTS = {
@@ -155,20 +128,9 @@ def test_growing_where_gradients_promise_most():
     """Against plain autograd, of each width alone: of what is zero and is to read new channels."""
     parent = individual("convnet", widths=8)
     images = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    seen = []
-
-    class Loss(Bench):
-        def gradients(self, probe):
-            seen.append(probe.network.state_dict())
-            return gradients_of(probe.network)
-
-    def gradients_of(network):
-        network.zero_grad()
-        network(images).logsumexp(1).sum().backward()
-        return Measured({n: p.grad.clone() for n, p in network.named_parameters()}, 1234)
-
-    child, macs = Grow(1.3, "gradient").apply(parent, Loss())
-    (probe,) = seen
+    bench = Probed(images)
+    child, macs = Grow(1.3, "gradient").apply(parent, bench)
+    (probe,) = bench.seen
     promised = {}
     for width, reader in READERS.items():
         quarter = parent.architecture.widths[width] // 4
@@ -178,7 +140,7 @@ def test_growing_where_gradients_promise_most():
             for name, tensor in network.state_dict().items():
                 tensor.copy_(probe[name][tuple(map(slice, tensor.shape))])
         torch.testing.assert_close(network(images), parent.network(images))
-        gradient = gradients_of(network).values[f"{reader}.weight"]
+        gradient = bench.gradients_of(network).values[f"{reader}.weight"]
         old = parent.network.state_dict()[f"{reader}.weight"].shape[1]
         added = counted(replace(parent, network=network)) - counted(parent)
         promised[width] = float(gradient[:, old:].square().sum()) / added

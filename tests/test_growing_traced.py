@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_evolution import Bench, counted
+from benches import Bench, Probed, counted
 from torch import Tensor, nn
 
 from planter import Architecture
 from planter.backbones import is_traced, with_data_options
-from planter.evolution.edit import Individual, Measured
+from planter.evolution.edit import Individual
 from planter.evolution.grow import Grow
 from planter.networks.assembly import build_network
 
@@ -74,20 +74,9 @@ def test_growing_by_gradients_is_where_plain_autograd_says():
     """Of each width alone: what is zero and is to read its new channels, behind other channels that
     were concatenated too."""
     one, images = parent(), torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    seen = []
-
-    class Loss(Bench):
-        def gradients(self, probe):
-            seen.append(probe.network.state_dict())
-            return gradients_of(probe.network)
-
-    def gradients_of(network):
-        network.zero_grad()
-        network(images).logsumexp(1).sum().backward()
-        return Measured({n: p.grad.clone() for n, p in network.named_parameters()}, 1234)
-
-    child, macs = Grow(1.5, "gradient").apply(one, Loss())
-    (probe,) = seen
+    bench = Probed(images)
+    child, macs = Grow(1.5, "gradient").apply(one, bench)
+    (probe,) = bench.seen
     promised = {}
     for width, (reader, first) in READERS.items():
         sizes = {**WIDTHS, width: PROBED[width]}
@@ -103,7 +92,9 @@ def test_growing_by_gradients_is_where_plain_autograd_says():
             "fc.weight": probe["fc.weight"][:, :both], "fc.bias": probe["fc.bias"],
         })  # fmt: skip
         torch.testing.assert_close(network(images), one.network(images))
-        new = gradients_of(network).values[reader][:, first : first + PROBED[width] - WIDTHS[width]]
+        new = bench.gradients_of(network).values[reader][
+            :, first : first + PROBED[width] - WIDTHS[width]
+        ]
         added = counted(replace(one, network=network)) - counted(one)
         promised[width] = float(new.square().sum()) / added
     best = max(promised, key=promised.__getitem__)

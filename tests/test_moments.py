@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from benches import Bench
 from safetensors.torch import load_file
-from test_evolution import Bench
 from test_evolving import STUDY, children
 from torch import nn
 

@@ -35,14 +35,6 @@ STUDY = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _no_networks() -> object:
-    before = dict(NETWORKS)
-    yield
-    NETWORKS.clear()
-    NETWORKS.update(before)
-
-
 def arch(key: str, **options: object) -> Architecture:
     return Architecture(key, {}, {**FACTS, **options})
 
