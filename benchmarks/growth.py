@@ -39,7 +39,7 @@ from planter.evolution.grow import Grow
 from planter.evolution.table import to_data
 from planter.evolution.whole import GoOn
 from planter.study.schema import Study
-from planter.training.recipe import Augment
+from planter.training.augment import Augment
 
 STEPS = 4
 RULES = ("even", "gradient", "measured")

@@ -29,9 +29,12 @@ from planter.backbones import with_data_options
 from planter.data import InMemorySplit, Split, load_data
 from planter.kernels.filters import is_conv_or_linear
 from planter.kernels.forms import form_of
-from planter.training.loop import Batch, Epoch, evaluate, fit
+from planter.training.augment import Augment
+from planter.training.batches import Batch
+from planter.training.loop import Epoch, fit
 from planter.training.losses import classification_loss
-from planter.training.recipe import Augment, Recipe
+from planter.training.recipe import Recipe
+from planter.training.scores import evaluate
 
 # Names of planter.kernels.forms.form_of. KFLO takes every layer, as in the paper.
 METHODS = ("plain", "do-conv", "acnet", "kflo:2x1", "kflo:2x4")

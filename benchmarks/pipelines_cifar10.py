@@ -35,9 +35,11 @@ from planter import Architecture, Recipe, build, evaluate, fit, load_data
 from planter.backbones import full_widths, with_data_options
 from planter.data import Data
 from planter.networks.assembly import build_network
-from planter.training.loop import Batch, Epoch, recalibrate_batchnorm_
+from planter.training.augment import Augment
+from planter.training.batches import Batch
+from planter.training.loop import Epoch
 from planter.training.losses import classification_loss, multi_pipeline_loss
-from planter.training.recipe import Augment
+from planter.training.scores import recalibrate_batchnorm_
 
 IMAGES, HELD_BACK = 20_000, 5_000
 

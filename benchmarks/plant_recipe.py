@@ -29,8 +29,8 @@ from planter.planting.plants import live_channels, plant
 from planter.planting.round import train_round
 from planter.planting.starts import Filters, Outgoing
 from planter.study.schema import Plant
-from planter.training.loop import evaluate, predict
 from planter.training.losses import distillation_loss
+from planter.training.scores import evaluate, predict
 
 CHANNELS, MEASURED = 8, 512
 DEFAULT = Plant.model_fields["recipe"].default

@@ -57,9 +57,11 @@ from planter.planting.activations import Activations
 from planter.planting.contribution import candidate_of
 from planter.planting.plants import plant, train_plant
 from planter.planting.round import train_round
-from planter.training.loop import Batch, augmented, batch_order, evaluate, predict, training_images
+from planter.training.augment import Augment
+from planter.training.batches import Batch, augmented, batch_order, training_images
 from planter.training.losses import distillation_loss
-from planter.training.recipe import Augment, Recipe
+from planter.training.recipe import Recipe
+from planter.training.scores import evaluate, predict
 
 IMAGES, BATCH, EPOCHS, PLANTED = 10_000, 256, 5, 4
 LAYERS = [f"conv{n}" for n in range(1, 6)]

@@ -43,8 +43,10 @@ from planter.driver.trials.jobs import Job
 from planter.driver.trials.networks import candidate_architecture
 from planter.networks.pipelines import Pipelines
 from planter.study.schema import Study
-from planter.training.loop import Batch, Epoch, recalibrate_batchnorm_
-from planter.training.recipe import Augment
+from planter.training.augment import Augment
+from planter.training.batches import Batch
+from planter.training.loop import Epoch
+from planter.training.scores import recalibrate_batchnorm_
 
 IMAGES, EMA = 10_000, 0.99
 RESNET8 = {"builder": "resnet", "options": {"depth": 8, "shortcut": "conv"}}

@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from planter.networks.cut_points import cuts
     from planter.networks.pipelines import Entry, Exit, Pipelines
     from planter.study.space import Candidate
-    from planter.training.loop import evaluate, fit
+    from planter.training.loop import fit
     from planter.training.losses import distillation_loss, multi_pipeline_loss, synergy_loss
     from planter.training.recipe import Recipe
+    from planter.training.scores import evaluate
 
 _PLACES = {
     "Architecture": "arch",
@@ -44,7 +45,7 @@ _PLACES = {
     "cost": "costs.macs",
     "cuts": "networks.cut_points",
     "distillation_loss": "training.losses",
-    "evaluate": "training.loop",
+    "evaluate": "training.scores",
     "expand_from_": "edits.transfer",
     "expand_kernels_": "edits.expand",
     "fit": "training.loop",

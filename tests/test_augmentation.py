@@ -15,18 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from planter.training import loop as train
-from planter.training.loop import (
-    Batch,
-    Epoch,
-    Pool,
-    augmented,
-    batch_order,
-    fit,
-    predict,
-    training_images,
-    view_pool,
-)
-from planter.training.recipe import Augment, Recipe
+from planter.training.augment import Augment
+from planter.training.batches import Batch, Pool, augmented, batch_order, training_images, view_pool
+from planter.training.loop import Epoch, fit
+from planter.training.recipe import Recipe
+from planter.training.scores import predict
 
 
 @given(

@@ -15,14 +15,10 @@ from torch import Tensor, nn
 from planter.edits.expand import collapse_kernels_, expand_kernels_
 from planter.kernels.forms import KernelFilter
 from planter.training import loop as train
-from planter.training.loop import (
-    Batch,
-    Epoch,
-    augmented,
-    batch_order,
-    fit,
-)
-from planter.training.recipe import Augment, Recipe
+from planter.training.augment import Augment
+from planter.training.batches import Batch, augmented, batch_order
+from planter.training.loop import Epoch, fit
+from planter.training.recipe import Recipe
 
 AVERAGED = Recipe(
     epochs=3, batch=16, lr=0.05, momentum=0.5, weight_decay=0.0, schedule="constant", ema=0.7

@@ -26,7 +26,8 @@ from planter.planting.activations import activations
 from planter.planting.contribution import Contribution, Suffix, candidate_of
 from planter.planting.plants import accept, plant, train_plant
 from planter.planting.round import CandidateResult, train_round
-from planter.training.loop import Batch, Epoch, batch_order, mix_seed
+from planter.training.batches import Batch, batch_order, mix_seed
+from planter.training.loop import Epoch
 from planter.training.recipe import Recipe, make_optimizer
 
 CLASSES = 4

@@ -25,8 +25,8 @@ from planter.backbones import full_widths
 from planter.networks.assembly import build_network
 from planter.planting.activations import Activations, steps_of
 from planter.planting.contribution import candidate_of
-from planter.training.loop import Pool, view_pool
-from planter.training.recipe import Augment
+from planter.training.augment import Augment
+from planter.training.batches import Pool, view_pool
 
 
 class DoubledPool(Doubled, Pool):

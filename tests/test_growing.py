@@ -32,7 +32,7 @@ from planter.networks.assembly import build_network
 from planter.networks.moments import Moments
 from planter.study.schema import Study
 from planter.training import loop
-from planter.training.loop import batch_order
+from planter.training.batches import batch_order
 from planter.training.recipe import Recipe
 
 RECIPE = Recipe(epochs=8, batch=20, lr=0.02, nesterov=True, weight_decay=1e-3, warmup=1.0)

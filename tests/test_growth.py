@@ -23,7 +23,7 @@ from planter.networks.assembly import build, build_network
 from planter.networks.norms import NormMode
 from planter.networks.pipelines import Pipelines
 from planter.planting.plants import plant, train_plant
-from planter.training.loop import Batch
+from planter.training.batches import Batch
 from planter.training.recipe import Recipe
 
 CLASSES = 4

@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from planter.data import InMemorySplit
-from planter.training.loop import (
-    recalibrate_batchnorm_,
-)
-from planter.training.recipe import Augment, Recipe
+from planter.training.augment import Augment
+from planter.training.recipe import Recipe
+from planter.training.scores import recalibrate_batchnorm_
 
 
 def normed() -> nn.Sequential:

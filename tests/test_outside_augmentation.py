@@ -19,9 +19,11 @@ from planter.cli import app
 from planter.data import InMemorySplit
 from planter.driver.tasks.teacher import _own_augmentations
 from planter.study.schema import StudyError
+from planter.training.augment import Augment
 from planter.training.augmentation import AUGMENTATIONS, Augmentation
-from planter.training.loop import augmented, fit, view_pool
-from planter.training.recipe import Augment, Recipe
+from planter.training.batches import augmented, view_pool
+from planter.training.loop import fit
+from planter.training.recipe import Recipe
 
 STUDY = """
 name: outside

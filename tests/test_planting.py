@@ -14,9 +14,11 @@ from planter.arch import Architecture
 from planter.backbones import full_widths, with_data_options
 from planter.networks.assembly import build_network
 from planter.planting.plants import accept, live_channels, plant, train_plant
-from planter.training.loop import Batch, Epoch
+from planter.training.augment import Augment
+from planter.training.batches import Batch
+from planter.training.loop import Epoch
 from planter.training.losses import distillation_loss
-from planter.training.recipe import Augment, Recipe
+from planter.training.recipe import Recipe
 
 LOSSES = st.integers(0, 4).map(float)  # few values, so that ties happen
 

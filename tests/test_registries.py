@@ -29,7 +29,7 @@ from planter.front.objectives import OBJECTIVES, Objective
 from planter.networks.assembly import build_network
 from planter.study.samplers import SAMPLERS
 from planter.study.schema import StudyError
-from planter.training.recipe import Augment
+from planter.training.augment import Augment
 
 STUDY = """
 name: outside

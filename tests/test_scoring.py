@@ -34,8 +34,11 @@ from planter.export.points import export_point, find_row, open_run
 from planter.networks.assembly import build, build_network, build_without_data
 from planter.networks.normalisation import Renormalised
 from planter.study.schema import StudyError
-from planter.training.loop import Batch, fit, recalibrate_batchnorm_
-from planter.training.recipe import Augment, Recipe
+from planter.training.augment import Augment
+from planter.training.batches import Batch
+from planter.training.loop import fit
+from planter.training.recipe import Recipe
+from planter.training.scores import recalibrate_batchnorm_
 
 WITHOUT_NORMS = {"convnet", "toy", "alexnet"}
 NORMED = [*sorted(set(BUILDERS) - WITHOUT_NORMS), "torchvision:resnet18"]
@@ -278,7 +281,9 @@ def test_students_learn_from_the_teacher_as_it_was_trained(
     split: Split = data.train
     guide: nn.Module | Tensor = teacher
     if "views" in augment:
-        split = planter.training.loop.view_pool(data.train, Augment(**augment), seed_of(0, "views"))
+        split = planter.training.batches.view_pool(
+            data.train, Augment(**augment), seed_of(0, "views")
+        )
         guide = logits_of(teacher, split)
     fit(student, loss, split, recipe, seed=spec["seed"], teacher=guide)
     for batch in seen:

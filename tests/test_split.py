@@ -12,8 +12,11 @@ from planter.data import InMemorySplit, Split
 from planter.networks.assembly import build_network
 from planter.planting.plants import live_channels, plant
 from planter.planting.round import train_round
-from planter.training.loop import Batch, evaluate, fit, predict
-from planter.training.recipe import Augment, Recipe
+from planter.training.augment import Augment
+from planter.training.batches import Batch
+from planter.training.loop import fit
+from planter.training.recipe import Recipe
+from planter.training.scores import evaluate, predict
 
 
 def logits_loss(logits: Tensor, labels: Tensor, teacher: Tensor | None) -> Tensor:

@@ -23,8 +23,9 @@ from planter.networks import checkpoint
 from planter.networks.normalisation import Renormalised, as_taken, taking
 from planter.study.file import study_of
 from planter.study.schema import StudyError
-from planter.training.loop import evaluate, predict, view_pool
-from planter.training.recipe import Augment
+from planter.training.augment import Augment
+from planter.training.batches import view_pool
+from planter.training.scores import evaluate, predict
 
 MEAN, STD = 0.3, 0.4
 STUDY = {

@@ -21,15 +21,11 @@ from planter.edits.inherit import inherit_weights
 from planter.kernels.forms import KernelFilter
 from planter.networks.checkpoint import write_training
 from planter.training import loop as train
-from planter.training.loop import (
-    Batch,
-    Epoch,
-    evaluate,
-    fit,
-    predict,
-    recalibrate_batchnorm_,
-)
-from planter.training.recipe import Augment, Recipe
+from planter.training.augment import Augment
+from planter.training.batches import Batch
+from planter.training.loop import Epoch, fit
+from planter.training.recipe import Recipe
+from planter.training.scores import evaluate, predict, recalibrate_batchnorm_
 
 DATA = split(50, classes=4)
 RECIPE = Recipe(

@@ -17,7 +17,7 @@ from task import Arena, guided_loss
 from torch import nn
 
 from planter import cost
-from planter.training.loop import Batch
+from planter.training.batches import Batch
 
 PLAN = ((True, 4), (True, 1), (False, 1))
 """Whether every block grows at once or the best alone, and channels that each is given at most; the

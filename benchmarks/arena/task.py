@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from planter import Architecture, Recipe, build, cost, evaluate, fit, load, load_data, save
 from planter.data import Data
 from planter.networks.checkpoint import content_key
-from planter.training.loop import Batch
+from planter.training.augment import Augment
+from planter.training.batches import Batch
 from planter.training.losses import classification_loss
-from planter.training.recipe import Augment
 
 OPTIONS = {"depth": 8, "shortcut": "conv"}
 """ResNet-8 with 1x1 convolutions where channels or size change."""

@@ -31,8 +31,8 @@ from planter.networks import checkpoint
 from planter.networks.normalisation import as_taken
 from planter.study.file import read_study
 from planter.study.schema import Study
-from planter.training.loop import evaluate
 from planter.training.recipe import Recipe
+from planter.training.scores import evaluate
 
 _SMALLER = 10
 """The recipe's rate over that of further training: at its peak a full rate would undo what the

@@ -26,7 +26,7 @@ from planter.export import check
 from planter.export.deployable import deployable, input_text, scale_of
 from planter.export.formats import FORMATS, Format, Int8, format_of, require, require_int8
 from planter.machine.paths import user_path
-from planter.training.loop import predict
+from planter.training.scores import predict
 
 __all__ = ["FORMATS", "ExportError", "Exported", "Format", "Int8", "export_network", "format_of"]
 

@@ -17,7 +17,7 @@ from planter.front.choose import Front, Row
 from planter.front.points import read_front
 from planter.networks import checkpoint
 from planter.networks.normalisation import as_taken
-from planter.training.loop import evaluate
+from planter.training.scores import evaluate
 
 _TOLD = ("id", "trial", "pipeline", "method", "macs", "params", "accuracy", "test_accuracy")
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from planter.costs.macs import Cost
-    from planter.training.loop import Score
+    from planter.training.scores import Score
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from planter.front.pareto import hypervolume, pareto_front
 if TYPE_CHECKING:
     from planter.costs.macs import Cost
     from planter.networks.norms import NormMode
-    from planter.training.loop import Score
+    from planter.training.scores import Score
 
 log = logging.getLogger(__name__)
 LATENCY_FILE = "latency.json"

@@ -30,8 +30,10 @@ from planter.planting.starts import (
     scale_outgoing_,
     zero_filters_,
 )
-from planter.training.loop import Batch, Epoch, fit, predict
+from planter.training.batches import Batch
+from planter.training.loop import Epoch, fit
 from planter.training.recipe import Recipe
+from planter.training.scores import predict
 
 _NAMED = 3
 

@@ -26,17 +26,15 @@ from planter.networks.checkpoint import keep_training, read_training
 from planter.planting.activations import MEMORY_BYTES, Activations
 from planter.planting.contribution import candidate_of, draws
 from planter.planting.crew import crew
-from planter.training.loop import (
+from planter.training.batches import (
     Batch,
-    Epoch,
-    PausedError,
     batch_order,
-    lay_out_moments_,
     layout_of,
     make_batch,
     mix_seed,
     training_images,
 )
+from planter.training.loop import Epoch, PausedError, lay_out_moments_
 from planter.training.recipe import Recipe, make_optimizer
 from planter.training.step import take_step
 

@@ -21,7 +21,7 @@ from planter.networks.pipelines import Pipelines
 from planter.planting.starts import Filters, Outgoing, check_init
 from planter.study.file import shipped_folder
 from planter.study.suggestions import Suggestions
-from planter.training.loop import Batch
+from planter.training.batches import Batch
 from planter.training.losses import Synergy, check_loss, full_weights, multi_pipeline_loss
 
 

@@ -21,7 +21,8 @@ from planter.networks.normalisation import as_taken
 from planter.planting.plants import channels_to_plant, plant
 from planter.planting.round import train_round
 from planter.study.schema import Plant, Study
-from planter.training.recipe import Augment, make_optimizer
+from planter.training.augment import Augment
+from planter.training.recipe import make_optimizer
 
 _MOST_S = 4.0
 """Seconds of timing; networks left by then are estimated by their multiply-adds."""

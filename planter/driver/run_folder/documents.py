@@ -33,7 +33,7 @@ from planter.networks import checkpoint
 from planter.networks.normalisation import as_taken
 from planter.plots import front_figure, write_html
 from planter.study.schema import Study
-from planter.training.loop import evaluate
+from planter.training.scores import evaluate
 
 log = logging.getLogger(__name__)
 _SHARE_OF_WRITING = 0.05

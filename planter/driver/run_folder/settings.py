@@ -23,7 +23,7 @@ import planter
 from planter.driver.trials.jobs import ANOTHER_NAME, seed_of
 from planter.front.points import write_text
 from planter.study.schema import Problem, Study, StudyError
-from planter.training.recipe import Augment
+from planter.training.augment import Augment
 
 log = logging.getLogger(__name__)
 _STATISTICS = "norm_statistics"

@@ -34,17 +34,11 @@ from planter.networks.moments import Moments
 from planter.networks.normalisation import seeing, taking
 from planter.networks.norms import NormMode
 from planter.study.schema import Study
-from planter.training.loop import (
-    Batch,
-    Epoch,
-    PausedError,
-    Score,
-    evaluate,
-    fit,
-    predict,
-    view_pool,
-)
-from planter.training.recipe import Augment, Recipe
+from planter.training.augment import Augment
+from planter.training.batches import Batch, view_pool
+from planter.training.loop import Epoch, PausedError, fit
+from planter.training.recipe import Recipe
+from planter.training.scores import Score, evaluate, predict
 
 log = logging.getLogger(__name__)
 _LOGITS = "logits.safetensors"

@@ -36,8 +36,8 @@ from planter.networks import checkpoint, moments
 from planter.networks.assembly import build_network
 from planter.networks.normalisation import as_taken
 from planter.planting.round import Loss, train_round
-from planter.training.loop import evaluate
 from planter.training.recipe import Recipe
+from planter.training.scores import evaluate
 
 log = logging.getLogger(__name__)
 _ROUND = Recipe(

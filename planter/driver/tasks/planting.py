@@ -26,8 +26,8 @@ from planter.networks import checkpoint
 from planter.planting.plants import merge
 from planter.planting.round import Loss
 from planter.study.schema import Plant
-from planter.training.loop import evaluate
 from planter.training.recipe import Recipe
+from planter.training.scores import evaluate
 
 log = logging.getLogger(__name__)
 _EQUAL = 1e-7

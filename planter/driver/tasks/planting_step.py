@@ -18,7 +18,7 @@ from planter.planting.plants import live_channels, plant, train_plant
 from planter.planting.round import CandidateResult, Loss, train_round
 from planter.planting.starts import Filters, Outgoing
 from planter.study.schema import Plant
-from planter.training.loop import Batch
+from planter.training.batches import Batch
 from planter.training.recipe import Recipe
 
 _MEASURED = 256

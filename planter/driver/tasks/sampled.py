@@ -25,8 +25,9 @@ from planter.networks.assembly import build
 from planter.networks.pipelines import Pipelines
 from planter.planting.plants import plant
 from planter.study.space import Candidate, load_space
-from planter.training.loop import Batch, recalibrate_batchnorm_
+from planter.training.batches import Batch
 from planter.training.recipe import Recipe
+from planter.training.scores import recalibrate_batchnorm_
 
 log = logging.getLogger(__name__)
 

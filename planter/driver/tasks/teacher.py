@@ -20,9 +20,10 @@ from planter.driver.trials.starts import key_of_weights, started, teacher_of
 from planter.networks import checkpoint, moments
 from planter.networks.normalisation import as_taken, taking
 from planter.study.networks import Teacher
+from planter.training.augment import Augment
 from planter.training.augmentation import augmentation
 from planter.training.loop import PausedError
-from planter.training.recipe import Augment, Recipe
+from planter.training.recipe import Recipe
 
 log = logging.getLogger(__name__)
 

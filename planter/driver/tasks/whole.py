@@ -18,7 +18,7 @@ from planter.edits.expand import collapse_kernels_, expand_kernels_
 from planter.edits.inherit import inherit_optimizer_state_
 from planter.kernels.forms import Kernels
 from planter.planting.round import Loss
-from planter.training.loop import Batch
+from planter.training.batches import Batch
 from planter.training.losses import classification_loss
 from planter.training.recipe import Recipe, make_optimizer
 

@@ -1,0 +1,163 @@
+"""Which images a step sees, and how: their order, views and changes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from planter.data import InMemorySplit, Split
+from planter.machine.torch_state import evaluating
+from planter.training.augment import Augment
+from planter.training.augmentation import augmentation
+from planter.training.recipe import Recipe
+
+SCORE_BATCH = 512
+"""Images that are looked at together where nothing is learned."""
+
+
+class Batch(NamedTuple):
+    """Normalised images `[batch, channels, height, width]`, labels `[batch]` and, with a teacher,
+    its logits `[batch, classes]`."""
+
+    images: Tensor
+    labels: Tensor
+    teacher: Tensor | None
+
+
+class Pool(InMemorySplit):
+    """Several fixed views of each image: those of image i stand at i, i + n, i + 2 n, ... The first
+    are the images themselves."""
+
+
+def view_pool(split: Split, augment: Augment, seed: int = 0) -> Pool:
+    """`augment.views` views of each image, drawn once."""
+    generator = torch.Generator().manual_seed(seed)
+    views = augment.views or 1
+    parts = [slice(at, at + SCORE_BATCH) for at in range(0, len(split), SCORE_BATCH)]
+    pool = [split.batch(part) for part in parts]
+    for _ in range(views - 1):
+        pool += [augmented(split.batch(part), augment, generator) for part in parts]
+    made = Pool(torch.cat(pool), split.labels.repeat(views), split.mean, split.std)
+    _, height, width = split.image
+    return (
+        made if made.image == split.image else made.taken_by(made.mean, made.std, (height, width))
+    )
+
+
+def training_images(
+    split: Split, recipe: Recipe, teacher: Tensor | nn.Module | None = None
+) -> Split:
+    """The split itself, or the pool of views that the recipe asks for.
+
+    Raises ValueError for cached teacher logits that are not those of these images.
+    """
+    if recipe.augment.changes() and isinstance(teacher, Tensor):
+        raise ValueError("cached teacher logits do not fit augmented images; give the network")
+    if recipe.augment.views is not None and not isinstance(split, Pool):
+        split = view_pool(split, recipe.augment)
+    if isinstance(teacher, Tensor) and len(teacher) != len(split):
+        raise ValueError(f"teacher logits of {len(teacher)} images for {len(split)} images")
+    return split
+
+
+def augmented(images: Tensor, augment: Augment, generator: torch.Generator) -> Tensor:
+    """Raw images `[batch, channels, height, width]`, each changed at random as `augment` says.
+
+    Raises ValueError for a setting that no augmentation of this process has, and for an
+    augmentation that gives images of another shape or type.
+    """
+    for name, setting in augment.chosen().items():
+        changed = augmentation(name).apply(images, setting, generator)
+        if (changed.shape, changed.dtype) != (images.shape, images.dtype):
+            raise ValueError(
+                f"augmentation {name!r} keeps shape and type of images: given {images.dtype} "
+                f"{list(images.shape)}, it returned {changed.dtype} {list(changed.shape)}"
+            )
+        images = changed
+    return images
+
+
+def batch_order(
+    split: Split, recipe: Recipe, seed: int, epoch: int
+) -> tuple[list[Tensor], torch.Generator]:
+    """Which images stand in each batch of an epoch, and the generator for their augmentation.
+
+    Batches differ by one image at most (a last batch of a single image has no batch statistics).
+    Of a pool each image is there once, in a view drawn for this epoch.
+    """
+    generator = torch.Generator().manual_seed(mix_seed(seed, epoch))
+    views = (recipe.augment.views or 1) if isinstance(split, Pool) else 1
+    images = len(split) // views
+    order = torch.randperm(images, generator=generator)
+    if views > 1:
+        order += images * torch.randint(views, (images,), generator=generator)
+    steps = math.ceil(images / recipe.batch)
+    return list(order.to(split.labels.device).tensor_split(steps)), generator
+
+
+def make_batch(
+    split: Split,
+    index: Tensor,
+    augment: Augment,
+    generator: torch.Generator,
+    teacher: Tensor | nn.Module | None,
+    layout: torch.memory_format = torch.channels_last,
+) -> Batch:
+    """The images of a split that `index` names, augmented and normalised."""
+    raw = split.batch(index)
+    if augment.changes():
+        raw = augmented(raw, augment, generator)
+    images = split.normalise(raw).contiguous(memory_format=layout)
+    logits = None
+    if isinstance(teacher, Tensor):
+        logits = teacher[index]
+    elif teacher is not None:
+        logits = eval_logits(teacher, images)
+    return Batch(images, split.labels[index], logits)
+
+
+def plain_batches(split: Split) -> Iterator[tuple[Tensor, Tensor]]:
+    """The split in batches that differ by one image at most, as above."""
+    order = torch.arange(len(split), device=split.labels.device)
+    # Fewer of images that are enlarged: what they take is told by the data set they stand in.
+    raw = split.batch(slice(1)).shape[-2:]
+    larger = math.prod(split.image[1:]) / math.prod(raw)
+    batch = max(1, int(SCORE_BATCH / max(larger, 1)))
+    for index in order.tensor_split(max(1, math.ceil(len(order) / batch))):
+        yield split.normalise(split.batch(index)), split.labels[index]
+
+
+def eval_logits(model: nn.Module, images: Tensor) -> Tensor:
+    with evaluating(model), torch.no_grad():
+        logits: Tensor = model(images)
+    if not isinstance(logits, Tensor):
+        raise TypeError(
+            f"{type(model).__name__} gives {type(logits).__name__}, expected logits "
+            "[batch, classes]; of several pipelines take one: network.detach(name)"
+        )
+    return logits
+
+
+def layout_of(model: nn.Module, fewest: float = 8) -> torch.memory_format:
+    """How a model's images and weights lie in memory while it trains: channels last, with which
+    convolutions are 1.1 to 1.5 times as fast on two cores (docs/performance.md).
+
+    Not where torch 2.15's backward pass on the CPU would write beyond its memory: a strided 1x1
+    convolution of fewer than `fewest` channels.
+    """
+    for m in model.modules():
+        if not isinstance(m, nn.Conv2d) or m.kernel_size != (1, 1):
+            continue
+        if m.in_channels < fewest and m.stride != (1, 1):
+            return torch.contiguous_format
+    return torch.channels_last
+
+
+def mix_seed(seed: int, epoch: int) -> int:
+    """Another seed for each epoch of each seed."""
+    # Any injective mixing does: consecutive seeds must not share batches of later epochs.
+    return (seed * 1_000_003 + epoch) % 2**63
