@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from planter.backbones import BUILDERS, StagedNet
     from planter.costs.macs import cost
     from planter.data import load_data
+    from planter.driver.found import Run, open_run
     from planter.driver.run import search
     from planter.edits.expand import collapse_kernels_, expand_kernels_
     from planter.edits.inherit import inherit_weights
@@ -21,7 +22,22 @@ if TYPE_CHECKING:
     from planter.networks.checkpoint import load, save
     from planter.networks.cut_points import cuts
     from planter.networks.pipelines import Entry, Exit, Pipelines
+    from planter.study.evolve import Evolve
+    from planter.study.networks import Baseline, Teacher
+    from planter.study.schema import (
+        Bounds,
+        Budget,
+        DataSettings,
+        Objectives,
+        Plant,
+        Resources,
+        Sample,
+        Study,
+        StudyError,
+    )
+    from planter.study.section import Distillation, EarlyStopping
     from planter.study.space import Candidate
+    from planter.training.augment import Augment
     from planter.training.loop import fit
     from planter.training.losses import distillation_loss, multi_pipeline_loss, synergy_loss
     from planter.training.recipe import Recipe
@@ -30,16 +46,32 @@ if TYPE_CHECKING:
 _PLACES = {
     "Architecture": "arch",
     "AsymmetricBlock": "kernels.forms",
+    "Augment": "training.augment",
     "BUILDERS": "backbones",
+    "Baseline": "study.networks",
+    "Bounds": "study.schema",
+    "Budget": "study.schema",
     "Candidate": "study.space",
     "DOConv": "kernels.forms",
+    "DataSettings": "study.schema",
+    "Distillation": "study.section",
+    "EarlyStopping": "study.section",
     "Entry": "networks.pipelines",
+    "Evolve": "study.evolve",
     "Exit": "networks.pipelines",
     "FeatureFilter": "kernels.forms",
     "KernelFilter": "kernels.forms",
+    "Objectives": "study.schema",
     "Pipelines": "networks.pipelines",
+    "Plant": "study.schema",
     "Recipe": "training.recipe",
+    "Resources": "study.schema",
+    "Run": "driver.found",
+    "Sample": "study.schema",
     "StagedNet": "backbones",
+    "Study": "study.schema",
+    "StudyError": "study.schema",
+    "Teacher": "study.networks",
     "build": "networks.assembly",
     "collapse_kernels_": "edits.expand",
     "cost": "costs.macs",
@@ -56,6 +88,7 @@ _PLACES = {
     "load": "networks.checkpoint",
     "load_data": "data",
     "multi_pipeline_loss": "training.losses",
+    "open_run": "driver.found",
     "pareto_front": "front.pareto",
     "save": "networks.checkpoint",
     "search": "driver.run",
@@ -67,15 +100,31 @@ __all__ = [
     "BUILDERS",
     "Architecture",
     "AsymmetricBlock",
+    "Augment",
+    "Baseline",
+    "Bounds",
+    "Budget",
     "Candidate",
     "DOConv",
+    "DataSettings",
+    "Distillation",
+    "EarlyStopping",
     "Entry",
+    "Evolve",
     "Exit",
     "FeatureFilter",
     "KernelFilter",
+    "Objectives",
     "Pipelines",
+    "Plant",
     "Recipe",
+    "Resources",
+    "Run",
+    "Sample",
     "StagedNet",
+    "Study",
+    "StudyError",
+    "Teacher",
     "build",
     "collapse_kernels_",
     "cost",
@@ -92,6 +141,7 @@ __all__ = [
     "load",
     "load_data",
     "multi_pipeline_loss",
+    "open_run",
     "pareto_front",
     "save",
     "search",

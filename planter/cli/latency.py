@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from planter.cli.app import app, err, out, shown_path
-from planter.cli.runs import run_folder
+from planter.driver.run_folder.names import run_folder
 from planter.machine.commands import command
 from planter.machine.paths import user_path
 

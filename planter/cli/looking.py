@@ -20,8 +20,8 @@ from planter.cli.app import (
     out,
     shown_path,
 )
-from planter.cli.runs import run_folder
 from planter.cli.tables import print_choice, print_front, print_lineage, print_points
+from planter.driver.run_folder.names import run_folder
 from planter.front.describe import form_text, with_networks
 from planter.front.lineage import lineage
 from planter.machine.commands import command

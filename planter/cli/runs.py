@@ -10,21 +10,11 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from planter.arch import Architecture
+from planter.driver.run_folder.names import run_folder
 from planter.machine.commands import command
-from planter.machine.paths import user_path
 
 if TYPE_CHECKING:
     from planter.front.points import Point
-
-
-def run_folder(name: str) -> Path:
-    """The run folder of a name. Raises ValueError, naming the runs there are."""
-    for folder in (user_path(name), Path("runs") / name):
-        if (folder / "resolved.yaml").is_file():
-            return folder
-    there = sorted(f.parent.name for f in Path("runs").glob("*/resolved.yaml"))
-    known = f"runs here are {', '.join(there)}" if there else "there are no runs here"
-    raise ValueError(f"no run {name!r}: expected a run folder, or a name under runs/; {known}")
 
 
 def split_target(target: str) -> tuple[Path, str | None]:

@@ -12,8 +12,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from planter.cli.app import Set, StudyArgument, app, err, expanded, out, shown_path
-from planter.cli.runs import run_folder
 from planter.cli.tables import print_front
+from planter.driver.run_folder.names import run_folder
 from planter.machine.commands import command
 from planter.study.quantities import duration
 

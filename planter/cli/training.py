@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from planter.cli.app import RunArgument, app, err, out, shown_path
-from planter.cli.runs import run_folder
+from planter.driver.run_folder.names import run_folder
 from planter.machine.commands import command
 
 

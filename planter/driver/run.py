@@ -14,6 +14,7 @@ from planter.backbones import BUILDERS
 from planter.backbones.outside.own import Made, register
 from planter.driver.backends.local import run_here
 from planter.driver.checking.check import Prepared, prepare, worker_count
+from planter.driver.found import Run
 from planter.driver.outcome import SearchFailedError, ending, worse_teacher
 from planter.driver.proposers.proposer import SearchContext
 from planter.driver.proposers.registry import proposers_for
@@ -80,8 +81,9 @@ def search(
     take_over: bool = False,
     ray_address: str | None = None,
     observe: Observer = lambda progress: None,
-) -> dict[str, Any]:
-    """Runs a study, or what is left of it, and returns what `pareto.json` says.
+) -> Run:
+    """Runs a study, or what is left of it, and returns what was found: a mapping of what
+    `pareto.json` says, with the networks behind it (docs/python.md).
 
     `study` is a file (or what was read of one), the name of a shipped study, a mapping of the same
     keys or a `Study`; the run folder is `out` or `runs/NAME`. `networks` are plain ones by the name
@@ -128,7 +130,7 @@ def search(
             try:
                 going = _Search(study, run, prepared, storage, lease, observe)
                 going.train(ray_address)
-                return going.report()
+                return Run(run, going.report())
             finally:
                 storage.wait_no_longer()  # it may be on the full disk that ends the search
                 lease.release()
