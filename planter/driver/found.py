@@ -18,9 +18,9 @@ from planter.networks import checkpoint
 
 if TYPE_CHECKING:
     from pandas import DataFrame
-    from plotly.graph_objects import Figure
 
     from planter.data import Data
+    from planter.plots import Figure
 
 
 class Run(dict[str, Any]):
