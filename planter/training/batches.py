@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from planter.data import InMemorySplit, Split
+from planter.data.split import announce
 from planter.machine.torch_state import evaluating
 from planter.training.augment import Augment
 from planter.training.augmentation import augmentation
@@ -96,7 +97,9 @@ def batch_order(
     if views > 1:
         order += images * torch.randint(views, (images,), generator=generator)
     steps = math.ceil(images / recipe.batch)
-    return list(order.to(split.labels.device).tensor_split(steps)), generator
+    parts = list(order.to(split.labels.device).tensor_split(steps))
+    announce(split, parts)
+    return parts, generator
 
 
 def make_batch(
@@ -127,7 +130,9 @@ def plain_batches(split: Split) -> Iterator[tuple[Tensor, Tensor]]:
     raw = split.batch(slice(1)).shape[-2:]
     larger = math.prod(split.image[1:]) / math.prod(raw)
     batch = max(1, int(SCORE_BATCH / max(larger, 1)))
-    for index in order.tensor_split(max(1, math.ceil(len(order) / batch))):
+    parts = order.tensor_split(max(1, math.ceil(len(order) / batch)))
+    announce(split, parts)
+    for index in parts:
         yield split.normalise(split.batch(index)), split.labels[index]
 
 
