@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 BACKGROUND = 255
 """What transparent pixels are composed on, in each of red, green and blue: white."""
@@ -78,6 +78,8 @@ def decode_bytes(content: bytes, ending: str, needed: Needed | None = None) -> D
         # Of a path, Pillow maps uncompressed TIFFs into memory by the size they have once turned.
         with Image.open(io.BytesIO(content), formats=formats) as image:
             return decoded(image, needed)
+    except UnidentifiedImageError:
+        raise ValueError("its content is of no format that Pillow reads here") from None
     except Exception as error:  # a damaged file makes Pillow's plugins raise nearly anything
         raise ValueError(str(error) or type(error).__name__) from error
 

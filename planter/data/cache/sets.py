@@ -57,9 +57,8 @@ def decoded_set(
     needed = math.prod(shape) * len(images)
     streams = needed > cache_gb * 1e9
     try:
-        folder = _filled(
-            images, digests, how, cache, threads, None if streams else needed, cache_gb
-        )
+        kept = None if streams else shape
+        folder = _filled(images, digests, how, cache, threads, kept, cache_gb)
         about = _about(folder)
         if (folder / PIXELS).is_file():
             return DecodedSet(MappedPixels(folder, about.moments), about)
@@ -90,26 +89,26 @@ def _filled(
     how: Decoding,
     cache: Path,
     threads: int,
-    needed: int | None,
+    kept: tuple[int, int, int] | None,
     cache_gb: float,
 ) -> Path:
-    """The folder of a set, with its pixels where the bytes they take are given; it is filled where
-    another process has not done so. Raises OSError."""
+    """The folder of a set, with pixels of the shape that is to be `kept`, if one is; it is filled
+    where no process has done so. Raises OSError."""
     told = json.dumps(how.key()).encode() + b"".join(digests)
     folder = cache / "sets" / hashlib.sha256(told).hexdigest()[:32]
-    if not _is_whole(folder, needed):
+    if not _is_whole(folder, pixels=kept is not None):
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / "lock"):
-            if not _is_whole(folder, needed):
+            if not _is_whole(folder, pixels=kept is not None):
                 folder.mkdir(parents=True, exist_ok=True)  # dropped while this process waited
-                _fill(images, digests, how, folder, threads, needed, cache_gb)
+                _fill(images, digests, how, folder, threads, kept, cache_gb)
     with suppress(OSError):
         os.utime(folder / ABOUT)  # when it was used last
     return folder
 
 
-def _is_whole(folder: Path, needed: int | None) -> bool:
-    return (folder / ABOUT).is_file() and (needed is None or (folder / PIXELS).is_file())
+def _is_whole(folder: Path, *, pixels: bool) -> bool:
+    return (folder / ABOUT).is_file() and (not pixels or (folder / PIXELS).is_file())
 
 
 def _fill(
@@ -118,17 +117,17 @@ def _fill(
     how: Decoding,
     folder: Path,
     threads: int,
-    needed: int | None,
+    kept: tuple[int, int, int] | None,
     cache_gb: float,
 ) -> None:
     for left in folder.glob("*.new"):
         left.unlink(missing_ok=True)  # of a writer that was killed
-    if needed is None:
+    if kept is None:
         about = decode_all(images, digests, how, threads, lambda pixels: None)
     else:
-        make_room(folder.parents[1], needed, int(cache_gb * 1e9))
+        shape = (len(images), *kept)
+        make_room(folder.parents[1], math.prod(shape), int(cache_gb * 1e9))
         with written(folder / PIXELS) as new:
-            shape = (len(images), *_shape(images, digests, how))
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(new, header)
             about = decode_all(images, digests, how, threads, new.write)
