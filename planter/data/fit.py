@@ -55,6 +55,8 @@ def fitted(images: Tensor, size: Size, fit: Fit) -> Tensor:
     proportions, the shorter side is brought to it and the middle cut out ("crop"), the longer side
     and the rest is 0 ("pad"), or both sides ("squash"). Bilinear, antialiased."""
     given = images.shape[-2], images.shape[-1]
+    if given == size:
+        return images
     if fit == "squash" or is_shaped(given, size):
         return _resized(images, size)
     scales = [needed / side for needed, side in zip(size, given, strict=True)]

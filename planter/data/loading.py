@@ -21,12 +21,13 @@ from planter.data.fit import FITTED, Fit, check_fit, fitted, is_shaped, size_of
 from planter.data.folders.read import read_folder
 from planter.data.own import read_own
 from planter.data.raw import Pair, Raw
+from planter.data.shards.read import SHARDS, read_shards
 from planter.data.sources import TORCHVISION, read_digits, read_torchvision
 from planter.data.split import Data, InMemorySplit, RowSplit, Split
 from planter.data.statistics import constant_channels, constant_of, statistics, statistics_of
 from planter.machine.paths import user_path
 
-NAMES = ("digits", *TORCHVISION, "folder")
+NAMES = ("digits", *TORCHVISION, "folder", *SHARDS)
 CACHE_GB = 20.0
 OLD_FIT: Fit = "squash"
 """How images were fitted before there was a choice."""
@@ -52,7 +53,8 @@ def load_data(
 
     `name` is "digits" (scikit-learn, embedded), one of torchvision's (cifar10, cifar100, stl10,
     mnist, fashion_mnist, svhn; under `root`, fetched only with `download`), "folder" (class
-    folders under `root`, or under `root/train`, `root/validation` and `root/test`),
+    folders under `root`, or under `root/train`, `root/validation` and `root/test`), "webdataset" or
+    "parquet" (shards under `root`),
     "my_pkg.data:make" (a function without arguments that returns `{"train": (images, labels),
     "validation": ..., "test": ..., "class_names": [...]}`, all but the first optional, or the same
     with torch data sets) or a run folder, whose settings are then used. docs/data.md has the rules.
@@ -169,8 +171,10 @@ def _read(settings: _Settings) -> Raw:
         return read_digits()
     if name in TORCHVISION:
         return read_torchvision(name, _need_root(settings), settings.download)
+    if name in SHARDS:
+        return read_shards(name, _need_root(settings))
     if ":" in name:
-        return read_own(name)
+        return read_own(name, settings.decoding)
     raise ValueError(
         f"unknown data {name!r}; data are {', '.join(NAMES)}, or your own as 'my_pkg.data:make'"
     )

@@ -53,6 +53,9 @@ class Decoding:
         return within(image, self.size, self.fit)
 
 
+AS_IT_IS = Decoding(None, "crop")
+
+
 @dataclass
 class About:
     """What is noted of a set's images while they are decoded; `moments` `[n, 3, 4]`: of each
