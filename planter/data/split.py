@@ -311,11 +311,14 @@ class Data:
             return digest.hexdigest()[:16]
 
         train, held = self.train, self.validation
-        rows = isinstance(train, RowSplit) and isinstance(held, RowSplit)
-        if not rows or train.pixels is not held.pixels:
-            return made()
-        key = f"fingerprint {train.key()} {held.key()}"
-        return train.pixels.remembered.value(key, made)
+        if (
+            isinstance(train, RowSplit)
+            and isinstance(held, RowSplit)
+            and train.pixels is held.pixels
+        ):
+            key = f"fingerprint {train.key()} {held.key()}"
+            return train.pixels.remembered.value(key, made)
+        return made()
 
     def to(self, device: str | torch.device) -> Data:
         test = self.test.to(device) if self.test is not None else None

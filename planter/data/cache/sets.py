@@ -130,7 +130,7 @@ def _fill(
         with written(folder / PIXELS) as new:
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(new, header)
-            about = decode_all(images, digests, how, threads, new.write)
+            about = decode_all(images, digests, how, threads, lambda one: new.write(one.data))
     facts = {name: value for name, value in vars(about).items() if name != "moments"}
     with written(folder / _MOMENTS) as new:
         np.save(new, about.moments)

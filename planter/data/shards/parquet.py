@@ -108,7 +108,7 @@ def _of_bytes(schema: Any) -> list[str]:
     def holds(kind: Any) -> bool:
         if pyarrow.types.is_struct(kind):
             return "bytes" in [kind.field(i).name for i in range(kind.num_fields)]
-        return pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind)
+        return bool(pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind))
 
     return [one.name for one in schema if holds(one.type)]
 
