@@ -18,6 +18,9 @@ from planter.training.recipe import Recipe
 
 SCORE_BATCH = 512
 """Images that are looked at together where nothing is learned."""
+_SCORE_VALUES = 2**23
+"""Most values of so many images: of larger ones than 3 x 73 x 73 fewer are looked at together, as a
+layer's outputs for 512 photos take gigabytes."""
 
 
 class Batch(NamedTuple):
@@ -129,7 +132,7 @@ def plain_batches(split: Split) -> Iterator[tuple[Tensor, Tensor]]:
     # Fewer of images that are enlarged: what they take is told by the data set they stand in.
     raw = split.batch(slice(1)).shape[-2:]
     larger = math.prod(split.image[1:]) / math.prod(raw)
-    batch = max(1, int(SCORE_BATCH / max(larger, 1)))
+    batch = max(1, min(int(SCORE_BATCH / max(larger, 1)), _SCORE_VALUES // math.prod(split.image)))
     parts = order.tensor_split(max(1, math.ceil(len(order) / batch)))
     announce(split, parts)
     for index in parts:
