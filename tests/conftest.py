@@ -82,3 +82,11 @@ def command_in(
 def call(place: Path, command_in: Callable[[Path], Command]) -> Command:
     """Runs `planter ARGUMENTS` beside the finished run."""
     return command_in(place)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Decoded images are not left in the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PLANTER_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield

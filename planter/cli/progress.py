@@ -27,11 +27,9 @@ class ProgressDisplay:
                 console=console,
                 transient=True,
             )
-            self._task = self._live.add_task("checking the study", total=None)
+            self._task = self._live.add_task("", total=None)
 
     def __enter__(self) -> ProgressDisplay:
-        if self._live is not None:
-            self._live.start()
         return self
 
     def __exit__(
@@ -52,6 +50,7 @@ class ProgressDisplay:
                     f"[{now.done}/{total}] {now.event}{_tail(now)}", markup=False, soft_wrap=True
                 )
             return
+        self._live.start()  # not before: images that are decoded have a bar of their own
         if now.kind != "start":
             self._live.console.print(escape(now.event))
         running = f"running {', '.join(now.running)}" if now.running else escape(now.event)

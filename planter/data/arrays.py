@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from planter.data.cache.decoding import AS_IT_IS, Decoding
 from planter.data.decode import decoded
+from planter.data.fit import fitted_photo
 from planter.data.labels import refuse_masked
 
 Pixels = np.dtype[Any]
@@ -44,14 +46,17 @@ def check_items(arrays: Sequence[NDArray[Any]]) -> None:
         one_type({where: one for one, where in first.items()})
 
 
-def image_array(image: Any) -> NDArray[Any]:
+def image_array(image: Any, how: Decoding = AS_IT_IS) -> NDArray[Any]:
     """An image, or several, as an array in this machine's byte order; a picture of Pillow's is read
-    as a file is, `[3, height, width]`."""
+    as a file is, `[3, height, width]`, and fitted as `how` says."""
     from PIL.Image import Image
 
     refuse_masked(image)
     if isinstance(image, Image):
-        return decoded(image).pixels.transpose(2, 0, 1)
+        pixels = decoded(image).pixels
+        if how.size is not None:
+            return fitted_photo(pixels, how.size, how.fit)
+        return pixels.transpose(2, 0, 1)
     if isinstance(image, Tensor):
         if image.layout != torch.strided or image.is_quantized:
             raise ValueError(f"images are dense tensors; got {image.layout}: to_dense() makes one")
@@ -66,11 +71,11 @@ def image_array(image: Any) -> NDArray[Any]:
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
-def pixels_of(images: Any) -> tuple[Tensor, Pixels]:
+def pixels_of(images: Any, how: Decoding = AS_IT_IS) -> tuple[Tensor, Pixels]:
     """Images `[n, channels, height, width]`, uint8 as they are, all other numbers as float32, and
     the type they came in."""
     if isinstance(images, list | tuple):
-        arrays = [image_array(image) for image in images]
+        arrays = [image_array(image, how) for image in images]
         check_items(arrays)
         array = np.stack(arrays) if arrays else np.empty(0)
     else:
@@ -83,9 +88,45 @@ def pixels_of(images: Any) -> tuple[Tensor, Pixels]:
         return torch.from_numpy(np.array(array, order="C")), array.dtype
     with np.errstate(over="ignore"):  # what float32 cannot hold is told below
         pixels = torch.from_numpy(np.array(array, dtype=np.float32, order="C"))
+    _check_finite(pixels)
+    return pixels, array.dtype
+
+
+def joined(arrays: Iterable[NDArray[Any]], count: int | None = None) -> tuple[Tensor, Pixels]:
+    """`pixels_of` of arrays `[n, channels, height, width]` that come one after the other: all of
+    `count` images lie in memory once, of an unknown number a little more."""
+    held: NDArray[Any] | None = None
+    filled, seen = 0, list[NDArray[Any]]()
+    for array in arrays:
+        if array.dtype.kind not in "biuf":
+            pixels_of(array)  # raises
+        # One without memory stands for each.
+        seen += [np.broadcast_to(np.zeros((), array.dtype), array.shape[1:])] * len(array)
+        if held is not None and array.shape[1:] != held.shape[1:]:
+            continue  # what is wrong is told of all of them
+        if held is None:
+            _check_shape(array.shape)
+            kind = np.uint8 if array.dtype == np.uint8 else np.float32
+            held = np.empty((count or len(array), *array.shape[1:]), kind)
+        if filled + len(array) > len(held):
+            more = max(len(held) // 2, len(array))
+            held.resize((len(held) + more, *held.shape[1:]), refcheck=False)
+        with np.errstate(over="ignore"):
+            held[filled : filled + len(array)] = array
+        filled += len(array)
+    check_items(seen)
+    if held is None:
+        return torch.empty(0), np.dtype(np.uint8)
+    held.resize((filled, *held.shape[1:]), refcheck=False)
+    pixels = torch.from_numpy(held)
+    if pixels.is_floating_point():
+        _check_finite(pixels)
+    return pixels, seen[0].dtype
+
+
+def _check_finite(pixels: Tensor) -> None:
     if not pixels.isfinite().all():
         raise ValueError("pixels are finite float32 numbers; some are not: clean or scale them")
-    return pixels, array.dtype
 
 
 def _check_shape(shape: tuple[int, ...]) -> None:

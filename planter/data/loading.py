@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
 from torch import Tensor
 
-from planter.data.account import Account
+from planter.data.account import Account, Reading
+from planter.data.cache.decoding import Decoding
+from planter.data.cache.sets import decoded_set
 from planter.data.draw import ImpossibleDrawError, count_of, noisy, stratified
+from planter.data.encoded import Listed
+from planter.data.fit import FITTED, Fit, check_fit, fitted, is_shaped, size_of
 from planter.data.folders.read import read_folder
 from planter.data.own import read_own
 from planter.data.raw import Pair, Raw
+from planter.data.shards.read import SHARDS, read_shards
 from planter.data.sources import TORCHVISION, read_digits, read_torchvision
-from planter.data.split import Data, InMemorySplit, Split, constant_channels, resized, statistics
+from planter.data.split import Data, InMemorySplit, RowSplit, Split
+from planter.data.statistics import constant_channels, constant_of, statistics, statistics_of
 from planter.machine.paths import user_path
 
-NAMES = ("digits", *TORCHVISION, "folder")
+NAMES = ("digits", *TORCHVISION, "folder", *SHARDS)
+CACHE_GB = 20.0
+OLD_FIT: Fit = "squash"
+"""How images were fitted before there was a choice."""
 _NAMED = 10
 
 
@@ -28,21 +39,31 @@ def load_data(
     *,
     root: str | Path | None = None,
     download: bool = False,
-    resize: int | None = None,
+    resize: int | Sequence[int] | None = None,
+    fit: Fit = "crop",
     subset: int | float | None = None,
     label_noise: float = 0.0,
     validation: int | float = 0.1,
     test: int | float | None = None,
+    workers: int | None = None,
+    cache_gb: float = CACHE_GB,
     seed: int = 0,
 ) -> Data:
     """A data set, split as a study splits it; or the data of a run, given its folder.
 
     `name` is "digits" (scikit-learn, embedded), one of torchvision's (cifar10, cifar100, stl10,
     mnist, fashion_mnist, svhn; under `root`, fetched only with `download`), "folder" (class
-    folders under `root`, or under `root/train`, `root/validation` and `root/test`),
+    folders under `root`, or under `root/train`, `root/validation` and `root/test`), "webdataset" or
+    "parquet" (shards under `root`),
     "my_pkg.data:make" (a function without arguments that returns `{"train": (images, labels),
     "validation": ..., "test": ..., "class_names": [...]}`, all but the first optional, or the same
     with torch data sets) or a run folder, whose settings are then used. docs/data.md has the rules.
+
+    `resize` brings images to N x N pixels, or to [height, width]; those of other proportions as
+    `fit` says: the middle cut out ("crop"), black beside them ("pad") or both sides scaled
+    ("squash"). Images in files are decoded by `workers` threads, by default one for each core,
+    once: their pixels are kept in the user's cache, of `cache_gb` (1e9 bytes) at most; larger sets
+    are decoded as they are asked for.
 
     `test` sets a stratified part aside, the same for every seed, where the source has no test part.
     `subset` keeps a stratified part of the training data (a count, or a fraction below 1),
@@ -58,11 +79,24 @@ def load_data(
     if resolved.is_file():
         study = yaml.safe_load(resolved.read_text(encoding="utf-8"))
         # An older run may lack what came later.
-        later = load_data.__kwdefaults__ or {}
+        later = {**(load_data.__kwdefaults__ or {}), "fit": OLD_FIT}
         given = {**later, **study["data"], "seed": study["seed"]}
         return _loaded(_Settings(**given, of_run=True))
     return _loaded(
-        _Settings(str(name), root, download, resize, subset, label_noise, validation, test, seed)
+        _Settings(
+            name=str(name),
+            root=root,
+            download=download,
+            resize=resize,
+            fit=fit,
+            subset=subset,
+            label_noise=label_noise,
+            validation=validation,
+            test=test,
+            workers=workers,
+            cache_gb=cache_gb,
+            seed=seed,
+        )
     )
 
 
@@ -74,15 +108,28 @@ class _Settings:
     name: str
     root: str | Path | None
     download: bool
-    resize: int | None
+    resize: int | Sequence[int] | None
+    fit: Fit
     subset: int | float | None
     label_noise: float
     validation: int | float
     test: int | float | None
+    workers: int | None
+    cache_gb: float
     seed: int
     of_run: bool = False
 
+    @property
+    def decoding(self) -> Decoding:
+        return Decoding(size_of(self.resize), self.fit)
+
     def __post_init__(self) -> None:
+        size_of(self.resize)
+        check_fit(self.fit)
+        if not self.cache_gb >= 0:
+            raise ValueError(f"cache_gb is a size in 1e9 bytes, 0 or more; got {self.cache_gb}")
+        if self.workers is not None and not self.workers >= 1:
+            raise ValueError(f"workers is a number of threads, 1 or more; got {self.workers}")
         if not 0 <= self.label_noise <= 1:
             raise ValueError(
                 f"label_noise is a share of the labels, 0 to 1, got {self.label_noise}"
@@ -107,45 +154,83 @@ def _loaded(settings: _Settings) -> Data:
     else:
         held, rest = raw.validation, kept
     train_labels = noisy(labels[rest], settings.label_noise, len(raw.class_names), generator)
-    train_images = images[rest]
-    mean, std = statistics(train_images)
-    constant = constant_channels(train_images)
-    data = Data(
-        train=InMemorySplit(train_images, train_labels, mean, std),
-        validation=InMemorySplit(*held, mean, std),
-        test=InMemorySplit(*raw.test, mean, std) if raw.test is not None else None,
-        class_names=raw.class_names,
-    )
+    parts = {"train": (images[rest], train_labels), "validation": held}
+    if raw.test is not None:
+        parts["test"] = raw.test
+    splits, constant = _splits(parts, raw, settings)
+    data = Data(splits["train"], splits["validation"], splits.get("test"), raw.class_names)
     told = f"{validation} of the training images"
     return replace(data, account=_account(data, raw, constant, raw.validation_from or told))
 
 
 def _read(settings: _Settings) -> Raw:
-    name, resize = settings.name, settings.resize
+    name = settings.name
     if name == "folder":
-        return read_folder(_need_root(settings), resize, leave_out_empty=settings.of_run)
+        return read_folder(_need_root(settings), leave_out_empty=settings.of_run)
     if name == "digits":
-        raw = read_digits()
-    elif name in TORCHVISION:
-        raw = read_torchvision(name, _need_root(settings), settings.download)
-    elif ":" in name:
-        raw = read_own(name)
-    else:
-        raise ValueError(
-            f"unknown data {name!r}; data are {', '.join(NAMES)}, or your own as 'my_pkg.data:make'"
-        )
-    if resize is None:
-        return raw
-
-    def sized(pair: Pair) -> Pair:
-        return resized(pair[0], resize), pair[1]
-
-    return replace(
-        raw,
-        train=sized(raw.train),
-        validation=sized(raw.validation) if raw.validation is not None else None,
-        test=sized(raw.test) if raw.test is not None else None,
+        return read_digits()
+    if name in TORCHVISION:
+        return read_torchvision(name, _need_root(settings), settings.download)
+    if name in SHARDS:
+        return read_shards(name, _need_root(settings))
+    if ":" in name:
+        return read_own(name, settings.decoding)
+    raise ValueError(
+        f"unknown data {name!r}; data are {', '.join(NAMES)}, or your own as 'my_pkg.data:make'"
     )
+
+
+def _splits(
+    parts: Mapping[str, Pair], raw: Raw, settings: _Settings
+) -> tuple[dict[str, Split], list[tuple[int, float]]]:
+    """The parts, normalised by the mean and deviation of the training images, of which the
+    channels of one value are told. Images that are in no part are not read."""
+    how = settings.decoding
+    listed = {
+        part: images.rows for part, (images, _) in parts.items() if isinstance(images, Listed)
+    }
+    found: dict[str, Split] = {}
+    if not listed:
+        tensors = _sized({part: images for part, (images, _) in parts.items()}, how, raw.reading)
+        mean, std = statistics(tensors["train"])
+        for part, (_, labels) in parts.items():
+            found[part] = InMemorySplit(tensors[part], labels, mean, std)
+        return found, constant_channels(tensors["train"])
+    every = parts["train"][0]
+    assert isinstance(every, Listed)
+    used = torch.unique(torch.cat(list(listed.values())))
+    made = decoded_set(
+        [every.images[row] for row in used.tolist()],
+        how,
+        cache_gb=settings.cache_gb,
+        workers=settings.workers,
+    )
+    made.about.note(how, raw.reading)
+    rows = {part: torch.searchsorted(used, wanted) for part, wanted in listed.items()}
+    moments = made.about.moments[rows["train"].numpy()]
+    pixels = made.pixels
+    size = pixels.shape[-2:]
+    mean, std = statistics_of(moments, math.prod(size))
+    for part, (_, labels) in parts.items():
+        if isinstance(pixels, Tensor):
+            found[part] = InMemorySplit(pixels[rows[part]], labels, mean, std)
+        else:
+            found[part] = RowSplit(pixels, rows[part], labels, mean, std)
+    return found, constant_of(moments)
+
+
+def _sized(images: Mapping[str, Any], how: Decoding, reading: Reading) -> dict[str, Tensor]:
+    """Tensors of images, brought to a size, if there is one."""
+    if how.size is None:
+        return dict(images)
+    shape = images["train"].shape[-2:]
+    if not is_shaped(shape, how.size):
+        height, width = how.size
+        reading.notes.append(
+            f"images of {shape[0]} x {shape[1]} pixels are not of the proportions of {height} x "
+            f"{width} and were {FITTED[how.fit]} (fit: {how.fit})"
+        )
+    return {part: fitted(one, how.size, how.fit) for part, one in images.items()}
 
 
 def _need_root(settings: _Settings) -> Path:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
@@ -12,10 +13,13 @@ from torch import Tensor
 
 from planter.backbones import import_object
 from planter.data.account import Reading
-from planter.data.arrays import Pixels, ambiguous, check_items, image_array, one_type, pixels_of
+from planter.data.arrays import Pixels, ambiguous, image_array, joined, one_type, pixels_of
+from planter.data.cache.decoding import Decoding
+from planter.data.encoded import Listed
 from planter.data.folders.layout import PARTS
 from planter.data.labels import as_array, class_names_of, numbered, refuse_masked
 from planter.data.raw import Pair, Raw
+from planter.data.shards.loaders import batches_of, files_of
 
 _Result = TypeVar("_Result")
 _NAMES = "class_names"
@@ -24,9 +28,10 @@ _READ_TWICE = 32
 million times."""
 
 
-def read_own(name: str) -> Raw:
-    """The data of a function such as my_pkg.data:make. Raises ValueError, with the function's name
-    and the rule, for anything that is none."""
+def read_own(name: str, how: Decoding) -> Raw:
+    """The data of a function such as my_pkg.data:make, pictures in it fitted as `how` says; files
+    of an `ImageFolder` are not read. Raises ValueError, with the function's name and the rule, for
+    anything that is none."""
     make: Callable[[], Any] = import_object(name)
     rule = (
         f"{name} must return a mapping with 'train' and, if there are such, 'validation', 'test' "
@@ -45,17 +50,24 @@ def read_own(name: str) -> Raw:
     if "train" not in given:
         raise ValueError(f"{rule}; got {type(made).__name__} without 'train'")
     names = _told(name, "", lambda: class_names_of(made.get(_NAMES)))
-    images: dict[str, Tensor] = {}
-    types: dict[str, Pixels] = {}
+    images: dict[str, Tensor | Listed] = {}
     labels: dict[str, NDArray[Any]] = {}
-    for part, (key, value) in given.items():
-        images[part], types[key], labels[part] = _told(name, f"{key}: ", partial(_pair, value))
-    shapes = {part: tuple(pixels.shape[1:]) for part, pixels in images.items()}
-    if len(set(shapes.values())) > 1:
-        raise ValueError(f"{name}: images of all parts have one shape; got {shapes}")
-    _told(name, "", lambda: one_type(types))
+    warning = None
+    if (listed := files_of({part: value for part, (_, value) in given.items()})) is not None:
+        images |= listed.images
+        labels, names = listed.labels, names or listed.names
+    else:
+        types: dict[str, Pixels] = {}
+        shapes: dict[str, tuple[int, ...]] = {}
+        for part, (key, value) in given.items():
+            one = _told(name, f"{key}: ", partial(_pair, value, how))
+            images[part], types[key], labels[part] = one
+            shapes[part] = tuple(one[0].shape[1:])
+        if len(set(shapes.values())) > 1:
+            raise ValueError(f"{name}: images of all parts have one shape; got {shapes}")
+        _told(name, "", lambda: one_type(types))
+        warning = ambiguous((len(images["train"]), *shapes["train"]))
     numbers, names = _told(name, "", lambda: numbered(labels, names))
-    warning = ambiguous(tuple(images["train"].shape))
     pairs: dict[str, Pair] = {part: (images[part], numbers[part]) for part in images}
     return Raw(
         pairs["train"],
@@ -97,16 +109,18 @@ def _parts(made: Mapping[Any, Any], name: str) -> dict[str, tuple[str, Any]]:
     return found
 
 
-def _pair(part: Any) -> tuple[Tensor, Pixels, NDArray[Any]]:
+def _pair(part: Any, how: Decoding) -> tuple[Tensor, Pixels, NDArray[Any]]:
     """Images `[n, channels, height, width]`, uint8 or float32, the type they came in, and labels
     `[n]` of one part."""
     rule = "a part is (images, labels) or a data set of such pairs, with a length and items"
     if isinstance(part, tuple | list) and len(part) == 2 and not all(map(_is_item, part)):
-        (images, pixels), labels = pixels_of(part[0]), as_array(part[1])
+        (images, pixels), labels = pixels_of(part[0], how), as_array(part[1])
     elif isinstance(part, Mapping | str | bytes):
         raise ValueError(f"{rule}; got a {type(part).__name__}")
     elif hasattr(part, "__getitem__") and hasattr(part, "__len__"):
-        images, pixels, labels = _items(part)
+        images, pixels, labels = _items(part, how)
+    elif (batches := batches_of(part)) is not None:
+        images, pixels, labels = batches
     else:
         hint = ""
         if hasattr(part, "dataset"):
@@ -136,7 +150,7 @@ def _bare(value: Any) -> Any:
     return value.detach().cpu().numpy() if isinstance(value, Tensor) else value
 
 
-def _items(data: Any) -> tuple[Tensor, Pixels, NDArray[Any]]:
+def _items(data: Any, how: Decoding) -> tuple[Tensor, Pixels, NDArray[Any]]:
     """The images, the type of their pixels and the labels of a data set of pairs."""
     try:
         count = len(data)
@@ -146,22 +160,32 @@ def _items(data: Any) -> tuple[Tensor, Pixels, NDArray[Any]]:
         raise ValueError(
             f"a part holds an image or is left out; got an empty {type(data).__name__}"
         )
-    pairs = [_item(data, i) for i in range(count)]
+    labels: list[Any] = []
+    digests: list[bytes] = []
+
+    def each() -> Iterator[NDArray[Any]]:
+        for i in range(count):
+            image, label = _item(data, i, how)
+            labels.append(label)
+            digests.append(_digest(image))
+            yield image[None]
+
+    images, pixels = joined(each(), count)
     for i in np.linspace(0, count - 1, min(count, _READ_TWICE)).astype(int).tolist():
-        again, label = _item(data, i)
-        if not np.array_equal(again, pairs[i][0], equal_nan=again.dtype.kind in "fc") or (
-            np.any(label != pairs[i][1])
-        ):
+        again, label = _item(data, i, how)
+        if _digest(again) != digests[i] or np.any(label != labels[i]):
             raise ValueError(
                 f"an item is the same each time it is read; two reads of item {i} differ: take the "
                 "random transform out, the recipe's augment does such things while it trains"
             )
-    check_items([pixels for pixels, _ in pairs])
-    labels = as_array([label for _, label in pairs])
-    return *pixels_of(np.stack([pixels for pixels, _ in pairs])), labels
+    return images, pixels, as_array(labels)
 
 
-def _item(data: Any, index: int) -> tuple[NDArray[Any], Any]:
+def _digest(image: NDArray[Any]) -> bytes:
+    return hashlib.sha256(np.ascontiguousarray(image).data).digest()
+
+
+def _item(data: Any, index: int, how: Decoding) -> tuple[NDArray[Any], Any]:
     try:
         item = data[index]
     except Exception as error:  # the user's code
@@ -176,4 +200,4 @@ def _item(data: Any, index: int) -> tuple[NDArray[Any], Any]:
     if isinstance(label, np.ndarray):
         label = label.item() if label.size == 1 else label
     # A copy: a data set may fill the same array again for its next item.
-    return np.array(image_array(item[0])), label
+    return np.array(image_array(item[0], how)), label

@@ -19,7 +19,7 @@ from planter.driver.checking.check import worker_count
 from planter.driver.proposers.proposer import Proposer
 from planter.driver.run_folder.final_file import FINAL, KINDS, FinalFile, Kind, Row
 from planter.driver.run_folder.read import images_of, read_points, run_standing
-from planter.driver.run_folder.settings import drop_half_written, drop_locks
+from planter.driver.run_folder.settings import drop_half_written, drop_locks, fitting_as_begun
 from planter.driver.schedule import Schedule
 from planter.driver.tasks.context import Context
 from planter.driver.trials.jobs import Job, Outcome, Queue
@@ -117,7 +117,7 @@ def _recipes(run: Path, overrides: Sequence[str]) -> tuple[Study, dict[str, Reci
         else:
             plain.append(text)
     resolved = run / "resolved.yaml"
-    study = read_study(resolved, plain)
+    study = fitting_as_begun(read_study(resolved, plain), run)
     smaller = f"recipe.lr={study.recipe.lr / _SMALLER!r}"
     continued = read_study(resolved, [*plain, smaller, *further]).recipe
     return study, {"continued": continued, "stand-alone": study.recipe}

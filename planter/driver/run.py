@@ -23,6 +23,7 @@ from planter.driver.run_folder.logs import taken_by
 from planter.driver.run_folder.settings import (
     drop_checkpoints,
     drop_half_written,
+    fitting_as_begun,
     lock_run,
     run_id,
     write_settings,
@@ -111,6 +112,7 @@ def search(
         text, study = file.content, file.study(overrides)
     run = user_path(out if out is not None else Path("runs") / study.name).resolve()
     begun = (run / "resolved.yaml").is_file()
+    study = fitting_as_begun(study, run)
     prepared = prepare(study, elsewhere=ray_address is not None, begun=begun)
     for warning in prepared.warnings:
         log.warning("%s", warning)

@@ -1,9 +1,12 @@
-"""Memory of a process that trains on the CPU."""
+"""Memory: of a process that trains on the CPU, and what is left of this machine's."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+from pathlib import Path
+
+import torch
 
 # <malloc.h> of glibc
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
@@ -22,3 +25,20 @@ def keep_memory() -> bool:
         return False
     options = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 2**31 - 1, _M_TOP_PAD: 2**28}
     return all(mallopt(option, value) == 1 for option, value in options.items())
+
+
+def available_bytes() -> int:
+    """What this machine's memory has left for processes; with Linux's counting, files that are
+    kept in it give way."""
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:  # another system
+        pass
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """What a GPU's memory has left; None of a device whose memory is not counted."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None

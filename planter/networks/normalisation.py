@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from planter.data import Split
-from planter.data.split import in_size
+from planter.data.fit import in_size
 
 
 def as_taken(split: Split, spec: Mapping[str, Any]) -> Split:

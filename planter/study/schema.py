@@ -8,13 +8,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from planter.data import NAMES
+from planter.data import CACHE_GB, NAMES, Fit
 from planter.planting.starts import Filters, Outgoing, check_init
 from planter.study.evolve import Evolve
 from planter.study.networks import Baseline, Teacher, with_recipe
 from planter.study.samplers import SamplerName
 from planter.study.section import Amount, Count, EarlyStopping, Network, Section, Widths
 from planter.training.recipe import Recipe
+
+Side = Annotated[int, Field(ge=1)]
 
 
 class DataSettings(Section):
@@ -25,9 +27,17 @@ class DataSettings(Section):
     ] = "digits"
     root: Annotated[str | None, Field(description="folder that holds the data set")] = None
     download: Annotated[bool, Field(description="fetch a torchvision set into root")] = False
-    resize: Annotated[int | None, Field(ge=1, description="bring every image to N x N pixels")] = (
-        None
-    )
+    resize: Annotated[
+        Side | tuple[Side, Side] | None,
+        Field(description="bring every image to N x N pixels, or to [height, width]"),
+    ] = None
+    fit: Annotated[
+        Fit,
+        Field(
+            description="what resize does to images of other proportions: crop (the shorter side "
+            "to the size, the middle cut out), pad (the longer side, the rest black) or squash"
+        ),
+    ] = "crop"
     subset: Annotated[
         int | float | None,
         Field(gt=0, description="stratified part of the training data: a count, or a share < 1"),
@@ -45,6 +55,18 @@ class DataSettings(Section):
             description="part set aside to test, where the data have none: a count, or a share < 1",
         ),
     ] = None
+    workers: Annotated[
+        int | None,
+        Field(ge=1, description="threads that decode images; default: the cores"),
+    ] = None
+    cache_gb: Annotated[
+        float,
+        Field(
+            ge=0,
+            description="most that decoded images take in the user's cache, in 1e9 bytes; larger "
+            "sets are decoded as batches are asked for",
+        ),
+    ] = CACHE_GB
 
 
 class Bounds(Section):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from planter.data import InMemorySplit, Split
+from planter.data.split import announce
 from planter.machine.torch_state import evaluating
 from planter.training.augment import Augment
 from planter.training.augmentation import augmentation
@@ -17,6 +18,9 @@ from planter.training.recipe import Recipe
 
 SCORE_BATCH = 512
 """Images that are looked at together where nothing is learned."""
+_SCORE_VALUES = 2**23
+"""Most values of so many images: of larger ones than 3 x 73 x 73 fewer are looked at together, as a
+layer's outputs for 512 photos take gigabytes."""
 
 
 class Batch(NamedTuple):
@@ -96,7 +100,9 @@ def batch_order(
     if views > 1:
         order += images * torch.randint(views, (images,), generator=generator)
     steps = math.ceil(images / recipe.batch)
-    return list(order.to(split.labels.device).tensor_split(steps)), generator
+    parts = list(order.to(split.labels.device).tensor_split(steps))
+    announce(split, parts)
+    return parts, generator
 
 
 def make_batch(
@@ -126,8 +132,10 @@ def plain_batches(split: Split) -> Iterator[tuple[Tensor, Tensor]]:
     # Fewer of images that are enlarged: what they take is told by the data set they stand in.
     raw = split.batch(slice(1)).shape[-2:]
     larger = math.prod(split.image[1:]) / math.prod(raw)
-    batch = max(1, int(SCORE_BATCH / max(larger, 1)))
-    for index in order.tensor_split(max(1, math.ceil(len(order) / batch))):
+    batch = max(1, min(int(SCORE_BATCH / max(larger, 1)), _SCORE_VALUES // math.prod(split.image)))
+    parts = order.tensor_split(max(1, math.ceil(len(order) / batch)))
+    announce(split, parts)
+    for index in parts:
         yield split.normalise(split.batch(index)), split.labels[index]
 
 

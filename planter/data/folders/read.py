@@ -1,67 +1,28 @@
-"""A folder of class folders, read into memory."""
+"""A folder of class folders: which images it holds, with their labels."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from planter.data.account import Ignored, Reading
-from planter.data.decode import decode, readable
+from planter.data.decode import readable
+from planter.data.encoded import ImageFile, Listed
 from planter.data.folders.layout import class_folders, find_layout
 from planter.data.folders.links import INTO_ANOTHER
 from planter.data.folders.listing import count_endings, images_of
 from planter.data.raw import Raw
-from planter.data.split import resized
-
-_NAMED = 10
-_DIM = 1 / 16
-"""Share of their range that deep pixels should reach, or few levels of grey are left of them."""
 
 
-@dataclass
-class _Files:
-    """What reading files comes upon, over all parts."""
-
-    reading: Reading
-    resize: int | None
-    unreadable: list[str] = field(default_factory=list)
-    more_frames: int = 0
-    brightest: float | None = None
-    first: tuple[Path, torch.Size] | None = None
-
-    def read(self, file: Path) -> Tensor | None:
-        """The image `[3, height, width]`, uint8; None for one that cannot be read."""
-        try:
-            made = decode(file)
-        except ValueError as error:
-            self.unreadable.append(f"{file} cannot be read as an image: {error}")
-            return None
-        self.more_frames += made.more_frames
-        if made.brightest is not None:
-            self.brightest = max(made.brightest, self.brightest or 0.0)
-        pixels = torch.from_numpy(made.pixels).permute(2, 0, 1)
-        # Each image is resized as it is read: a folder's originals may not fit into memory.
-        image = resized(pixels[None], self.resize)[0] if self.resize else pixels
-        if self.first is None:
-            self.first = file, image.shape
-        if image.shape != self.first[1]:
-            raise ValueError(
-                f"{file} has {tuple(image.shape[1:])} pixels, the first image, "
-                f"{self.first[0]}, {tuple(self.first[1][1:])}; set resize to bring all to one size"
-            )
-        return image
-
-
-def read_folder(root: Path, resize: int | None, *, leave_out_empty: bool = False) -> Raw:
+def read_folder(root: Path, *, leave_out_empty: bool = False) -> Raw:
     """Class folders under `root`, or under `root/train` with `root/validation` and `root/test`
-    where there are such.
+    where there are such; their images are not read.
 
     A class without a training image is refused; with `leave_out_empty`, its folder is noted and
-    left out. Raises ValueError, also for files that cannot be read, all of them named.
+    left out. Raises ValueError.
     """
     reading = Reading()
     layout = find_layout(root, reading)
@@ -77,8 +38,7 @@ def read_folder(root: Path, resize: int | None, *, leave_out_empty: bool = False
         for name in empty:
             reading.ignored.append(Ignored(name, 0, "no image in it"))
             del listed[name]
-    files = _Files(reading, resize)
-    parts = {"train": _read(listed, list(listed), files)}
+    parts = {"train": listed}
     for part, place in (("validation", layout.validation), ("test", layout.test)):
         if place is None:
             continue
@@ -87,33 +47,32 @@ def read_folder(root: Path, resize: int | None, *, leave_out_empty: bool = False
         there = images_of(folders, others, root, reading)
         if not any(there.values()):
             raise ValueError(f"{place} holds no images; fill it or move it away{_skipped(reading)}")
-        parts[part] = _read(there, list(listed), files)
-    if files.unreadable:
-        told, more = files.unreadable[:_NAMED], len(files.unreadable) - _NAMED
-        rest = [f"and {more} more"] if more > 0 else []
-        raise ValueError("\n  ".join(["replace or remove:", *told, *rest]))
-    _note(files, reading)
+        parts[part] = there
+    pairs = _pairs(parts, list(listed))
     return Raw(
-        parts["train"],
-        parts.get("test"),
+        pairs["train"],
+        pairs.get("test"),
         tuple(listed),
-        validation=parts.get("validation"),
+        validation=pairs.get("validation"),
         reading=reading,
         validation_from=f"{layout.validation.name}/" if layout.validation else None,
         test_from=f"{layout.test.name}/" if layout.test else None,
     )
 
 
-def _read(
-    listed: Mapping[str, list[Path]], classes: list[str], files: _Files
-) -> tuple[Tensor, Tensor]:
-    images, labels = [], []
-    for label, name in enumerate(classes):
-        for file in listed.get(name, []):
-            if (image := files.read(file)) is not None:
-                images.append(image)
-                labels.append(label)
-    return torch.stack(images) if images else torch.empty(0), torch.tensor(labels)
+def _pairs(
+    parts: Mapping[str, Mapping[str, list[Path]]], classes: list[str]
+) -> dict[str, tuple[Listed, Tensor]]:
+    """The images of each part, class by class, with their labels."""
+    images: list[ImageFile] = []
+    found = {}
+    for part, listed in parts.items():
+        files = [listed.get(name, []) for name in classes]
+        first = len(images)
+        images += [ImageFile(file) for some in files for file in some]
+        labels = [label for label, some in enumerate(files) for _ in some]
+        found[part] = torch.arange(first, len(images)), torch.tensor(labels)
+    return {part: (Listed(images, rows), labels) for part, (rows, labels) in found.items()}
 
 
 def _empty_classes(train: Path, empty: list[str], reading: Reading) -> str:
@@ -139,16 +98,3 @@ def _skipped(reading: Reading) -> str:
         f"{one.files} {one.ending or 'without an ending'} ({one.reason})" for one in reading.skips()
     ]
     return f"; not read: {', '.join(found)}" if found else ""
-
-
-def _note(files: _Files, reading: Reading) -> None:
-    if files.more_frames:
-        reading.notes.append(
-            f"of {files.more_frames} files with several frames the first one was read"
-        )
-    if files.brightest is not None and files.brightest < _DIM:
-        levels = int(files.brightest * 256) + 1
-        reading.warnings.append(
-            f"the brightest pixel of more than 8 bits reaches {files.brightest:.2%} of its range: "
-            f"{levels} of 256 levels are left; scale the files to their range"
-        )

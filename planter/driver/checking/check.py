@@ -15,7 +15,7 @@ import torch
 from planter.arch import Architecture
 from planter.backbones import find_builder, full_widths
 from planter.costs.macs import Cost, cost
-from planter.data import TORCHVISION, Data, load_data
+from planter.data import NAMES, Data, load_data
 from planter.driver.checking.growable import layers_to_plant, named_layers
 from planter.driver.checking.importable import REMEDY, only_here
 from planter.driver.checking.saved import given_teacher, saved_network, starts_of
@@ -162,7 +162,7 @@ def worker_count(study: Study) -> int:
 def _data(study: Study, found: Findings) -> Data | None:
     settings = study.data
     place, got = "data", settings.name
-    if settings.name in (*TORCHVISION, "folder"):
+    if settings.name in NAMES and settings.name != "digits":
         place, got = "data.root", str(settings.root)
 
     def loaded() -> Data:

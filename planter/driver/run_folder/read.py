@@ -16,14 +16,13 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import ValidationError
 
 from planter.driver.proposers.evolving import child_id
 from planter.driver.proposers.unfinished import cost_without_point
-from planter.driver.run_folder.settings import names_of
+from planter.driver.run_folder.settings import begun_study, names_of
 from planter.driver.storage.points import database_url, open_storage, point_of_row
 from planter.driver.trials.jobs import trial_id
 from planter.front.history import Stopped
@@ -41,7 +40,7 @@ def run_study(run: Path) -> Study:
     if not file.is_file():
         raise ValueError(f"{run} is no run folder: it has no resolved.yaml; expected runs/NAME")
     try:
-        return Study.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
+        return begun_study(file)
     except ValidationError as error:
         keys = ", ".join(".".join(map(str, one["loc"])) for one in error.errors())
         raise ValueError(

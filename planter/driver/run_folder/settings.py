@@ -20,6 +20,7 @@ import yaml
 from filelock import BaseFileLock, FileLock, Timeout
 
 import planter
+from planter.data import OLD_FIT
 from planter.driver.trials.jobs import ANOTHER_NAME, seed_of
 from planter.front.points import write_text
 from planter.study.schema import Problem, Study, StudyError
@@ -32,6 +33,7 @@ _PACKAGES = (
 )  # fmt: skip
 _MAY_GROW = (("sample", "trials"), ("plant", "rounds"), ("evolve", "trials"))
 _MAY_CHANGE = ("resources", "budget", "keep", "tensorboard")
+_DATA_MAY_CHANGE = ("workers", "cache_gb")
 _CHOICES = ("edits", "shrink_rules", "grow_rules", "forms")
 _FIXED = ("seed", "data", "teacher")
 
@@ -92,7 +94,7 @@ def write_settings(
     resolved = yaml.safe_dump(study.model_dump(), sort_keys=False)
     file = run / "resolved.yaml"
     if file.is_file():
-        before = Study.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
+        before = begun_study(file)
         _refuse_changes(run, before, study, fingerprint, class_names, accept_changes=accept_changes)
         _refuse_weights(run, weights)
         if accept_changes and before != study:
@@ -113,6 +115,23 @@ def write_settings(
             ANOTHER_NAME,
         )
     write_text(run / "environment.json", json.dumps(environment, indent=2) + "\n")
+
+
+def begun_study(file: Path) -> Study:
+    """The study in a run's resolved.yaml; one of an older planter squashed its images."""
+    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    if isinstance(content, dict) and isinstance(data := content.get("data"), dict):
+        data.setdefault("fit", OLD_FIT)
+    return Study.model_validate(content)
+
+
+def fitting_as_begun(study: Study, run: Path) -> Study:
+    """The study; where it does not say how images are fitted and the run is begun, as that does."""
+    file = run / "resolved.yaml"
+    if "fit" in study.data.model_fields_set or not file.is_file():
+        return study
+    data = study.data.model_copy(update={"fit": begun_study(file).data.fit})
+    return study.model_copy(update={"data": data})
 
 
 def _augments(study: Study) -> bool:
@@ -280,6 +299,9 @@ def _changes(before: Study, now: Study) -> str:
     for key in _MAY_CHANGE:
         old.pop(key)
         new.pop(key)
+    for key in _DATA_MAY_CHANGE:
+        old["data"].pop(key)
+        new["data"].pop(key)
     for section, key in _MAY_GROW:
         if old[section] and new[section] and new[section][key] >= old[section][key]:
             old[section][key] = new[section][key]
