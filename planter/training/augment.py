@@ -82,10 +82,10 @@ class Augment(BaseModel):
     def _has_views(self) -> Augment:
         if self.views is None:
             return self
-        if mixing := list(self.mixes()):
+        if mixing := " and ".join(self.mixes()):
             raise ValueError(
-                f"views {self.views} of each image, but {' and '.join(mixing)} makes images of two "
-                "that no pool holds: leave views out, or what mixes"
+                f"views {self.views} of each image beside {mixing}: a pool holds views of one "
+                f"image, not of two mixed; leave out views or {mixing}"
             )
         if not self.chosen():
             names = [*type(self).model_fields, *AUGMENTATIONS]

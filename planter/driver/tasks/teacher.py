@@ -132,7 +132,8 @@ def _cached(
 def _own_augmentations(recipe: Recipe) -> list[str]:
     """Keys of the sources of augmentations that are not planter's: edited, they are others."""
     functions = (augmentation(name).apply for name in recipe.augment.chosen())
-    return [code_key(f) for f in functions if not f.__module__.startswith("planter.")]
+    modules = ((f, getattr(f, "__module__", None) or "") for f in functions)
+    return [code_key(f) for f, module in modules if not module.startswith("planter.")]
 
 
 def _pause_before(context: Context, recipe: Recipe) -> Callable[[], None]:

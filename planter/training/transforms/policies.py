@@ -72,7 +72,7 @@ def _operated(
 
 def _even(most: float, strength: Tensor, signs: Tensor | float = 1.0) -> Tensor:
     """A number for each image, from 0 to `most` in even steps."""
-    return torch.linspace(0.0, most, BINS)[strength] * signs
+    return torch.linspace(0.0, most, BINS)[strength].double() * signs
 
 
 def _sheared(axis: int) -> Callable[..., Tensor]:
@@ -110,7 +110,7 @@ def _unmoved(count: int) -> Tensor:
 
 def _coloured(change: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
     def operation(images: Tensor, ranges: Ranges, strength: Tensor, signs: Tensor) -> Tensor:
-        factor = 1 + _even(ranges.factor, strength, signs)
+        factor = 1 + _even(ranges.factor, strength, signs).float()
         return colour.whole(change(images.float() / 255, factor.to(images.device)))
 
     return operation
