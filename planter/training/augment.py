@@ -82,10 +82,11 @@ class Augment(BaseModel):
     def _has_views(self) -> Augment:
         if self.views is None:
             return self
-        if mixing := " and ".join(self.mixes()):
+        if self.mixes():
+            named = " and ".join(self.mixes())
             raise ValueError(
-                f"views {self.views} of each image beside {mixing}: a pool holds views of one "
-                f"image, not of two mixed; leave out views or {mixing}"
+                f"views {self.views} of each image beside {named}: a pool holds views of one "
+                f"image, not of two mixed; leave out views or {named}"
             )
         if not self.chosen():
             names = [*type(self).model_fields, *AUGMENTATIONS]

@@ -234,7 +234,7 @@ VALUES: list[tuple[str, str, str]] = [
     ("recipe", "{augment: {mixup: -1}}", "recipe.augment.mixup"),
     ("recipe", "{augment: {cutmix: .nan}}", "recipe.augment.cutmix"),
     ("recipe", "{augment: {mixup: 1, views: 2}}", "recipe.augment"),
-    ("recipe", "{augment: {erasing: 1.5}}", "recipe.augment.erasing.p"),
+    ("recipe", "{augment: {erasing: 1.5}}", "recipe.augment.erasing"),
     ("recipe", "{augment: {erasing: {scale: [0.1, .inf]}}}", "recipe.augment.erasing.scale.1"),
     ("recipe", "{augment: {resized_crop: {scal: [0.1, 1]}}}", "recipe.augment.resized_crop.scal"),
     ("recipe", "{augment: {resized_crop: 7}}", "recipe.augment.resized_crop"),

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from planter.training.transforms import misfits
+from planter.training.transforms.geometry import together
 
 
 def brightness(images: Tensor, factor: Tensor) -> Tensor:
@@ -75,12 +76,12 @@ def color_jitter(images: Tensor, setting: Mapping[str, Any], generator: torch.Ge
     orders = torch.rand(count, len(active), generator=generator).argsort(1)
     made = torch.empty_like(images)
     for order in orders.unique(dim=0):  # type: ignore[no-untyped-call]
-        at = (orders == order).all(1).nonzero()[:, 0]
-        here = at.to(images.device)
-        changed = images[here].float() / 255
-        for one in order.tolist():
-            changed = JITTER[active[one]][0](changed, numbers[one][at].to(images.device))
-        made[here] = whole(changed)
+        for at in torch.split((orders == order).all(1).nonzero()[:, 0], together(images)):
+            here = at.to(images.device)
+            changed = images[here].float() / 255
+            for one in order.tolist():
+                changed = JITTER[active[one]][0](changed, numbers[one][at].to(images.device))
+            made[here] = whole(changed)
     return made
 
 

@@ -13,8 +13,6 @@ from torch.nn import functional
 _TRIES = 10
 """Rectangles drawn for an image until one fits, as torchvision does."""
 _TOGETHER = 2**19
-"""Pixels, in all channels, that are resampled at a time: what is computed between stays in a
-core's cache."""
 
 
 def cropped(images: Tensor, pixels: int, generator: torch.Generator) -> Tensor:
@@ -37,6 +35,13 @@ def flipped(images: Tensor, _: bool, generator: torch.Generator) -> Tensor:
     """Images `[batch, channels, height, width]`, half of them at random mirrored left to right."""
     mirrored = torch.rand(len(images), generator=generator).to(images.device) < 0.5
     return torch.where(mirrored[:, None, None, None], images.flip(3), images)
+
+
+def together(images: Tensor) -> int:
+    """How many of these images are changed at a time: on a CPU as many as stay in a core's cache,
+    with all that is computed in between; elsewhere all."""
+    most = _TOGETHER // images[0].numel() if images.device.type == "cpu" else len(images)
+    return max(1, most)
 
 
 class Rectangles(NamedTuple):
@@ -135,7 +140,7 @@ def _places(start: Tensor, length: Tensor, size: int) -> Tensor:
 def _resampled(images: Tensor, grid: Callable[[slice], Tensor], mode: str, beyond: str) -> Tensor:
     """Images sampled at the places that `grid` gives for a range of them."""
     whole = images.dtype == torch.uint8
-    many = max(1, _TOGETHER // images[0].numel())
+    many = together(images)
     made = torch.empty_like(images, memory_format=torch.contiguous_format)
     for start in range(0, len(images), many):
         part = slice(start, start + many)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from planter.training.transforms import colour
-from planter.training.transforms.geometry import moved
+from planter.training.transforms.geometry import moved, together
 
 BINS = 31
 """Strengths from none to the most."""
@@ -62,11 +62,12 @@ def _operated(
     signs = torch.where(torch.rand(len(images), generator=generator) <= 0.5, -1.0, 1.0)
     made = images.clone(memory_format=torch.contiguous_format)
     for one, operation in enumerate(OPERATIONS.values()):
-        at = (chosen == one).nonzero()[:, 0]
-        if operation is None or not len(at):
+        if operation is None:
             continue
-        here = at.to(images.device)
-        made[here] = operation(images[here], ranges, strength[at], signs[at])
+        for at in torch.split((chosen == one).nonzero()[:, 0], together(images)):
+            if len(at):
+                here = at.to(images.device)
+                made[here] = operation(images[here], ranges, strength[at], signs[at])
     return made
 
 
