@@ -327,6 +327,17 @@ def test_erasing_is_torchvisions_of_the_same_rectangle(
         assert torch.equal(made[i], expected)
 
 
+def test_an_erased_ratio_is_of_height_over_width_as_torchvisions_is() -> None:
+    images = torch.ones(50, 1, 30, 30)
+    setting = {"p": 1.0, "scale": [0.1, 0.2], "ratio": [2.0, 4.0], "value": 0.0}
+    erased = change(images, "erasing", setting)[:, 0] == 0
+    tall, wide = erased.any(2).sum(1), erased.any(1).sum(1)
+    theirs = v2.RandomErasing(p=1, scale=(0.1, 0.2), ratio=(2.0, 4.0))
+    params = [theirs.make_params([images[0]]) for _ in range(50)]
+    assert all(one["h"] > 1.5 * one["w"] for one in params)
+    assert bool((tall > 1.5 * wide).all())
+
+
 def test_erased_noise_is_of_the_datas_mean_and_deviation() -> None:
     images = torch.full((400, 3, 12, 12), 9.0)
     setting = {"p": 0.4, "scale": [0.3, 0.6], "value": "random"}
