@@ -20,7 +20,8 @@ twice as fast as `cached`.
 
 With crop and flip (`augmented`) the literal way and planter's draw new views in every step, where
 planter's computes teacher and parent once a step for all candidates; `pool` is planter's with three
-fixed views of each image, of which everything frozen can be kept.
+fixed views of each image, of which everything frozen can be kept. `strong` is `augmented` with
+resized crops, RandAugment, erasing, mixup and cutmix instead of crops.
 
 The literal way is timed for `--literal-epochs` (by default 1) of the five epochs and scaled up; the
 other ways run as a whole. They take turns, so that what else the machine does meets all of them; a
@@ -58,7 +59,7 @@ from planter.planting.contribution import candidate_of
 from planter.planting.plants import plant, train_plant
 from planter.planting.round import train_round
 from planter.training.augment import Augment
-from planter.training.batches import Batch, augmented, batch_order, training_images
+from planter.training.batches import Batch, batch_order, make_batch, training_images
 from planter.training.losses import distillation_loss
 from planter.training.recipe import Recipe
 from planter.training.scores import evaluate, predict
@@ -76,7 +77,7 @@ class Float64(InMemorySplit):
         return (images.double() / 255 - self.mean) / self.std
 
 
-def random_split(images: int, kind: type[Split] = Split) -> Split:
+def random_split(images: int, kind: type[InMemorySplit] = InMemorySplit) -> Split:
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (images, 3, 32, 32), generator=generator, dtype=torch.uint8)
     labels = torch.randint(0, 10, (images,), generator=generator)
@@ -113,10 +114,8 @@ def train_literally(
     for epoch in range(settings.epochs):
         batches, generator = batch_order(split, settings, 0, epoch)
         for index in batches:
-            raw = split.batch(index)
-            if settings.augment.changes():
-                raw = augmented(raw, settings.augment, generator)
-            images = split.normalise(raw)
+            as_read = torch.contiguous_format
+            images = make_batch(split, index, settings.augment, generator, None, as_read).images
             if isinstance(teacher, Tensor):
                 wanted = teacher[index]
             else:
@@ -289,6 +288,10 @@ def main() -> None:
         for keep in (given.keep_memory, True)
     )
     flips, views = Augment(crop=4, flip=True), Augment(crop=4, flip=True, views=3)
+    several: dict[str, Any] = {
+        "resized_crop": True, "randaugment": True, "erasing": 0.25, "mixup": 0.2, "cutmix": 1.0,
+    }  # fmt: skip
+    strong = Augment(flip=True, **several)
     scale = EPOCHS / given.literal_epochs
     ways: dict[str, Callable[[], float]] = {
         "literal": lambda: scale * run(plain, "literal", given.literal_epochs),
@@ -299,6 +302,8 @@ def main() -> None:
         "literal, augmented": lambda: scale * run(plain, "literal", given.literal_epochs, flips),
         "planter, augmented": lambda: run(planters, "planter", flips),
         "planter, pool": lambda: run(planters, "planter", views),
+        "literal, strong": lambda: scale * run(plain, "literal", given.literal_epochs, strong),
+        "planter, strong": lambda: run(planters, "planter", strong),
     }
 
     def run(process: ProcessPoolExecutor, *call: object) -> Any:
@@ -328,6 +333,7 @@ def main() -> None:
             ">=",
             4,
         ),
+        claim("strong: literal / planter", ratio("literal, strong", "planter, strong"), ">=", 4),
         {
             "name": "largest difference of validation losses, cached and planter, float64",
             "value": difference,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -117,9 +119,20 @@ def test_what_is_kept_does_not_change_what_is_learned(family: str) -> None:
             assert_close(state, found[10**12], 1e-12)
 
 
+EVERY: dict[str, Any] = {
+    "flip": True, "resized_crop": True, "color_jitter": 0.3, "randaugment": True, "trivial": True,
+    "erasing": 0.5,
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("family", ["convnet", "residual"])
-def test_augmented_images_and_a_teacher_network_are_those_of_the_full_way(family: str) -> None:
-    recipe = SGD.model_copy(update={"augment": Augment(crop=1, flip=True)})
+@pytest.mark.parametrize(
+    "changes", [{"crop": 1, "flip": True}, {**EVERY, "mixup": 0.4, "cutmix": 1.0}], ids=str
+)
+def test_augmented_images_and_a_teacher_network_are_those_of_the_full_way(
+    family: str, changes: dict[str, Any]
+) -> None:
+    recipe = SGD.model_copy(update={"augment": Augment(**changes)})
     parent, by_hand = planted(family)
     _, children = planted(family)
     teacher = teacher_network()
@@ -135,8 +148,9 @@ def test_augmented_images_and_a_teacher_network_are_those_of_the_full_way(family
         assert_close(states(others), states(by_hand), 1e-9)
 
 
-def test_a_pool_of_views_is_drawn_from_as_the_full_way_draws() -> None:
-    recipe = SGD.model_copy(update={"augment": Augment(crop=1, flip=True, views=3)})
+@pytest.mark.parametrize("changes", [{"crop": 1, "flip": True}, EVERY], ids=str)
+def test_a_pool_of_views_is_drawn_from_as_the_full_way_draws(changes: dict[str, Any]) -> None:
+    recipe = SGD.model_copy(update={"augment": Augment(**changes, views=3)})
     plain = data(20)
     made = view_pool(plain, recipe.augment)
     pool = DoubledPool(made.images, made.labels, made.mean, made.std)

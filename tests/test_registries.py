@@ -301,5 +301,5 @@ def test_whatever_is_set_of_an_augmentation_changes_images() -> None:
     assert not More().changes()
     assert More(blur=1).changes()
     assert not More(blur=1, views=3).changes()
-    with pytest.raises(ValueError, match="neither crop, flip nor blur is set"):
+    with pytest.raises(ValueError, match=r"neither crop, flip, blur, .* nor erasing is set"):
         More(views=3)

@@ -29,6 +29,7 @@ from planter.planting.crew import crew
 from planter.training.batches import (
     Batch,
     batch_order,
+    class_count,
     layout_of,
     make_batch,
     mix_seed,
@@ -41,7 +42,7 @@ from planter.training.step import take_step
 log = logging.getLogger(__name__)
 
 Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""From logits `[batch, classes]`, labels `[batch]` and the teacher's logits to a number."""
+"""From logits `[batch, classes]`, labels and the teacher's logits, as in a `Batch`, to a number."""
 
 _CHECKPOINT_EVERY_S = 10.0
 
@@ -90,6 +91,7 @@ def train_round(
     students = {name: _Student(child, frozen, recipe, layout) for name, child in children.items()}
     began = _take_up(checkpoint, students)
     wanted = {at for student in students.values() for at in student.candidate.wanted}
+    classes = class_count(split)
     kept = Activations(frozen, split, wanted, 0 if recipe.augment.changes() else memory, layout)
     saved_at = time.monotonic()
     members = [partial(student.step, kept, loss) for student in students.values()]
@@ -100,7 +102,9 @@ def train_round(
             for i, index in enumerate(parts):
                 batch = Batch(split.batch(index[:0]), split.labels[index], None)
                 if kept.missing or isinstance(teacher, nn.Module):
-                    batch = make_batch(split, index, recipe.augment, generator, teacher, layout)
+                    batch = make_batch(
+                        split, index, recipe.augment, generator, teacher, layout, classes
+                    )
                 elif teacher is not None:
                     batch = batch._replace(teacher=teacher[index])
                 turn = _Turn(

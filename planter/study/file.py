@@ -319,14 +319,23 @@ def _problem(error: Any, raw: Any, lines: Mapping[str, int]) -> Problem:
 def _known_keys(keys: Sequence[str]) -> list[str]:
     """Keys of the section that a path of keys leads to."""
     model: Any = Study
-    for key in keys:
+    for at, key in enumerate(keys):
         if key.isdigit():
             continue
+        if key not in model.model_fields:  # an augmentation, which a table adds
+            return _options(model.model_json_schema()["properties"][key], keys[at + 1 :])
         annotation = model.model_fields[key].annotation
         found = [annotation, *getattr(annotation, "__args__", ())]
         model = next(t for t in found if isinstance(t, type) and issubclass(t, BaseModel))
     # Of the schema: an augmentation may be added to a table rather than be a field.
     return list(model.model_json_schema()["properties"])
+
+
+def _options(schema: dict[str, Any], keys: Sequence[str]) -> list[str]:
+    """The same of a setting, by its schema."""
+    ways = [schema, *schema.get("anyOf", [])]
+    known: dict[str, Any] = next(way["properties"] for way in ways if "properties" in way)
+    return list(known) if not keys else _options(known[keys[0]], keys[1:])
 
 
 def _lines(node: yaml.Node | None, place: str = "") -> dict[str, int]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any
 
+import torch
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -14,7 +16,8 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
-from planter.training.augmentation import AUGMENTATIONS, STRICT, Crop, Flip, checked, schema_of
+from planter.training.augmentation import AUGMENTATIONS, Mixing, checked, schema_of
+from planter.training.transforms.settings import STRICT, Crop, Flip
 
 
 def _listed(schema: dict[str, Any]) -> None:
@@ -77,9 +80,18 @@ class Augment(BaseModel):
 
     @model_validator(mode="after")
     def _has_views(self) -> Augment:
-        if self.views is not None and not self.chosen():
-            names = dict.fromkeys([*type(self).model_fields, *AUGMENTATIONS])
-            *most, last = (name for name in names if name != "views")
+        if self.views is None:
+            return self
+        if self.mixes():
+            named = " and ".join(self.mixes())
+            raise ValueError(
+                f"views {self.views} of each image beside {named}: a pool holds views of one "
+                f"image, not of two mixed; leave out views or {named}"
+            )
+        if not self.chosen():
+            names = [*type(self).model_fields, *AUGMENTATIONS]
+            mixing = [name for name, entry in AUGMENTATIONS.items() if isinstance(entry, Mixing)]
+            *most, last = (n for n in dict.fromkeys(names) if n not in ("views", *mixing))
             raise ValueError(
                 f"views {self.views} of each image, but neither {', '.join(most)} nor {last} is set"
             )
@@ -93,3 +105,17 @@ class Augment(BaseModel):
         """All that changes an image, in the order in which it does: every setting that is not off
         but `views`, which says how often."""
         return self.model_dump(exclude={"views"}, exclude_defaults=True)
+
+    def mixes(self) -> dict[str, Any]:
+        """What of it mixes the images of a batch, and their labels."""
+        known = ((name, AUGMENTATIONS.get(name), to) for name, to in self.chosen().items())
+        return {name: to for name, entry, to in known if isinstance(entry, Mixing)}
+
+    def misfits(
+        self, image: tuple[int, int, int], dtype: torch.dtype
+    ) -> Iterator[tuple[str, Any, str]]:
+        """What of it cannot change raw images of this shape (channels, height, width) and type:
+        its name, its setting, and what it expected."""
+        for name, to in self.chosen().items():
+            if name in AUGMENTATIONS and (told := AUGMENTATIONS[name].misfit(to, image, dtype)):
+                yield name, to, told

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 from torch import Tensor
-from torch.nn import functional
 
-STRICT = ConfigDict(strict=True, allow_inf_nan=False)
-"""How settings are read: 1 is not true, "1" is not 1."""
-Crop = Annotated[int, Field(ge=0, description="pixels of zero padding before a random crop")]
-Flip = Annotated[bool, Field(description="mirror half of the images left to right")]
+from planter.training.transforms import misfits, settings
+from planter.training.transforms.colour import color_jitter
+from planter.training.transforms.erasing import erased
+from planter.training.transforms.geometry import cropped, flipped, resized_crop
+from planter.training.transforms.mixing import cutmix, mixup
+from planter.training.transforms.policies import randaugment, trivial
 
 
 @dataclass(frozen=True)
@@ -24,50 +25,56 @@ class Augmentation:
 
     `setting` is a type as pydantic reads it, `Annotated[float, Field(ge=0, le=1, description=
     "...")]`: what a study says is checked by it and `planter check --schema` shows it. Its values
-    are plain ones (a number, true or false, a text, a list of these), as YAML holds them. At `off`,
-    the default, nothing changes.
+    are plain ones (a number, true or false, a text, lists and mappings of these), as YAML holds
+    them. At `off`, the default, nothing changes.
 
     `apply(images, setting, generator)` is given raw images `[batch, channels, height, width]`
     (uint8 of 0 to 255, or floating point as the data have it), returns changed ones of the same
     shape, type and device, and leaves those it was given as they are. All its random numbers are
-    of `generator`, which is one of the CPU.
+    of `generator`, which is one of the CPU. With `statistics` it is also given the mean and the
+    deviation of the data `[channels, 1, 1]`, in the images' unit.
+
+    `misfit(setting, image, dtype)` says what it expected of images that it cannot take, by their
+    shape (channels, height, width) and type; None of others.
     """
 
     setting: Any
     off: Any
-    apply: Callable[[Tensor, Any, torch.Generator], Tensor]
+    apply: Callable[..., Tensor]
+    misfit: Callable[[Any, tuple[int, int, int], torch.dtype], str | None] = misfits.none
+    statistics: bool = False
 
 
-def cropped(images: Tensor, pixels: int, generator: torch.Generator) -> Tensor:
-    """Images `[batch, channels, height, width]`, each a window at random of itself with `pixels` of
-    zeros around it."""
-    count, channels, height, width = images.shape
-    device = images.device
-    padded = functional.pad(images, [pixels] * 4)
-    offsets = torch.randint(0, 2 * pixels + 1, (2, count, 1), generator=generator)
-    rows, columns = offsets.to(device)
-    rows = rows + torch.arange(height, device=device)
-    columns = columns + torch.arange(width, device=device)
-    # One flat index an image, the same for its channels: 4 times faster than indexing by axis.
-    place = rows[:, :, None] * padded.shape[3] + columns[:, None, :]
-    place = place.view(count, 1, -1).expand(-1, channels, -1)
-    return padded.flatten(2).gather(2, place).view(images.shape)
+@dataclass(frozen=True)
+class Mixing:
+    """A change of a whole batch, images and labels, as `Augmentation` but for `apply`.
+
+    `apply(images, labels, setting, generator)` is given images as the network takes them,
+    normalised, and labels `[batch, classes]` whose rows are shares that sum to 1; it returns both
+    mixed. Of several in a recipe one is drawn for each batch, as torchvision's references do.
+    """
+
+    setting: Any
+    off: Any
+    apply: Callable[[Tensor, Tensor, Any, torch.Generator], tuple[Tensor, Tensor]]
+    misfit: Callable[[Any, tuple[int, int, int], torch.dtype], str | None] = misfits.none
 
 
-def flipped(images: Tensor, _: bool, generator: torch.Generator) -> Tensor:
-    """Images `[batch, channels, height, width]`, half of them at random mirrored left to right."""
-    mirrored = torch.rand(len(images), generator=generator).to(images.device) < 0.5
-    return torch.where(mirrored[:, None, None, None], images.flip(3), images)
-
-
-AUGMENTATIONS: dict[str, Augmentation] = {
-    "crop": Augmentation(Crop, 0, cropped),
-    "flip": Augmentation(Flip, False, flipped),
+AUGMENTATIONS: dict[str, Augmentation | Mixing] = {
+    "crop": Augmentation(settings.Crop, 0, cropped, misfits.padding),
+    "flip": Augmentation(settings.Flip, False, flipped),
+    "resized_crop": Augmentation(settings.RESIZED_CROP, False, resized_crop, misfits.one_pixel),
+    "color_jitter": Augmentation(settings.COLOR_JITTER, False, color_jitter, misfits.colours),
+    "randaugment": Augmentation(settings.RANDAUGMENT, False, randaugment, misfits.colours),
+    "trivial": Augmentation(settings.TRIVIAL, False, trivial, misfits.colours),
+    "erasing": Augmentation(settings.ERASING, False, erased, misfits.erased, statistics=True),
+    "mixup": Mixing(settings.MIXUP, 0.0, mixup),
+    "cutmix": Mixing(settings.CUTMIX, 0.0, cutmix, misfits.one_pixel),
 }
 """By name, in the order in which they are applied."""
 
 
-def augmentation(name: str) -> Augmentation:
+def augmentation(name: str) -> Augmentation | Mixing:
     """The entry of that name. Raises ValueError where the table of this process has none."""
     if name not in AUGMENTATIONS:
         raise ValueError(
@@ -90,11 +97,15 @@ def checked(name: str, setting: Any) -> Any:
         unknown = PydanticCustomError("extra_forbidden", "{told}", {"told": str(error)})
         line: InitErrorDetails = {"type": unknown, "input": setting}
         raise ValidationError.from_exception_data(name, [line]) from None
-    return TypeAdapter(entry.setting, config=STRICT).validate_python(setting)
+    return TypeAdapter(entry.setting, config=settings.STRICT).validate_python(setting)
 
 
 def schema_of(name: str) -> dict[str, Any]:
-    """The JSON schema of an entry's setting."""
+    """The JSON schema of an entry's setting, which refers to nothing outside itself."""
     entry = augmentation(name)
-    about = TypeAdapter(entry.setting, config=STRICT).json_schema()
+    about = TypeAdapter(entry.setting, config=settings.STRICT).json_schema()
+    parts = about.pop("$defs", {})
+    for place in about.get("anyOf", []):
+        if "$ref" in place:
+            place.update(parts[place.pop("$ref").rsplit("/", 1)[1]])
     return {"default": entry.off, "title": name.capitalize(), **about}

@@ -8,12 +8,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from planter.data import InMemorySplit, Split
 from planter.data.split import announce
 from planter.machine.torch_state import evaluating
 from planter.training.augment import Augment
-from planter.training.augmentation import augmentation
+from planter.training.augmentation import Mixing, augmentation
 from planter.training.recipe import Recipe
 
 SCORE_BATCH = 512
@@ -25,7 +26,7 @@ layer's outputs for 512 photos take gigabytes."""
 
 class Batch(NamedTuple):
     """Normalised images `[batch, channels, height, width]`, labels `[batch]` and, with a teacher,
-    its logits `[batch, classes]`."""
+    its logits `[batch, classes]`. Where images are mixed, labels are shares `[batch, classes]`."""
 
     images: Tensor
     labels: Tensor
@@ -42,9 +43,10 @@ def view_pool(split: Split, augment: Augment, seed: int = 0) -> Pool:
     generator = torch.Generator().manual_seed(seed)
     views = augment.views or 1
     parts = [slice(at, at + SCORE_BATCH) for at in range(0, len(split), SCORE_BATCH)]
-    pool = [split.batch(part) for part in parts]
+    originals = [split.batch(part) for part in parts]
+    pool = list(originals)
     for _ in range(views - 1):
-        pool += [augmented(split.batch(part), augment, generator) for part in parts]
+        pool += [augmented(one, augment, generator, split.mean, split.std) for one in originals]
     made = Pool(torch.cat(pool), split.labels.repeat(views), split.mean, split.std)
     _, height, width = split.image
     return (
@@ -68,14 +70,31 @@ def training_images(
     return split
 
 
-def augmented(images: Tensor, augment: Augment, generator: torch.Generator) -> Tensor:
-    """Raw images `[batch, channels, height, width]`, each changed at random as `augment` says.
+def augmented(
+    images: Tensor,
+    augment: Augment,
+    generator: torch.Generator,
+    mean: Tensor | float = 0.0,
+    std: Tensor | float = 1.0,
+) -> Tensor:
+    """Raw images `[batch, channels, height, width]`, each changed at random as `augment` says, but
+    for what mixes them. `mean` and `std` `[channels, 1, 1]` are those of the data, as a split's.
 
-    Raises ValueError for a setting that no augmentation of this process has, and for an
-    augmentation that gives images of another shape or type.
+    Raises ValueError for a setting that no augmentation of this process has, for images whose
+    colours cannot be changed where they are to be, and for an augmentation that gives images of
+    another shape or type.
     """
+    scale = 255 if images.dtype == torch.uint8 else 1
     for name, setting in augment.chosen().items():
-        changed = augmentation(name).apply(images, setting, generator)
+        entry = augmentation(name)
+        if isinstance(entry, Mixing):
+            continue
+        more = (
+            [torch.as_tensor(x, device=images.device) * scale for x in (mean, std)]
+            if entry.statistics
+            else []
+        )
+        changed = entry.apply(images, setting, generator, *more)
         if (changed.shape, changed.dtype) != (images.shape, images.dtype):
             raise ValueError(
                 f"augmentation {name!r} keeps shape and type of images: given {images.dtype} "
@@ -83,6 +102,21 @@ def augmented(images: Tensor, augment: Augment, generator: torch.Generator) -> T
             )
         images = changed
     return images
+
+
+def mixed(
+    images: Tensor, labels: Tensor, augment: Augment, generator: torch.Generator, classes: int
+) -> tuple[Tensor, Tensor]:
+    """Normalised images `[batch, channels, height, width]` mixed with one another as `augment`
+    says, by one way drawn of those it names, and their labels, indices `[batch]`, as shares
+    `[batch, classes]`."""
+    ways = list(augment.mixes().items())
+    drawn = int(torch.randint(len(ways), (), generator=generator)) if len(ways) > 1 else 0
+    name, setting = ways[drawn]
+    entry = augmentation(name)
+    assert isinstance(entry, Mixing)
+    shares = functional.one_hot(labels, classes).to(images.dtype)
+    return entry.apply(images, shares, setting, generator)
 
 
 def batch_order(
@@ -112,18 +146,31 @@ def make_batch(
     generator: torch.Generator,
     teacher: Tensor | nn.Module | None,
     layout: torch.memory_format = torch.channels_last,
+    classes: int | None = None,
 ) -> Batch:
-    """The images of a split that `index` names, augmented and normalised."""
+    """The images of a split that `index` names, augmented, normalised and, where `augment` says so,
+    mixed: a teacher is asked about what the student sees. `classes` of mixed labels are by default
+    those of the split (`class_count`)."""
     raw = split.batch(index)
+    labels = split.labels[index]
     if augment.changes():
-        raw = augmented(raw, augment, generator)
-    images = split.normalise(raw).contiguous(memory_format=layout)
+        raw = augmented(raw, augment, generator, split.mean, split.std)
+    images = split.normalise(raw)
+    if augment.mixes():
+        classes = classes or class_count(split)
+        images, labels = mixed(images, labels, augment, generator, classes)
+    images = images.contiguous(memory_format=layout)
     logits = None
     if isinstance(teacher, Tensor):
         logits = teacher[index]
     elif teacher is not None:
         logits = eval_logits(teacher, images)
-    return Batch(images, split.labels[index], logits)
+    return Batch(images, labels, logits)
+
+
+def class_count(split: Split) -> int:
+    """As many classes as the labels of a split name; a network may know more."""
+    return int(split.labels.max()) + 1
 
 
 def plain_batches(split: Split) -> Iterator[tuple[Tensor, Tensor]]:

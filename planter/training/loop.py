@@ -19,6 +19,7 @@ from planter.networks.checkpoint import keep_training, read_training
 from planter.training.batches import (
     Batch,
     batch_order,
+    class_count,
     layout_of,
     make_batch,
     mix_seed,
@@ -148,8 +149,11 @@ def _epoch(
     model.train()
     total = torch.zeros((), device=split.labels.device)
     parts, generator = batch_order(split, recipe, seed, epoch)
+    classes = class_count(split)
     for i, index in enumerate(parts):
-        batch = make_batch(split, index, recipe.augment, generator, teacher, layout_of(model))
+        batch = make_batch(
+            split, index, recipe.augment, generator, teacher, layout_of(model), classes
+        )
         value = take_step(
             model,
             optimizer,

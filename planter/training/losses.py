@@ -45,16 +45,27 @@ def classification_loss(
 ) -> Tensor:
     """`ce_weight * cross-entropy + kd_weight * distillation_loss` of one pipeline.
 
+    `logits` are `[batch, classes]`, labels indices `[batch]` or, of mixed images, shares
+    `[batch, classes]`, which may leave out last classes of which there is nothing.
+
     Raises ValueError where `kd_weight` is not 0 and there are no teacher logits.
     """
     loss = logits.new_zeros(())
     if ce_weight:
-        loss = loss + ce_weight * functional.cross_entropy(logits, labels)
+        loss = loss + ce_weight * functional.cross_entropy(logits, _full(labels, logits))
     if kd_weight:
         if teacher is None:
             raise ValueError(f"kd_weight {kd_weight} needs the teacher's logits")
         loss = loss + kd_weight * distillation_loss(logits, teacher, temperature)
     return loss
+
+
+def _full(labels: Tensor, logits: Tensor) -> Tensor:
+    """Labels as `cross_entropy` takes them: shares are of all classes, and of the logits' type."""
+    if labels.dim() == 1:
+        return labels
+    missing = max(logits.shape[1] - labels.shape[1], 0)
+    return functional.pad(labels, (0, missing)).to(logits.dtype)
 
 
 def multi_pipeline_loss(

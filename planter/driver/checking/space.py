@@ -16,6 +16,7 @@ from optuna.trial import FixedTrial
 from planter.backbones import with_data_options
 from planter.costs.macs import cost
 from planter.data import Data
+from planter.driver.checking.augmenting import check_drawn_augmentation
 from planter.driver.checking.growable import check_plants
 from planter.driver.proposers.redraws import IN_A_ROW
 from planter.driver.trials.affordable import affordable
@@ -167,6 +168,7 @@ def _planned(candidate: Candidate, study: Study, data: Data, *, check: bool) -> 
         check_network(architecture)
         start = with_data_options(candidate.architecture, data.classes, data.image)
         check_plants(candidate, start)
+        check_drawn_augmentation(candidate, study, data)
     return Planned(architecture, recipes_of(candidate, study).network, candidate.kernels)
 
 

@@ -20,7 +20,6 @@ from planter.driver.trials.starts import key_of_weights, started, teacher_of
 from planter.networks import checkpoint, moments
 from planter.networks.normalisation import as_taken, taking
 from planter.study.networks import Teacher
-from planter.training.augment import Augment
 from planter.training.augmentation import augmentation
 from planter.training.loop import PausedError
 from planter.training.recipe import Recipe
@@ -132,8 +131,9 @@ def _cached(
 
 def _own_augmentations(recipe: Recipe) -> list[str]:
     """Keys of the sources of augmentations that are not planter's: edited, they are others."""
-    chosen = (name for name in recipe.augment.chosen() if name not in Augment.model_fields)
-    return [code_key(augmentation(name).apply) for name in chosen]
+    functions = (augmentation(name).apply for name in recipe.augment.chosen())
+    modules = ((f, getattr(f, "__module__", None) or "") for f in functions)
+    return [code_key(f) for f, module in modules if not module.startswith("planter.")]
 
 
 def _pause_before(context: Context, recipe: Recipe) -> Callable[[], None]:
