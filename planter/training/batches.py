@@ -106,8 +106,10 @@ def make_batch(
     generator: torch.Generator,
     teacher: Tensor | nn.Module | None,
     layout: torch.memory_format = torch.channels_last,
+    parts: int = 1,
 ) -> Batch:
-    """The images of a split that `index` names, augmented and normalised."""
+    """The images of a split that `index` names, augmented and normalised; a teacher's network sees
+    them in so many parts."""
     raw = split.batch(index)
     if augment.changes():
         raw = augmented(raw, augment, generator)
@@ -116,8 +118,16 @@ def make_batch(
     if isinstance(teacher, Tensor):
         logits = teacher[index]
     elif teacher is not None:
-        logits = eval_logits(teacher, images)
+        seen = images.tensor_split(min(parts, len(images)))
+        logits = torch.cat([eval_logits(teacher, part) for part in seen])
     return Batch(images, split.labels[index], logits)
+
+
+def split_batch(batch: Batch, parts: int) -> list[Batch]:
+    """A batch in so many parts, which differ by one image at most; fewer where it has fewer."""
+    count = min(parts, len(batch.labels))
+    fields = [[None] * count if of is None else of.tensor_split(count) for of in batch]
+    return [Batch(*part) for part in zip(*fields, strict=True)]
 
 
 def plain_batches(split: Split) -> Iterator[tuple[Tensor, Tensor]]:
