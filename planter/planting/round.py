@@ -202,7 +202,9 @@ class _Student:
 
         batches = split_batch(batch, self._recipe.accumulate)
         split = {at: tensor.tensor_split(len(batches)) for at, tensor in found.items()}
-        counted = shares([part.labels for part in batches], self._weights)
+        counted = [1.0]
+        if len(batches) > 1:
+            counted = shares([part.labels for part in batches], self._weights)
         parts = [
             Part(partial(of_part, part, {at: some[i] for at, some in split.items()}), counted[i])
             for i, part in enumerate(batches)

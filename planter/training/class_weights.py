@@ -24,8 +24,8 @@ def entropy_settings(recipe: Recipe, labels: Tensor, classes: int) -> EntropySet
 
 
 def weights_of_classes(recipe: Recipe, labels: Tensor, classes: int) -> Tensor | None:
-    """The recipe's weight `[classes]` of each class, for images with these labels `[n]`; None where
-    all weigh alike. Balanced ones are `n / (classes * n of the class)`, as scikit-learn's.
+    """The recipe's weight `[classes]` of each class, float64, for images with these labels `[n]`;
+    None where all weigh alike. Balanced ones are `n / (classes * n of the class)`, as scikit-learn's.
 
     Raises ValueError for another number of weights than there are classes, and for balanced ones of
     classes without an image.
@@ -36,14 +36,14 @@ def weights_of_classes(recipe: Recipe, labels: Tensor, classes: int) -> Tensor |
     if isinstance(given, list):
         if len(given) != classes:
             raise ValueError(f"{len(given)} weights, expected one for each of {classes} classes")
-        return torch.tensor(given, device=labels.device)
+        return torch.tensor(given, dtype=torch.float64, device=labels.device)
     counts = torch.bincount(labels, minlength=classes)
     if absent := (counts == 0).nonzero().flatten().tolist():
         raise ValueError(
             f"balanced, but no training image of class {', '.join(map(str, absent))} (counted from "
             "0): expected images of each, or a list of weights"
         )
-    return len(labels) / (classes * counts.float())
+    return len(labels) / (classes * counts.double())
 
 
 def relative_weights(recipe: Recipe, labels: Tensor) -> Tensor | None:
@@ -52,5 +52,5 @@ def relative_weights(recipe: Recipe, labels: Tensor) -> Tensor | None:
     if recipe.class_weights is None:
         return None
     if isinstance(recipe.class_weights, list):
-        return torch.tensor(recipe.class_weights, device=labels.device)
-    return 1 / torch.bincount(labels)
+        return torch.tensor(recipe.class_weights, dtype=torch.float64, device=labels.device)
+    return 1 / torch.bincount(labels).double()

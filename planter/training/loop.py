@@ -230,7 +230,7 @@ def _epoch(
         layout = layout_of(model)
         batch = make_batch(split, index, recipe.augment, generator, teacher, layout, many)
         batches = split_batch(batch, many)
-        counted = shares([part.labels for part in batches], weights)
+        counted = [1.0] if many == 1 else shares([part.labels for part in batches], weights)
         sharing = zip(batches, counted, strict=True)
         value = take_step(
             model,

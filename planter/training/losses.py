@@ -70,7 +70,8 @@ def _cross_entropy(
     total = functional.cross_entropy(
         logits, labels, weights, label_smoothing=label_smoothing, reduction="sum"
     )
-    return total / weights[labels].sum().clamp_min(torch.finfo(weights.dtype).tiny)
+    counted = weights[labels].sum()
+    return total * (counted > 0) / counted.clamp_min(torch.finfo(weights.dtype).tiny)
 
 
 def multi_pipeline_loss(

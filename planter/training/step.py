@@ -17,18 +17,19 @@ class Part(NamedTuple):
     """Some of a step's images: their loss, and its share in that of the step."""
 
     loss: Callable[[], Tensor]
-    share: Tensor | float = 1.0
+    share: float = 1.0
 
 
-def shares(labels: Sequence[Tensor], weights: Tensor | None) -> Sequence[Tensor | float]:
+def shares(labels: Sequence[Tensor], weights: Tensor | None) -> list[float]:
     """How much the mean loss of each part of a step counts, where these are their labels: by images
     or, where classes weigh differently, by the `weights` `[classes]` of their images, so that the
     sum is the weighted mean over all of them."""
-    if weights is None or labels[0].is_floating_point():  # of mixed labels torch's mean is plain
-        total = sum(map(len, labels))
-        return [len(part) / total for part in labels]
-    sums = torch.stack([weights[part].sum() for part in labels])
-    return list(sums / sums.sum().clamp_min(torch.finfo(sums.dtype).tiny))
+    sums = [float(len(part)) for part in labels]
+    # Of mixed labels torch's mean is over images.
+    if weights is not None and not labels[0].is_floating_point():
+        sums = torch.stack([weights[part].double().sum() for part in labels]).tolist()
+    total = sum(sums) or 1.0
+    return [of_part / total for of_part in sums]
 
 
 def take_step(

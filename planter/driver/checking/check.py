@@ -18,6 +18,7 @@ from planter.costs.macs import Cost, cost
 from planter.data import TORCHVISION, Data, load_data
 from planter.driver.checking.growable import layers_to_plant, named_layers
 from planter.driver.checking.importable import REMEDY, only_here
+from planter.driver.checking.recipes import check_recipes
 from planter.driver.checking.saved import given_teacher, saved_network, starts_of
 from planter.driver.checking.space import Drawn, check_space
 from planter.driver.checking.weights import check_weights
@@ -38,7 +39,6 @@ from planter.study.findings import NO_TEACHER, Findings
 from planter.study.schema import Study, StudyError
 from planter.study.section import Network, Widths
 from planter.study.space import Space, load_space
-from planter.training.recipe import Recipe
 
 log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
@@ -93,7 +93,7 @@ def prepare(study: Study, *, elsewhere: bool = False, begun: bool = False) -> Pr
         raise StudyError(study.name, found.mistakes())
     if data.account is not None:
         found.warnings += data.account.warnings
-    _crops(study, data, found)
+    check_recipes(study, data, found)
     fingerprint = data.fingerprint()
     networks: dict[str, Planned] = {}
     weights: dict[str, str] = {}
@@ -180,27 +180,6 @@ def _storage(study: Study, found: Findings) -> None:
     """A database nobody can open is told before there is a run folder."""
     if (url := study.storage) is not None:
         found.attempt("storage", url, partial(check_url, url))
-
-
-def _crops(study: Study, data: Data, found: Findings) -> None:
-    """Crops that could miss the whole image."""
-    recipes: dict[str, Recipe | None] = {"recipe": study.recipe}
-    if study.teacher is not None:
-        recipes["teacher.recipe"] = study.teacher.recipe
-    recipes |= {f"baselines.{i}.recipe": one.recipe for i, one in enumerate(study.baselines)}
-    if (plan := study.plant) is not None:
-        recipes |= {"plant.recipe": plan.recipe, "plant.finetune": plan.finetune}
-        recipes["plant.final"] = plan.final
-    if study.evolve is not None:
-        recipes["evolve.recipe"] = study.evolve.recipe
-    _, *sides = data.image
-    for place, recipe in recipes.items():
-        # Networks with weights have the study's recipe as their own: that is told once.
-        if recipe is None or (place != "recipe" and recipe == study.recipe):
-            continue
-        if recipe.augment.crop >= min(sides):
-            expected = f"fewer pixels than an image of {sides[0]} x {sides[1]} has"
-            found.add(f"{place}.augment.crop", recipe.augment.crop, expected)
 
 
 def _names(study: Study, found: Findings) -> None:
