@@ -25,7 +25,8 @@ def entropy_settings(recipe: Recipe, labels: Tensor, classes: int) -> EntropySet
 
 def weights_of_classes(recipe: Recipe, labels: Tensor, classes: int) -> Tensor | None:
     """The recipe's weight `[classes]` of each class, float64, for images with these labels `[n]`;
-    None where all weigh alike. Balanced ones are `n / (classes * n of the class)`, as scikit-learn's.
+    None where all weigh alike. Balanced ones are `n / (classes * n of the class)`, as those of
+    scikit-learn.
 
     Raises ValueError for another number of weights than there are classes, and for balanced ones of
     classes without an image.
