@@ -10,7 +10,7 @@ NAMED: Mapping[RecipeName, Mapping[str, Any]] = {
     "fast": {
         "epochs": 10,
         "batch": 128,
-        "lr": 0.4,
+        "lr": 0.2,
         "nesterov": True,
         "weight_decay": 5e-4,
         "clip_grad": 1.0,
