@@ -79,13 +79,13 @@ class WatchedContext(Context):
         loss: Callable[[nn.Module, Batch], Tensor],
         recipe: Recipe,
         **how: Any,
-    ) -> None:
+    ) -> int:
         if self.given is not None:
             network.load_state_dict(self.given)
             self.last = copy.deepcopy(network)
-            return
+            return recipe.epochs
         self._network = [network]
-        super().fit(trial, network, loss, recipe, **how)
+        return super().fit(trial, network, loss, recipe, **how)
 
     def metrics(self, trial: str) -> Callable[[Epoch], None]:
         tell = super().metrics(trial)

@@ -26,12 +26,15 @@ def _scalars(folder):
 
 def test_scalars_are_those_of_the_metrics_and_of_the_points(tmp_path):
     lines = [{"epoch": n, "loss": 2.0 / n, "lr": 0.125, "seconds": 1.5} for n in (1, 2)]
+    lines[1] |= {"val_accuracy": 0.25, "val_loss": 3.0}
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     points = [{"pipeline": "cut1", "accuracy": 0.75, "loss": 0.5, "macs": 3}]
     expected = {
         **{("training/loss", n): 2.0 / n for n in (1, 2)},
         **{("training/lr", n): 0.125 for n in (1, 2)},
         **{("training/seconds", n): 1.5 for n in (1, 2)},
+        ("training/val_accuracy", 2): 0.25,
+        ("training/val_loss", 2): 3.0,
         ("validation/cut1/accuracy", 2): 0.75,
         ("validation/cut1/loss", 2): 0.5,
     }

@@ -127,6 +127,13 @@ def test_the_curve_of_a_training_that_goes_on_is_drawn(view, run):
     ]
     svg = view.open_reader(_files(row)["learning-curve.svg"]).read()
     ElementTree.fromstring(svg)
+    assert b"validation" not in svg
+    lines = [{"epoch": n, "loss": 1.0 / n, "val_loss": 2.0 / n} for n in (1, 2)]
+    del lines[0]["val_loss"]
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    svg = view.open_reader(_files(row)["learning-curve.svg"]).read()
+    ElementTree.fromstring(svg)
+    assert b"validation" in svg
 
 
 def test_looking_writes_nothing(view, run):

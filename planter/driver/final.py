@@ -29,7 +29,7 @@ from planter.machine.disk import when_there_is_space
 from planter.machine.torch_state import plain_torch, threads_of_torch
 from planter.networks import checkpoint
 from planter.networks.normalisation import as_taken
-from planter.study.file import read_study
+from planter.study.file import names_base, read_study
 from planter.study.schema import Study
 from planter.training.recipe import Recipe
 from planter.training.scores import evaluate
@@ -118,7 +118,8 @@ def _recipes(run: Path, overrides: Sequence[str]) -> tuple[Study, dict[str, Reci
             plain.append(text)
     resolved = run / "resolved.yaml"
     study = fitting_as_begun(read_study(resolved, plain), run)
-    smaller = f"recipe.lr={study.recipe.lr / _SMALLER!r}"
+    begun = read_study(resolved, [*plain, *(text for text in further if names_base(text))]).recipe
+    smaller = f"recipe.lr={begun.lr / _SMALLER!r}"
     continued = read_study(resolved, [*plain, smaller, *further]).recipe
     return study, {"continued": continued, "stand-alone": study.recipe}
 

@@ -26,6 +26,12 @@ def as_taken(split: Split, spec: Mapping[str, Any]) -> Split:
     return split if mean is split.mean else split.taken_by(mean, std)
 
 
+def taken_like(split: Split, other: Split) -> Split:
+    """The split, normalised and in the size as the images of another are."""
+    size = None if split.image[1:] == other.image[1:] else (other.image[1], other.image[2])
+    return split.taken_by(other.mean, other.std, size)
+
+
 class Renormalised(nn.Module):
     """A network that is given images `[batch, channels, height, width]` normalised and in the size
     as those of `given` are, and takes them as those of `taken`: a teacher of other data than its

@@ -33,11 +33,13 @@ from planter.training.batches import (
     layout_of,
     make_batch,
     mix_seed,
+    split_batch,
     training_images,
 )
+from planter.training.class_weights import relative_weights
 from planter.training.loop import Epoch, PausedError, lay_out_moments_
 from planter.training.recipe import Recipe, make_optimizer
-from planter.training.step import take_step
+from planter.training.step import Part, shares, take_step
 
 log = logging.getLogger(__name__)
 
@@ -81,14 +83,17 @@ def train_round(
     it had not stopped; `pause` may end it at one, as it does `fit`. A candidate whose loss is no
     longer a number is given up: see its `CandidateResult`.
     """
-    if recipe.ema is not None:
-        raise ValueError(f"a round of planting keeps no moving average: ema {recipe.ema}, not null")
+    if refused := refused_of_round(recipe):
+        raise ValueError(refused)
     split = training_images(split, recipe, teacher)
+    weights = relative_weights(recipe, split.labels)
     frozen = copy.deepcopy(parent).eval().requires_grad_(False)
     # The parent's alone, whatever its widths: it must not depend on who else is in the round.
     layout = layout_of(frozen, fewest=math.inf)
     frozen.to(memory_format=layout)
-    students = {name: _Student(child, frozen, recipe, layout) for name, child in children.items()}
+    students = {
+        name: _Student(child, frozen, recipe, layout, weights) for name, child in children.items()
+    }
     began = _take_up(checkpoint, students)
     wanted = {at for student in students.values() for at in student.candidate.wanted}
     classes = class_count(split)
@@ -103,7 +108,14 @@ def train_round(
                 batch = Batch(split.batch(index[:0]), split.labels[index], None)
                 if kept.missing or isinstance(teacher, nn.Module):
                     batch = make_batch(
-                        split, index, recipe.augment, generator, teacher, layout, classes
+                        split,
+                        index,
+                        recipe.augment,
+                        generator,
+                        teacher,
+                        layout,
+                        classes=classes,
+                        parts=recipe.accumulate,
                     )
                 elif teacher is not None:
                     batch = batch._replace(teacher=teacher[index])
@@ -136,6 +148,18 @@ def train_round(
     return {name: student.result for name, student in students.items()}
 
 
+def refused_of_round(recipe: Recipe) -> str | None:
+    """What of a recipe a round of planting cannot do, in words: its candidates, which share their
+    batches, train for the same epochs and are scored once, at its end."""
+    if recipe.ema is not None:
+        return f"a round of planting keeps no moving average: ema {recipe.ema}, not null"
+    for key in ("patience", "validate_every"):
+        if (value := getattr(recipe, key)) is not None:
+            told = "a round of planting scores its candidates when it has ended"
+            return f"{told}: {key} {value}, not null"
+    return None
+
+
 @dataclass(frozen=True)
 class _Turn:
     """One batch, for all candidates: its images' places in the split, labels and teacher's logits,
@@ -152,12 +176,18 @@ class _Student:
     """A candidate while it is trained."""
 
     def __init__(
-        self, child: nn.Module, parent: nn.Module, recipe: Recipe, layout: torch.memory_format
+        self,
+        child: nn.Module,
+        parent: nn.Module,
+        recipe: Recipe,
+        layout: torch.memory_format,
+        weights: Tensor | None,
     ) -> None:
         self.candidate = candidate_of(child, parent).to(memory_format=layout)
         self.result = CandidateResult()
         self.draws = draws(self.candidate)
         self._optimizer = make_optimizer(self.candidate, recipe)
+        self._recipe, self._weights = recipe, weights
         self._total: Tensor | float = 0.0
         self.macs = 0.0
 
@@ -176,12 +206,28 @@ class _Student:
         self.result.seconds += time.perf_counter() - began
 
     def _step(self, found: Mapping[int, Tensor], batch: Batch, loss: Loss, lr: float) -> None:
-        def value() -> Tensor:
-            return loss(self.candidate.train()(found), batch.labels, batch.teacher)
+        def of_part(part: Batch, known: Mapping[int, Tensor]) -> Tensor:
+            return loss(self.candidate.train()(known), part.labels, part.teacher)
 
+        batches = split_batch(batch, self._recipe.accumulate)
+        split = {at: tensor.tensor_split(len(batches)) for at, tensor in found.items()}
+        counted = [1.0]
+        if len(batches) > 1:
+            counted = shares([part.labels for part in batches], self._weights)
+        parts = [
+            Part(partial(of_part, part, {at: some[i] for at, some in split.items()}), counted[i])
+            for i, part in enumerate(batches)
+        ]
         # Batches are of one size but for an image: what one step costs, all do.
         with nullcontext() if self.macs else FlopCounterMode(display=False) as counter:
-            mean = take_step(self.candidate, self._optimizer, value, lr=lr, expanded=False)
+            mean = take_step(
+                self.candidate,
+                self._optimizer,
+                parts,
+                lr=lr,
+                expanded=False,
+                clip_grad=self._recipe.clip_grad,
+            )
         if counter is not None:
             self.macs = counter.get_total_flops() / (2 * len(batch.labels))
         self.result.macs += round(self.macs * len(batch.labels))

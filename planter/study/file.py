@@ -97,6 +97,8 @@ def _validated(
 ) -> Study:
     """The study of a raw one, whose paths are relative to `base`; changes the raw one."""
     paths: dict[str, str] = {}
+    # A recipe's base first: what else is said of that recipe stands beside it, in any order.
+    overrides = sorted(overrides, key=lambda text: not names_base(text))
     problems = [replace(p, line=lines.get(p.place)) for p in _absolute(raw, base, paths)]
     given = (_override(raw, text, paths) for text in overrides)
     problems += [problem for problem in given if problem is not None]
@@ -189,8 +191,15 @@ _Loader.add_implicit_resolver(
 )
 
 
+def names_base(override: str) -> bool:
+    """Whether `a.b=value` names the recipe that one of the study starts from."""
+    section, _, last = override.partition("=")[0].rpartition(".")
+    return last == "base" and section.rpartition(".")[2] in ("recipe", "finetune", "final")
+
+
 def _override(raw: dict[str, Any], text: str, paths: dict[str, str]) -> Problem | None:
-    """Puts `a.b=value` into the raw study: the value at that key is replaced whole."""
+    """Puts `a.b=value` into the raw study: the value at that key is replaced whole, and so is a
+    recipe by another to start from, whose keys those of the file would undo."""
     key, equals, value_text = text.partition("=")
     parts = key.split(".")
     if not equals or not all(parts):
@@ -206,6 +215,8 @@ def _override(raw: dict[str, Any], text: str, paths: dict[str, str]) -> Problem 
         inner = inner[part]
         if not isinstance(inner, dict):
             return Problem("--set", key, f"a key inside mappings; set {part} whole")
+    if names_base(text):
+        inner.clear()
     inner[parts[-1]] = value
     # Paths of the file are absolute by now: only a new one is taken from the working folder.
     if problems := _absolute(raw, Path.cwd(), paths):

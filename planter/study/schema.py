@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from planter.data import CACHE_GB, NAMES, Fit
+from planter.planting.round import refused_of_round
 from planter.planting.starts import Filters, Outgoing, check_init
 from planter.study.evolve import Evolve
 from planter.study.networks import Baseline, Teacher, with_recipe
@@ -182,8 +183,8 @@ class Plant(Network):
         if not self.kd_weight and not self.ce_weight:
             raise ValueError("kd_weight and ce_weight are both 0: nothing is learned")
         check_init(self.filters, self.outgoing)
-        if self.recipe.ema is not None:
-            raise ValueError("recipe.ema: a round of planting keeps no moving average; null")
+        if refused := refused_of_round(self.recipe):
+            raise ValueError(f"recipe: {refused}")
         return self
 
 

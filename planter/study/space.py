@@ -177,10 +177,24 @@ class Candidate:
         plants = [(layer, rounded(channels)) for layer, channels in self.plants]
         return replace(self, architecture=replace(self.architecture, widths=widths), plants=plants)
 
-    def loss(self, network: Pipelines, batch: Batch) -> Tensor:
+    def loss(
+        self,
+        network: Pipelines,
+        batch: Batch,
+        *,
+        label_smoothing: float = 0.0,
+        class_weights: Tensor | None = None,
+    ) -> Tensor:
         """What a step of the training minimises."""
         logits = network(batch.images, self.trained)
-        return self.loss_of(logits, batch.labels, batch.teacher, network.exits)
+        return self.loss_of(
+            logits,
+            batch.labels,
+            batch.teacher,
+            network.exits,
+            label_smoothing=label_smoothing,
+            class_weights=class_weights,
+        )
 
     def loss_of(
         self,
@@ -188,6 +202,9 @@ class Candidate:
         labels: Tensor,
         teacher: Tensor | None,
         exits: Sequence[str] = (),
+        *,
+        label_smoothing: float = 0.0,
+        class_weights: Tensor | None = None,
     ) -> Tensor:
         """The same of the trained pipelines' logits."""
         trained = self.trained
@@ -205,6 +222,8 @@ class Candidate:
             exits=exits,
             synergy=self.synergy,
             synergy_weight=self.synergy_weight,
+            label_smoothing=label_smoothing,
+            class_weights=class_weights,
         )
 
 

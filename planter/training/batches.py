@@ -146,11 +146,13 @@ def make_batch(
     generator: torch.Generator,
     teacher: Tensor | nn.Module | None,
     layout: torch.memory_format = torch.channels_last,
+    *,
     classes: int | None = None,
+    parts: int = 1,
 ) -> Batch:
     """The images of a split that `index` names, augmented, normalised and, where `augment` says so,
-    mixed: a teacher is asked about what the student sees. `classes` of mixed labels are by default
-    those of the split (`class_count`)."""
+    mixed: a teacher is asked about what the student sees, in so many `parts`. `classes` of mixed
+    labels are by default those of the split (`class_count`)."""
     raw = split.batch(index)
     labels = split.labels[index]
     if augment.changes():
@@ -164,13 +166,21 @@ def make_batch(
     if isinstance(teacher, Tensor):
         logits = teacher[index]
     elif teacher is not None:
-        logits = eval_logits(teacher, images)
+        seen = images.tensor_split(min(parts, len(images)))
+        logits = torch.cat([eval_logits(teacher, part) for part in seen])
     return Batch(images, labels, logits)
 
 
 def class_count(split: Split) -> int:
     """As many classes as the labels of a split name; a network may know more."""
     return int(split.labels.max()) + 1
+
+
+def split_batch(batch: Batch, parts: int) -> list[Batch]:
+    """A batch in so many parts, which differ by one image at most; fewer where it has fewer."""
+    count = min(parts, len(batch.labels))
+    fields = [[None] * count if of is None else of.tensor_split(count) for of in batch]
+    return [Batch(*part) for part in zip(*fields, strict=True)]
 
 
 def plain_batches(split: Split) -> Iterator[tuple[Tensor, Tensor]]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from planter.data import Split
@@ -23,23 +25,45 @@ from planter.training.batches import (
     layout_of,
     make_batch,
     mix_seed,
+    split_batch,
     training_images,
 )
+from planter.training.class_weights import relative_weights
 from planter.training.recipe import Recipe, make_optimizer
-from planter.training.scores import recalibrate_batchnorm_
-from planter.training.step import take_step
+from planter.training.scores import Score, evaluate, recalibrate_batchnorm_
+from planter.training.step import Part, shares, take_step
 
 log = logging.getLogger(__name__)
 _CHECKPOINT_EVERY_S = 10.0
 
 
 class Epoch(NamedTuple):
-    """What one pass over the training images gave."""
+    """What one pass over the training images gave, and the validation after it, if there was one;
+    seconds are of both."""
 
     epoch: int
     loss: float
     lr: float
     seconds: float
+    val_accuracy: float | None = None
+    val_loss: float | None = None
+
+
+Validate = Callable[[nn.Module, Split], Score]
+"""How well a network does on a split; the network stays as it is."""
+
+
+class _Best(NamedTuple):
+    """The best epoch so far, how it scored, and what it would leave."""
+
+    epoch: int
+    accuracy: float
+    loss: float
+    model: Mapping[str, Tensor]
+    optimizer: Mapping[str, Any]
+
+    def beaten_by(self, score: Score) -> bool:
+        return (score.accuracy, -score.loss) > (self.accuracy, -self.loss)
 
 
 class PausedError(Exception):
@@ -63,6 +87,9 @@ def fit(
     start: int = 0,
     until: int | None = None,
     pause: Callable[[], bool] = lambda: False,
+    validation: Split | None = None,
+    validate: Validate = evaluate,
+    on_end: Callable[[int], None] = lambda epochs: None,
 ) -> nn.Module:
     """Trains the model's trainable parameters in place and returns it.
 
@@ -75,9 +102,18 @@ def fit(
     (`recalibrate_batchnorm_`); the training itself is the one without it. A training that is to end
     after `until` epochs leaves its checkpoint there, and another call goes on; so does one that
     `pause` tells to end after an epoch, which raises PausedError. One whose first `start` epochs
-    another network has trained, which this one is made of, goes on with the next. Raises
-    FloatingPointError when the loss is no longer a number.
+    another network has trained, which this one is made of, goes on with the next.
+
+    The loss is the caller's: `label_smoothing` and `class_weights` of the recipe are for it (see
+    `classification_loss`). With `validation` images, epochs are followed by `validate` as the
+    recipe says, of the moving average where there is one; it changes nothing. With
+    `recipe.patience` the training may end early, and leaves weights, statistics and optimiser as
+    they were after the best epoch, also `until` an epoch. `on_end` is told how many epochs were
+    trained. Raises FloatingPointError when the loss is no longer a number, ValueError for patience
+    without validation images.
     """
+    if recipe.patience is not None and not validation:
+        raise ValueError(f"patience {recipe.patience} needs validation images to go by")
     split = training_images(split, recipe, teacher)
     model.to(memory_format=layout_of(model))
     if optimizer is None:
@@ -90,12 +126,15 @@ def fit(
             multi_avg_fn=get_ema_multi_avg_fn(recipe.ema),  # type: ignore[no-untyped-call]
             use_buffers=True,
         )
+    best: _Best | None = None
     if checkpoint is not None and (state := read_training(checkpoint)) is not None:
         if _shapes(state["model"]) == _shapes(model.state_dict()):
             model.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
             if average is not None and "average" in state:  # the setting may be newer
                 average.load_state_dict(state["average"])
+            if recipe.patience is not None and "best" in state:
+                best = _Best(*state["best"])
             start = state["epoch"]
             log.info("taken up after epoch %d of %d", start, recipe.epochs)
         else:
@@ -103,34 +142,71 @@ def fit(
             log.warning("%s is of another network; the training starts afresh", checkpoint)
     saved_at = time.monotonic()
     end = recipe.epochs if until is None else min(until, recipe.epochs)
-    for epoch in range(start, end):
+    images = len(split) // (recipe.augment.views or 1)
+    weights = relative_weights(recipe, split.labels)
+    epoch = start
+    while epoch < end and not _over(recipe, epoch, best):
         began = time.monotonic()
+        score: Score | None = None
         with torch.random.fork_rng(devices=_cuda_devices(split)):
-            mean = _epoch(model, loss, split, recipe, optimizer, epoch, seed, teacher, average)
+            mean = _epoch(
+                model, loss, split, recipe, optimizer, epoch, seed, teacher, average, weights
+            )
+            if validation and recipe.validates(epoch + 1, images, len(validation)):
+                with parametrize.cached():
+                    score = validate(model if average is None else average.module, validation)
         if not math.isfinite(mean):
             raise FloatingPointError(
                 f"training loss became {mean} in epoch {epoch + 1} of {recipe.epochs}; "
                 f"a lower lr than {recipe.lr} may help"
             )
-        on_epoch(Epoch(epoch + 1, mean, recipe.lr_at(epoch), time.monotonic() - began))
-        pausing = checkpoint is not None and epoch + 1 < end and pause()
-        due = epoch + 1 == end or pausing or time.monotonic() - saved_at > _CHECKPOINT_EVERY_S
-        if checkpoint is not None and due and epoch + 1 < recipe.epochs:
+        epoch += 1
+        if recipe.patience is not None and score and (best is None or best.beaten_by(score)):
+            states = _left(model, average), optimizer.state_dict()
+            best = _Best(epoch, *score, *copy.deepcopy(states))
+        seconds = time.monotonic() - began
+        on_epoch(Epoch(epoch, mean, recipe.lr_at(epoch - 1), seconds, *(score or ())))
+        over = epoch == end or _over(recipe, epoch, best)
+        pausing = checkpoint is not None and not over and pause()
+        due = over or pausing or time.monotonic() - saved_at > _CHECKPOINT_EVERY_S
+        if checkpoint is not None and due and epoch < recipe.epochs:
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
             if average is not None:
                 state["average"] = average.state_dict()
-            keep_training(checkpoint, {"epoch": epoch + 1, **state})
+            if best is not None:
+                state["best"] = tuple(best)
+            keep_training(checkpoint, {"epoch": epoch, **state})
             saved_at = time.monotonic()
         if pausing:
-            raise PausedError(epoch + 1, recipe.epochs)
+            raise PausedError(epoch, recipe.epochs)
+    if best is not None:
+        log.info("of %d epochs the best is %d", epoch, best.epoch)
+        model.load_state_dict(best.model)
+        optimizer.load_state_dict(dict(best.optimizer))
+    elif average is not None:
+        model.load_state_dict(_left(model, average))
     if average is not None:
-        # Whole numbers (indices, counts) are no averages: those of the model stay.
-        averaged, own = average.module.state_dict(), model.state_dict()
-        model.load_state_dict(
-            {name: t if t.is_floating_point() else own[name] for name, t in averaged.items()}
-        )
         recalibrate_batchnorm_(model, split, recipe, seed=seed)
+    on_end(epoch)
     return model.to(memory_format=torch.contiguous_format)
+
+
+def _over(recipe: Recipe, epoch: int, best: _Best | None) -> bool:
+    """Whether a training has lost its patience after so many epochs: at a validation, so that a
+    seldom one does not end it before it has had its say."""
+    if recipe.patience is None or best is None or epoch - best.epoch < recipe.patience:
+        return False
+    return epoch % (recipe.validate_every or 1) == 0
+
+
+def _left(model: nn.Module, average: AveragedModel | None) -> dict[str, Tensor]:
+    """What a training leaves in its model after the step at hand. Whole numbers (indices, counts)
+    are no averages: those of the model stay."""
+    own = model.state_dict()
+    if average is None:
+        return own
+    averaged = average.module.state_dict()
+    return {name: t if t.is_floating_point() else own[name] for name, t in averaged.items()}
 
 
 def _epoch(
@@ -143,28 +219,40 @@ def _epoch(
     seed: int,
     teacher: Tensor | nn.Module | None,
     average: AveragedModel | None,
+    weights: Tensor | None,
 ) -> float:
     """One pass; the mean loss over the images."""
     torch.manual_seed(mix_seed(seed, epoch))  # for dropout and whatever else draws in the model
     model.train()
     total = torch.zeros((), device=split.labels.device)
-    parts, generator = batch_order(split, recipe, seed, epoch)
-    classes = class_count(split)
-    for i, index in enumerate(parts):
+    steps, generator = batch_order(split, recipe, seed, epoch)
+    classes, many = class_count(split), recipe.accumulate
+    for i, index in enumerate(steps):
         batch = make_batch(
-            split, index, recipe.augment, generator, teacher, layout_of(model), classes
+            split,
+            index,
+            recipe.augment,
+            generator,
+            teacher,
+            layout_of(model),
+            classes=classes,
+            parts=many,
         )
+        batches = split_batch(batch, many)
+        counted = [1.0] if many == 1 else shares([part.labels for part in batches], weights)
+        sharing = zip(batches, counted, strict=True)
         value = take_step(
             model,
             optimizer,
-            partial(loss, model, batch),
-            lr=recipe.lr_at(epoch + i / len(parts)),
+            [Part(partial(loss, model, part), share) for part, share in sharing],
+            lr=recipe.lr_at(epoch + i / len(steps)),
             kernel_weight_decay=recipe.weight_decay,
+            clip_grad=recipe.clip_grad,
         )
         if average is not None:
             average.update_parameters(model)
         total += value * len(batch.labels)
-    return float(total) / sum(map(len, parts))
+    return float(total) / sum(map(len, steps))
 
 
 def lay_out_moments_(optimizer: torch.optim.Optimizer) -> None:

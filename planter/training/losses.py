@@ -42,17 +42,21 @@ def classification_loss(
     ce_weight: float = 1.0,
     kd_weight: float = 0.0,
     temperature: float = 1.0,
+    label_smoothing: float = 0.0,
+    class_weights: Tensor | None = None,
 ) -> Tensor:
     """`ce_weight * cross-entropy + kd_weight * distillation_loss` of one pipeline.
 
     `logits` are `[batch, classes]`, labels indices `[batch]` or, of mixed images, shares
-    `[batch, classes]`, which may leave out last classes of which there is nothing.
-
-    Raises ValueError where `kd_weight` is not 0 and there are no teacher logits.
+    `[batch, classes]`, which may leave out last classes of which there is nothing. The
+    cross-entropy is torch's with `class_weights` `[classes]` (of indices a mean weighted by those
+    of the labels) and `label_smoothing`; no image counts where all of a batch weigh 0. Raises
+    ValueError where `kd_weight` is not 0 and there are no teacher logits.
     """
     loss = logits.new_zeros(())
     if ce_weight:
-        loss = loss + ce_weight * functional.cross_entropy(logits, _full(labels, logits))
+        labels = _full(labels, logits)
+        loss = loss + ce_weight * _cross_entropy(logits, labels, label_smoothing, class_weights)
     if kd_weight:
         if teacher is None:
             raise ValueError(f"kd_weight {kd_weight} needs the teacher's logits")
@@ -68,6 +72,19 @@ def _full(labels: Tensor, logits: Tensor) -> Tensor:
     return functional.pad(labels, (0, missing)).to(logits.dtype)
 
 
+def _cross_entropy(
+    logits: Tensor, labels: Tensor, label_smoothing: float, class_weights: Tensor | None
+) -> Tensor:
+    weights = class_weights.to(logits) if class_weights is not None else None
+    if weights is None or labels.is_floating_point():
+        return functional.cross_entropy(logits, labels, weights, label_smoothing=label_smoothing)
+    total = functional.cross_entropy(
+        logits, labels, weights, label_smoothing=label_smoothing, reduction="sum"
+    )
+    counted = weights[labels].sum()
+    return total * (counted > 0) / counted.clamp_min(torch.finfo(weights.dtype).tiny)
+
+
 def multi_pipeline_loss(
     logits: Mapping[str, Tensor],
     labels: Tensor,
@@ -80,6 +97,8 @@ def multi_pipeline_loss(
     exits: Sequence[str] = (),
     synergy: Synergy | None = None,
     synergy_weight: float | Mapping[tuple[str, str], float] = 1.0,
+    label_smoothing: float = 0.0,
+    class_weights: Tensor | None = None,
 ) -> Tensor:
     """`sum_j W_j * loss_j` over pipelines (CNSN eq. 1, Hu eq. 3, DKS eq. 2), or that over
     `sum_j W_j`; and, with `synergy`, `synergy_weight * synergy_loss` of `base` and its `exits`,
@@ -88,8 +107,10 @@ def multi_pipeline_loss(
     `logits` maps each pipeline to `[batch, classes]`; `weights` default to 1 for each. One
     `kd_weight` stands for every pipeline; a mapping names those that learn from the teacher: DKS
     compares with distillation onto C1 (no exits, or weights of 0), C1 beside deep supervision, and
-    onto the exits alone. Raises ValueError for weights of pipelines that are not there, negative
-    ones, or none above 0, and for other settings that mean nothing.
+    onto the exits alone. `label_smoothing` and `class_weights` are of each cross-entropy with the
+    labels, as in `classification_loss`, and not of synergy. Raises ValueError for weights of
+    pipelines that are not there, negative ones, or none above 0, and for other settings that mean
+    nothing.
     """
     full = full_weights(logits, weights)
     check_loss(logits, reduction, kd_weight, temperature, synergy_weight)
@@ -102,6 +123,8 @@ def multi_pipeline_loss(
             teacher,
             kd_weight=guided.get(name, 0.0),
             temperature=temperature,
+            label_smoothing=label_smoothing,
+            class_weights=class_weights,
         )
         for name, weight in full.items()
         if weight

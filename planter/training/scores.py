@@ -81,7 +81,8 @@ def recalibrate_batchnorm_(
                 norm.momentum = None  # torch's word for a cumulative average
                 norm.train()  # the norms alone: dropout would change what they see
             # In equal parts again: each batch weighs the same in the mean.
-            for index in order.tensor_split(math.ceil(len(order) / recipe.batch)):
+            count = math.ceil(len(order) * recipe.accumulate / recipe.batch)
+            for index in order.tensor_split(count):
                 model(make_batch(split, index, recipe.augment, generator, None).images)
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):

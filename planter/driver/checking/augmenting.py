@@ -9,29 +9,9 @@ import torch
 
 from planter.data import Data
 from planter.driver.trials.networks import recipes_of
-from planter.study.findings import Findings
 from planter.study.schema import Study
 from planter.study.space import Candidate
 from planter.training.recipe import Recipe
-
-
-def check_augmentation(study: Study, data: Data, found: Findings) -> None:
-    """Finds what the recipes of a study cannot do with these images."""
-    recipes: dict[str, Recipe | None] = {"recipe": study.recipe}
-    if study.teacher is not None:
-        recipes["teacher.recipe"] = study.teacher.recipe
-    recipes |= {f"baselines.{i}.recipe": one.recipe for i, one in enumerate(study.baselines)}
-    if (plan := study.plant) is not None:
-        recipes |= {"plant.recipe": plan.recipe, "plant.finetune": plan.finetune}
-        recipes["plant.final"] = plan.final
-    if study.evolve is not None:
-        recipes["evolve.recipe"] = study.evolve.recipe
-    for place, recipe in recipes.items():
-        # Networks with weights have the study's recipe as their own: that is told once.
-        if recipe is None or (place != "recipe" and recipe == study.recipe):
-            continue
-        for name, got, expected in _misfits(recipe, data):
-            found.add(f"{place}.augment.{name}", got, expected)
 
 
 def check_drawn_augmentation(candidate: Candidate, study: Study, data: Data) -> None:
@@ -40,13 +20,15 @@ def check_drawn_augmentation(candidate: Candidate, study: Study, data: Data) -> 
     for recipe in recipes_of(candidate, study):
         if recipe is None:
             continue
-        for name, got, expected in _misfits(recipe, data):
+        for name, got, expected in misfits(recipe, data):
             raise ValueError(f"its recipe has augment.{name} {got}, expected {expected}")
         if mixing := list(recipe.augment.mixes()):
             _check_loss(candidate, data.classes, " and ".join(mixing))
 
 
-def _misfits(recipe: Recipe, data: Data) -> Iterator[tuple[str, Any, str]]:
+def misfits(recipe: Recipe, data: Data) -> Iterator[tuple[str, Any, str]]:
+    """What a recipe cannot do with these images: an augmentation, its setting, and what would be
+    right."""
     yield from recipe.augment.misfits(data.image, data.train.dtype)
     if recipe.batch < 2:
         for name, setting in recipe.augment.mixes().items():

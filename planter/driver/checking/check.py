@@ -16,9 +16,9 @@ from planter.arch import Architecture
 from planter.backbones import find_builder, full_widths
 from planter.costs.macs import Cost, cost
 from planter.data import NAMES, Data, load_data
-from planter.driver.checking.augmenting import check_augmentation
 from planter.driver.checking.growable import layers_to_plant, named_layers
 from planter.driver.checking.importable import REMEDY, only_here
+from planter.driver.checking.recipes import check_recipes
 from planter.driver.checking.saved import given_teacher, saved_network, starts_of
 from planter.driver.checking.space import Drawn, check_space
 from planter.driver.checking.weights import check_weights
@@ -93,7 +93,7 @@ def prepare(study: Study, *, elsewhere: bool = False, begun: bool = False) -> Pr
         raise StudyError(study.name, found.mistakes())
     if data.account is not None:
         found.warnings += data.account.warnings
-    check_augmentation(study, data, found)
+    check_recipes(study, data, found)
     fingerprint = data.fingerprint()
     networks: dict[str, Planned] = {}
     weights: dict[str, str] = {}

@@ -79,11 +79,17 @@ def study_plots(run: Path, front: Mapping[str, Any], storage: BaseStorage) -> di
 
 
 def learning_curve(metrics: Path) -> str:
-    """The training loss over the epochs of a metrics.jsonl as SVG."""
-    points = []
+    """The training loss over the epochs of a metrics.jsonl as SVG, and the one on the validation
+    images where there were validations on the way."""
+    found: dict[str, list[tuple[float, float]]] = {"loss": [], "val_loss": []}
     for line in metrics.read_text(encoding="utf-8").splitlines():
         with suppress(ValueError):  # the last one, under the hands of who writes it
             epoch = json.loads(line)
-            if epoch["loss"] is not None:  # as it is of an epoch that has diverged
-                points.append((epoch["epoch"], epoch["loss"]))
-    return chart([Line("", points, METHODS["sample"].color)], "epoch", "training loss")
+            for key, points in found.items():
+                if epoch.get(key) is not None:  # as the loss is of an epoch that has diverged
+                    points.append((epoch["epoch"], epoch[key]))
+    training, validation = found.values()
+    lines = [Line("training" if validation else "", training, METHODS["sample"].color)]
+    if validation:
+        lines.append(Line("validation", validation, METHODS["teacher"].color))
+    return chart(lines, "epoch", "loss" if validation else "training loss")

@@ -63,9 +63,14 @@ def epochs_to(file: Path, macs_after: MacsAfter | None = None) -> Callable[[Epoc
 
     def note(epoch: Epoch) -> None:
         took = {} if macs_after is None else {"train_macs": macs_after(epoch.epoch)}
-        _write_line(file, epoch.epoch, {**epoch._asdict(), **took})
+        _write_line(file, epoch.epoch, {**line_of(epoch), **took})
 
     return lambda epoch: when_there_is_space(lambda: note(epoch), file.parent)
+
+
+def line_of(epoch: Epoch) -> dict[str, Any]:
+    """What a line says of an epoch: of its validation where there was one."""
+    return {key: value for key, value in epoch._asdict().items() if value is not None}
 
 
 def lost_epoch_to(file: Path, macs_after: MacsAfter, lr_at: Callable[[int], float]) -> None:

@@ -13,7 +13,8 @@ _FOLDER = "tensorboard"
 
 def write_scalars(trial: Path, outcome: Outcome) -> None:
     """Writes `tensorboard/` into a trial's folder, from its metrics.jsonl and its outcome: loss,
-    learning rate and seconds over epochs, accuracy and loss of each pipeline after the last one.
+    learning rate, seconds and validations over epochs, accuracy and loss of each pipeline after the
+    last one.
 
     Through tensorboardX, which Ray Tune brings along; TensorBoard itself only looks at them.
     """
@@ -27,8 +28,9 @@ def write_scalars(trial: Path, outcome: Outcome) -> None:
     last = 0
     for epoch in map(json.loads, lines):
         last = epoch["epoch"]
-        for key in ("loss", "lr", "seconds"):
-            writer.add_scalar(f"training/{key}", epoch[key], last)
+        for key in ("loss", "lr", "seconds", "val_accuracy", "val_loss"):
+            if key in epoch:  # not every epoch is followed by a validation
+                writer.add_scalar(f"training/{key}", epoch[key], last)
     for point in outcome.get("points", []):
         for key in ("accuracy", "loss"):
             writer.add_scalar(f"validation/{point['pipeline']}/{key}", point[key], last)

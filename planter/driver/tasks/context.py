@@ -31,12 +31,13 @@ from planter.kernels.forms import Kernels
 from planter.machine.disk import when_there_is_space
 from planter.networks import checkpoint, moments
 from planter.networks.moments import Moments
-from planter.networks.normalisation import seeing, taking
+from planter.networks.normalisation import seeing, taken_like, taking
 from planter.networks.norms import NormMode
 from planter.study.schema import Study
 from planter.training.augment import Augment
 from planter.training.batches import Batch, view_pool
-from planter.training.loop import Epoch, PausedError, fit
+from planter.training.class_weights import EntropySettings, entropy_settings
+from planter.training.loop import Epoch, PausedError, Validate, fit
 from planter.training.recipe import Recipe
 from planter.training.scores import Score, evaluate, predict
 
@@ -91,13 +92,23 @@ class Context:
         images: Split | None = None,
         checkpoint: Path | None = None,
         macs_after: MacsAfter,
-    ) -> None:
+        validate: Validate = evaluate,
+    ) -> int:
         """Trains all of a network, under the trial's own seed; on `images`, by default those of the
         recipe, with a `checkpoint`, by default in the trial's folder. The log of its epochs says
-        what each of them took, `macs_after` them. See `planter.fit`."""
+        what each of them took, `macs_after` them. Returns after how many epochs it ended. See
+        `planter.fit`."""
         guide = self.guide(recipe, trial) if guided else None
-        if isinstance(guide, nn.Module) and images is not None:
-            guide = seeing(guide, images, self.data.train)
+        validation, ended = self.data.validation, recipe.epochs
+        if images is not None:
+            if isinstance(guide, nn.Module):
+                guide = seeing(guide, images, self.data.train)
+            validation = taken_like(validation, images)
+
+        def note(epochs: int) -> None:
+            nonlocal ended
+            ended = epochs
+
         try:
             fit(
                 network,
@@ -112,10 +123,14 @@ class Context:
                 start=start,
                 until=until,
                 pause=self.pause,
+                validation=validation,
+                validate=validate,
+                on_end=note,
             )
         except FloatingPointError:
             lost_epoch_to(self.metrics_of(trial), macs_after, recipe.lr_at)
             raise
+        return ended
 
     def phase(
         self,
@@ -126,7 +141,7 @@ class Context:
         *,
         last: bool,
     ) -> int:
-        """The multiply-adds that `train` counts, which trains the network in place.
+        """What `train` counts, which trains the network in place: multiply-adds, or epochs.
 
         Where the time is over then and it is not the `last` phase of its trial, no further one
         begins: PausedError is raised, and the network is on disk, to be taken up by the same call
@@ -234,7 +249,7 @@ class Context:
         """Multiply-adds that the training form of the kernels adds to a training."""
         if kernels is None:
             return 0
-        steps = math.ceil(len(self.data.train) / recipe.batch)
+        steps = math.ceil(len(self.data.train) / recipe.batch) * recipe.accumulate
         step = training_cost(architecture, kernels, math.ceil(len(self.data.train) / steps), names)
         return (step.macs_step - step.macs_step_plain) * steps * recipe.epochs
 
@@ -258,6 +273,10 @@ class Context:
             if (file.metadata() or {}).get("first") != trial:
                 return 0
         return views * len(self.data.train) * self.teacher_macs
+
+    def entropy(self, recipe: Recipe) -> EntropySettings:
+        """What the recipe says of cross-entropies with the labels of the training images."""
+        return entropy_settings(recipe, self.data.train.labels, self.data.classes)
 
     def images(self, recipe: Recipe) -> Split:
         """The training images, or the pool of their views that a recipe asks for."""

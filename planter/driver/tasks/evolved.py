@@ -60,9 +60,12 @@ def evolve(context: Context, job: Job) -> Outcome:
     parent = Individual(architecture, spec["pipeline"], network, known)
     kd = settings.kd if context.study.teacher is not None else None
     guided = kd is not None and kd.weight > 0
-    loss = class_loss()
+    entropy = context.entropy(recipe)
+    loss = class_loss(**entropy)
     if kd is not None:
-        loss = class_loss(ce_weight=kd.ce_weight, kd_weight=kd.weight, temperature=kd.temperature)
+        loss = class_loss(
+            ce_weight=kd.ce_weight, kd_weight=kd.weight, temperature=kd.temperature, **entropy
+        )
     edits = from_data(job.params["edits"])
     # As its parent takes them, so that it begins with what that one knows.
     images = as_taken(context.images(recipe), spec)

@@ -25,14 +25,15 @@ def train_point(context: Context, job: Job) -> Outcome:
         network = build_network(architecture, pipeline, seed_of(context.study.seed, job.id))
     else:
         network = checkpoint.load(context.run / params["start"], own_code=True)
-    loss = of_batch(class_loss(kd_weight=1.0 if guided else 0.0))
-    train_whole(context, job.id, network, architecture, recipe, loss, guided=guided)
+    entropy = context.entropy(recipe)
+    loss = of_batch(class_loss(kd_weight=1.0 if guided else 0.0, **entropy))
+    trained = train_whole(context, job.id, network, architecture, recipe, loss, guided=guided)
     score = context.score(job.id, network)
     metrics = context.run / "trials" / job.id / "metrics.jsonl"
     epochs = map(json.loads, metrics.read_text(encoding="utf-8").splitlines())
     info = {
         **context.facts(job.id, score, cost(architecture).pipelines[pipeline]),
-        "epochs": recipe.epochs,
+        "epochs": trained.epochs,
         # Of the epochs, so that a training that was interrupted counts whole.
         "train_seconds": round(sum(epoch["seconds"] for epoch in epochs), 3),
     }

@@ -55,8 +55,9 @@ def train_growing(
     All weights train all the time, by `train` (`train_whole` with what does not change), under one
     schedule of the rate. The optimiser begins with the parent's moments; what it has learned of a
     weight stays, but for factors of expanded kernels, which are drawn anew. A moving average begins
-    after the last step. Interrupted, the same call goes on: each step is written before the network
-    trains further. What the trial took `before`, in multiply-adds, stands in its log alone.
+    after the last step, and so does patience. Interrupted, the same call goes on: each step is
+    written before the network trains further. What the trial took `before`, in multiply-adds,
+    stands in its log alone.
     """
     file = context.checkpoint_of(f"{trial}/grown")
     begun = checkpoint.read_training(file)
@@ -85,16 +86,16 @@ def train_growing(
         trained = train(
             network=child.network.train(),
             architecture=child.architecture,
-            recipe=recipe if last else recipe.model_copy(update={"ema": None}),
+            recipe=recipe if last else recipe.model_copy(update={"ema": None, "patience": None}),
             learned=child.moments,
             start=start,
             until=end,
             checkpoint=context.checkpoint_of(f"{trial}/step{number}"),
             before=before + macs,
         )
-        macs += trained.macs
+        macs, epochs = macs + trained.macs, trained.epochs
         child = replace(child, network=child.network.eval(), moments=_kept(trained.optimizer))
-    return child, Trained(macs, trained.optimizer)
+    return child, Trained(macs, trained.optimizer, epochs)
 
 
 def _kept(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:

@@ -26,9 +26,12 @@ def train_baseline(context: Context, job: Job) -> Outcome:
     if settings.frozen:
         network = started(settings, architecture, 0).network.to(context.device)
         return context.outcome(job.id, {"base": network}, architecture, train_macs=0)
-    loss, kd = class_loss(), settings.kd
+    entropy, kd = context.entropy(settings.recipe or context.study.recipe), settings.kd
+    loss = class_loss(**entropy)
     if kd is not None:
-        loss = class_loss(ce_weight=kd.ce_weight, kd_weight=kd.weight, temperature=kd.temperature)
+        loss = class_loss(
+            ce_weight=kd.ce_weight, kd_weight=kd.weight, temperature=kd.temperature, **entropy
+        )
     guided = kd is not None and kd.weight > 0
     return _train(context, job, settings, architecture, loss, guided=guided)[0]
 
@@ -42,7 +45,7 @@ def train_start(context: Context, job: Job) -> Outcome:
         job,
         settings,
         network_of(context.study, settings, context.data, settings.start),
-        loss_of(settings),
+        loss_of(settings, context.entropy(context.study.recipe)),
         guided=settings.kd_weight > 0,
         kernels=form_of(settings.kernels or "plain"),
     )

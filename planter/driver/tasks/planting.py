@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from planter.arch import Architecture
+from planter.driver.run_folder.logs import line_of
 from planter.driver.tasks.context import Context
 from planter.driver.tasks.planting_step import PlantingStep
 from planter.driver.tasks.whole import class_loss, of_batch, train_whole
@@ -26,6 +27,7 @@ from planter.networks import checkpoint
 from planter.planting.plants import merge
 from planter.planting.round import Loss
 from planter.study.schema import Plant
+from planter.training.class_weights import EntropySettings
 from planter.training.recipe import Recipe
 from planter.training.scores import evaluate
 
@@ -70,7 +72,7 @@ class _Round:
             before,
             parent,
             settings.recipe,
-            loss_of(settings),
+            loss_of(settings, context.entropy(settings.recipe)),
             guided=settings.kd_weight > 0,
             filters=settings.filters,
             outgoing=settings.outgoing,
@@ -108,7 +110,7 @@ class _Round:
             self._own_macs[name] = self._own_macs.get(name, 0) + result.macs
             if result.error is not None:
                 self._errors[name] = result.error
-            lines = "".join(json.dumps(epoch._asdict()) + "\n" for epoch in result.epochs)
+            lines = "".join(json.dumps(line_of(epoch)) + "\n" for epoch in result.epochs)
             file = context.run / "trials" / name / "metrics.jsonl"
             write = partial(file.write_text, lines, encoding="utf-8")
             when_there_is_space(write, file.parent)
@@ -172,7 +174,7 @@ def grow(context: Context, job: Job) -> Outcome:
         network,
         architecture,
         recipe,
-        of_batch(loss_of(settings)),
+        of_batch(loss_of(settings, context.entropy(recipe))),
         guided=settings.kd_weight > 0,
         kernels=kernels,
         learned=_learned(context, job, recipe),
@@ -228,12 +230,13 @@ def _learned(context: Context, job: Job, recipe: Recipe) -> dict[str, Any]:
     return nearest.get(recipe.optimizer, {})
 
 
-def loss_of(settings: Plant) -> Loss:
+def loss_of(settings: Plant, entropy: EntropySettings) -> Loss:
     """What a plant, and what is grown, learns from."""
     return class_loss(
         ce_weight=settings.ce_weight,
         kd_weight=settings.kd_weight,
         temperature=settings.temperature,
+        **entropy,
     )
 
 

@@ -159,10 +159,11 @@ def _trained(
     """The network trained, in the candidate's kernels, to the end or `until` an epoch; unless it is
     the `last` phase of its trial, see `Context.phase`."""
     ways = network if isinstance(network, Pipelines) else Pipelines(_staged(network), {})
+    entropy = context.entropy(recipe)
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
         assert isinstance(model, Pipelines)
-        return candidate.loss(model, batch)
+        return candidate.loss(model, batch, **entropy)
 
     trained = train_whole(
         context,
@@ -196,16 +197,18 @@ def _planted(
     """The network with one more plant, which alone is trained; multiply-adds; whether it had to be
     planted once more, because no channel answered to any image. Unless it is the `last` phase of
     its trial, see `Context.phase`."""
+    recipe = recipes_of(candidate, context.study).plants
+    entropy = context.entropy(recipe)
     step = PlantingStep(
         context,
         before,
         parent,
-        recipes_of(candidate, context.study).plants,
-        lambda logits, labels, guide: candidate.loss_of({"base": logits}, labels, guide),
+        recipe,
+        lambda logits, labels, guide: candidate.loss_of({"base": logits}, labels, guide, **entropy),
         guided=candidate.guided,
         filters=candidate.plant_filters,
         outgoing=candidate.plant_outgoing,
-        joint_loss=candidate.loss,
+        joint_loss=partial(candidate.loss, **entropy),
         trained=tuple(candidate.trained),
     )
 

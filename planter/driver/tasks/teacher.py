@@ -53,7 +53,9 @@ def train_teacher(context: Context, job: Job) -> Outcome:
         else:
             recipe = settings.recipe or context.study.recipe
             network, kept = _cached(context, job, settings, architecture, spec, recipe)
-            macs = context.train_macs(cost(architecture).macs, recipe, guided=False)
+            ended = {"epochs": checkpoint.read_spec(kept).get("epochs", recipe.epochs)}
+            trained = recipe.model_copy(update=ended)
+            macs = context.train_macs(cost(architecture).macs, trained, guided=False)
         outcome = context.outcome(
             job.id,
             {"base": network},
@@ -118,12 +120,15 @@ def _cached(
             network,
             architecture,
             recipe,
-            of_batch(class_loss()),
+            of_batch(class_loss(**context.entropy(recipe))),
             guided=False,
             images=images,
             checkpoint=part,
         )
-        context.save(folder, network, architecture, "base", {"settings": settings})
+        info: dict[str, Any] = {"settings": settings}
+        if trained.epochs < recipe.epochs:
+            info["epochs"] = trained.epochs
+        context.save(folder, network, architecture, "base", info)
         context.keep_moments(folder, network, trained.optimizer, recipe)
         part.unlink(missing_ok=True)
     return network, folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,17 +18,22 @@ from planter.driver.trials.jobs import seed_of
 from planter.edits.expand import collapse_kernels_, expand_kernels_
 from planter.edits.inherit import inherit_optimizer_state_
 from planter.kernels.forms import Kernels
+from planter.networks.pipelines import Pipelines
 from planter.planting.round import Loss
 from planter.training.batches import Batch
+from planter.training.loop import Validate
 from planter.training.losses import classification_loss
 from planter.training.recipe import Recipe, make_optimizer
+from planter.training.scores import Score, evaluate
 
 
 class Trained(NamedTuple):
-    """What a training took, in multiply-adds, and its optimiser with all it has learned."""
+    """What a training took, in multiply-adds, its optimiser with all it has learned, and the epochs
+    after which it had ended."""
 
     macs: int
     optimizer: torch.optim.Optimizer
+    epochs: int
 
 
 def train_whole(
@@ -56,7 +62,8 @@ def train_whole(
     by parameter to begin with (see `inherit_optimizer_state_`); `until` an epoch to end at, `start`
     one before which the network was another: what that one took is not counted. Unless it is the
     `last` phase of its trial, see `Context.phase`; for `images` and `checkpoint`, `Context.fit`.
-    What the trial took `before`, in multiply-adds, stands in its log alone.
+    What the trial took `before`, in multiply-adds, stands in its log alone. Of validations on the
+    way, several pipelines count by their mean.
     """
     if kernels is not None:
         expand_kernels_(network, kernels, seed=seed_of(context.study.seed, trial))
@@ -74,8 +81,12 @@ def train_whole(
         pool = context.pool_macs(trial, recipe) if guided and not start else 0
         return (epochs - start) * epoch + pool
 
+    validate: Validate = evaluate
+    if isinstance(network, Pipelines):
+        validate = partial(mean_score, names=pipelines or network.names)
+
     def train() -> int:
-        context.fit(
+        return context.fit(
             trial,
             network,
             loss,
@@ -87,15 +98,41 @@ def train_whole(
             images=images,
             checkpoint=checkpoint,
             macs_after=lambda epochs: before + macs_after(epochs),
+            validate=validate,
         )
-        return 0
 
-    context.phase(trial, network, recipe, train, last=last)
+    # An older planter kept 0 of a training that had ended.
+    epochs = context.phase(trial, network, recipe, train, last=last) or until or recipe.epochs
     collapse_kernels_(network)
-    return Trained(macs_after(until or recipe.epochs), optimizer)
+    return Trained(macs_after(epochs), optimizer, epochs)
 
 
-def class_loss(*, ce_weight: float = 1.0, kd_weight: float = 0.0, temperature: float = 1.0) -> Loss:
+def mean_score(network: nn.Module, split: Split, names: Sequence[str]) -> Score:
+    """The mean over pipelines of a network, each in eval mode as it is shipped."""
+    scores = [evaluate(_Way(network, name), split) for name in names]
+    return Score(*(sum(each) / len(scores) for each in zip(*scores, strict=True)))
+
+
+class _Way(nn.Module):
+    """One pipeline of a network, as a network."""
+
+    def __init__(self, network: nn.Module, name: str) -> None:
+        super().__init__()
+        self.network, self.name = network, name
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.network(images, [self.name])[self.name]
+        return logits
+
+
+def class_loss(
+    *,
+    ce_weight: float = 1.0,
+    kd_weight: float = 0.0,
+    temperature: float = 1.0,
+    label_smoothing: float = 0.0,
+    class_weights: Tensor | None = None,
+) -> Loss:
     """Cross-entropy and distillation, each by its weight, of logits. See `classification_loss`."""
 
     def loss(logits: Tensor, labels: Tensor, teacher: Tensor | None) -> Tensor:
@@ -106,6 +143,8 @@ def class_loss(*, ce_weight: float = 1.0, kd_weight: float = 0.0, temperature: f
             ce_weight=ce_weight,
             kd_weight=kd_weight,
             temperature=temperature,
+            label_smoothing=label_smoothing,
+            class_weights=class_weights,
         )
 
     return loss

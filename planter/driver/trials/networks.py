@@ -31,7 +31,10 @@ from planter.study.networks import Baseline
 from planter.study.schema import Plant, Study
 from planter.study.section import Network, Widths
 from planter.study.space import Candidate
+from planter.training.class_weights import weights_of_classes
 from planter.training.recipe import Recipe
+
+_WHOLE = ("epochs", "batch", "accumulate", "validate_every", "patience")
 
 
 class Planned(NamedTuple):
@@ -91,7 +94,9 @@ def candidate_architecture(drawn: object, study: Study, data: Data) -> Architect
     Raises ValueError unless it can be built and trained as the candidate asks."""
     if not isinstance(drawn, Candidate):
         raise ValueError(f"a space returns a planter.Candidate, got {type(drawn).__name__}")
-    recipes_of(drawn, study)
+    for recipe in recipes_of(drawn, study):
+        if recipe is not None:
+            weights_of_classes(recipe, data.train.labels, data.classes)
     start = with_data_options(drawn.architecture, data.classes, data.image)
     check_architecture(start)
     check_kernels(start, drawn.kernels)
@@ -105,8 +110,9 @@ def candidate_architecture(drawn: object, study: Study, data: Data) -> Architect
 
 
 def _changed(what: str, recipe: Recipe, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of a recipe with those a candidate changes; 6.0 epochs are 6. Raises ValueError for
-    keys that no recipe has."""
+    """The keys of a recipe with those a candidate changes; 6.0 epochs are 6. Where these name a
+    recipe to start from, they stand beside that one's. Raises ValueError for keys that no recipe
+    has."""
     known = Recipe.model_fields
     if unknown := [key for key in changes if key not in known]:
         near = difflib.get_close_matches(unknown[0], known, n=1)
@@ -115,11 +121,8 @@ def _changed(what: str, recipe: Recipe, changes: Mapping[str, Any]) -> dict[str,
             f"{what} has the key {unknown[0]!r}, expected one of a recipe{meant} "
             f"({', '.join(known)})"
         )
-    whole = {
-        key: whole_number(value) if key in ("epochs", "batch") else value
-        for key, value in changes.items()
-    }
-    return {**recipe.model_dump(), **whole}
+    whole = {key: whole_number(value) if key in _WHOLE else value for key, value in changes.items()}
+    return whole if whole.get("base") is not None else {**recipe.model_dump(), **whole}
 
 
 class Recipes(NamedTuple):
