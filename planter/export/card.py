@@ -167,7 +167,7 @@ def _latency(run: Path, row: Row) -> list[tuple[str, str]]:
     """What was timed of the network in the run: the file may have other times."""
     found = []
     for one in read_measurements(run):
-        own = next((timed for timed in one["rows"] if timed["id"] == row["id"]), {})
+        own: Mapping[str, Any] = next((r for r in one["rows"] if r["id"] == row["id"]), {})
         for engine, timing in own.items():
             if engine != "id":
                 how = f"{engine}, batch {one['batch']}, threads {one['threads']}"
@@ -227,11 +227,10 @@ def _lineage(row: Row, front: Mapping[str, Any], spec: Mapping[str, Any]) -> lis
 def _recipe(study: Study, row: Row, spec: Mapping[str, Any]) -> dict[str, Any]:
     own = spec.get("recipe")
     if own is None:
-        section = study.teacher if row["method"] == "teacher" else None
-        if row["method"] == "baseline":
-            named = {baseline_id(study, one): one for one in study.baselines}
-            section = named.get(row["trial"])
-        own = ((section and section.recipe) or study.recipe).model_dump()
+        sections = {baseline_id(study, one): one.recipe for one in study.baselines}
+        if study.teacher is not None:
+            sections["teacher"] = study.teacher.recipe
+        own = (sections.get(row["trial"]) or study.recipe).model_dump()
     return {key: value for key, value in own.items() if value not in (None, [])}
 
 

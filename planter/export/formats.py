@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from torch import Tensor, nn
-
 from planter.export import (
     executorch_file,
     int8,
@@ -49,7 +47,7 @@ class Format:
     ending.
     """
 
-    write: Callable[[nn.Module, Tensor, Path, Mapping[str, str]], None]
+    write: Callable[..., None]
     load: Callable[[Path], Run]
     needs: tuple[str, ...] = ()
     install: str = "planter[export]"

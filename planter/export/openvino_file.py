@@ -44,6 +44,8 @@ def write(
             dynamic_shapes=None if batch else ({0: torch.export.Dim("batch")},),
         )
         model = openvino.convert_model(program)
+    if batch is not None:  # it takes no size from the program
+        model.reshape(list(example.shape))
     model.inputs[0].get_tensor().set_names({"images"})
     model.outputs[0].get_tensor().set_names({"logits"})
     for name, value in metadata.items():

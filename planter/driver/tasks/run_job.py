@@ -49,6 +49,7 @@ def repeat(context: Context, job: Job) -> Outcome:
     for step in steps:
         if step.id != job.id and any((context.run / "models" / step.id).glob("*/arch.json")):
             continue
+        (context.run / "trials" / step.id).mkdir(parents=True, exist_ok=True)
         outcome = step.outcomes(TASKS[step.kind](context, step))[step.id]
         if "error" in outcome:
             return outcome
