@@ -25,7 +25,11 @@ def export(
     file: Annotated[
         Path,
         typer.Option(
-            "--output", "-o", metavar="FILE", help="The file to write.", callback=expanded
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="The file to write, or with --format a folder: model.EXT and card.md in it.",
+            callback=expanded,
         ),
     ],
     max_macs: MaxMacs = None,
@@ -33,7 +37,11 @@ def export(
     knee: Knee = False,
     format_name: Annotated[
         str | None,
-        typer.Option("--format", help="onnx, pt2 or safetensors. Default: by the file's ending."),
+        typer.Option(
+            "--format",
+            help="onnx, pt2, safetensors, openvino, executorch or tflite. Default: by the file's "
+            "ending.",
+        ),
     ] = None,
     fold_norms: Annotated[
         bool,
@@ -49,23 +57,38 @@ def export(
     calibration: Annotated[
         int | None, typer.Option(min=1, help="With --int8: training images for ranges [256].")
     ] = None,
+    opset: Annotated[
+        int | None, typer.Option(min=1, help="Of ONNX: the operators' version [18].")
+    ] = None,
+    batch: Annotated[
+        str | None,
+        typer.Option(
+            metavar="dynamic|N",
+            help="Images the file takes at once. Default: dynamic; of executorch and tflite 1.",
+        ),
+    ] = None,
+    licence: Annotated[
+        str | None, typer.Option(metavar="NAME", help="For the model card: MIT, apache-2.0, ...")
+    ] = None,
+    card: Annotated[
+        bool, typer.Option("--card/--no-card", help="Write a model card beside the file.")
+    ] = True,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Write a network of a run as ONNX, as a torch.export program or as tensors with plain code.
+    """Write a network of a run as a file for other programs, and its model card.
 
     The file is loaded again where planter cannot be imported. It stays only if it gives the
     network's logits (to 1e-4) and classes for each of the run's validation images.
     """
     from planter.front.choose import chosen
 
-    if format_name is not None and file.suffix != f".{format_name}":
-        raise ValueError(f"-o {file}: expected a file that ends in .{format_name}")
     if calibration is not None and not int8:
         raise ValueError("--calibration is a number of images for --int8: give --int8 with it")
     with err.status("loading"):
         from planter.export.points import export_point, find_row, open_run
 
+        file, beside = _places(file, format_name)
         folder, wanted = split_target(target)
         run = open_run(folder)
     if wanted is None:
@@ -84,19 +107,56 @@ def export(
             normalise=normalise,
             fold_norms=fold_norms,
             calibration=(calibration or 256) if int8 else None,
+            opset=opset,
+            batch=_batch(batch, file),
+            card=beside if card else None,
+            licence=licence,
             force=force,
         )
-    found = _told(exported, row)
+    found = {**_told(exported, row), "card": str(beside) if card else None}
     if as_json:
         typer.echo(json.dumps(found, indent=2))
     else:
         _print(exported, found)
 
 
+def _places(file: Path, format_name: str | None) -> tuple[Path, Path]:
+    """The file to write and where its card goes: beside it, under its whole name, as a folder may
+    hold files of several formats. Raises ValueError for an ending of another format."""
+    if format_name is None:
+        return file, file.with_name(f"{file.name}.card.md")
+    from planter.export.formats import named
+
+    ending = named(format_name)
+    if not file.suffix or file.is_dir():
+        return file / f"model.{ending}", file / "card.md"
+    if file.suffix != f".{ending}":
+        raise ValueError(f"-o {file}: expected a file that ends in .{ending}")
+    return file, file.with_name(f"{file.name}.card.md")
+
+
+def _batch(text: str | None, file: Path) -> int | None:
+    """What --batch says; None where any number of images is to be allowed."""
+    if text is None:
+        return None
+    if text == "dynamic":
+        from planter.export.formats import FORMATS, format_of
+
+        if (least := FORMATS[format_of(file)].batch) is not None:
+            raise ValueError(
+                f"--batch dynamic: a {file.suffix} file takes a fixed number of images; give that "
+                f"number, or leave the option out for {least}"
+            )
+        return None
+    if not text.isdecimal() or not int(text):
+        raise ValueError(f"--batch {text}: expected dynamic or a whole number above 0")
+    return int(text)
+
+
 def _told(exported: Exported, row: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "file": str(exported.files[0]),
-        "code": str(exported.files[1]) if len(exported.files) > 1 else None,
+        "code": next((str(file) for file in exported.files if file.suffix == ".py"), None),
         "format": exported.format,
         "bytes": exported.size_bytes,
         "id": row["id"],
@@ -107,6 +167,7 @@ def _told(exported: Exported, row: Mapping[str, Any]) -> dict[str, Any]:
         "macs": row["macs"],
         "params": row["params"],
         "input": exported.takes,
+        "batch": exported.batch,
         "folded_norms": exported.folded_norms,
         "int8": exported.calibration > 0,
         "calibration": exported.calibration,
@@ -123,9 +184,11 @@ def _print(exported: Exported, found: Mapping[str, Any]) -> None:
         out.print(f"{exported.folded_norms} batch {norms} folded")
     shown = f"{found['accuracy']:.2%} of {found['images']:,} validation images"
     if exported.calibration:
+        points = 100 * (found["accuracy"] - found["accuracy_of_run"])
         out.print(
             f"INT8, ranges from {exported.calibration:,} training images: {shown}, "
-            f"{found['accuracy_of_run']:.2%} before; logits differ by up to "
+            f"{found['accuracy_of_run']:.2%} before "
+            f"({points:+.2f} points); logits differ by up to "
             f"{found['max_difference']:.2g}",
             soft_wrap=True,
         )
@@ -136,3 +199,5 @@ def _print(exported: Exported, found: Mapping[str, Any]) -> None:
             soft_wrap=True,
         )
     out.print(f"{found['macs']:,} macs, {found['params']:,} parameters")
+    if found["card"] is not None:
+        out.print(f"model card: {found['card']}", soft_wrap=True, markup=False)

@@ -33,6 +33,15 @@ def train(
     continued: Annotated[
         bool, typer.Option("--continued", help="Train the run's weights further only.")
     ] = False,
+    like: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--like",
+            metavar="ID",
+            help="Instead, make that trial or point anew as the search made it: its recipe, form, "
+            "pipelines and teacher, a child with its lineage. Repeatable.",
+        ),
+    ] = None,
     epochs: Annotated[
         int | None, typer.Option(min=1, help="Epochs of each training. Default: the study's.")
     ] = None,
@@ -60,10 +69,15 @@ def train(
     networks are in RUN/final. The same command goes on where it was interrupted, and trains what
     is missing.
     """
+    if like and (points or front or from_scratch or continued or guided or epochs is not None):
+        raise ValueError(
+            "--like repeats what the search did: give it alone, with --seeds, --workers or "
+            "--set resources.KEY=VALUE"
+        )
     folder = run_folder(run).resolve()
     with err.status("loading"):
         from planter.driver.final import train_points
-        from planter.driver.run_folder.final_file import KINDS
+        from planter.driver.run_folder.final_file import KINDS, REPEATED, Kind
         from planter.driver.trials.jobs import SearchStoppedError
         from planter.machine.memory import keep_memory
 
@@ -73,13 +87,14 @@ def train(
     if workers is not None:
         given.append(f"resources.workers={workers}")
     asked = {"continued": continued, "stand-alone": from_scratch}
+    kinds: list[Kind] = [kind for kind in KINDS if asked[kind] or not any(asked.values())]
     keep_memory()  # with workers: 0 it is this process that trains
     try:
         found = train_points(
             folder,
-            points or [],
+            like or points or [],
             front=front,
-            kinds=[kind for kind in KINDS if asked[kind] or not any(asked.values())],
+            kinds=[REPEATED] if like else kinds,
             seeds=seeds,
             overrides=given,
             guided=guided,
@@ -99,9 +114,10 @@ def train(
     if as_json:
         typer.echo(json.dumps(found, indent=2))
     else:
-        _print(found["points"])
+        _print(found["points"], found["rows"])
         shown = shown_path(folder)
-        first = Path(shown, found["rows"][-1]["model"] or "final/models/ID/KIND-SEED")
+        last = found["rows"][-1]["model"] if found["rows"] else None
+        first = Path(shown, last or "final/models/ID/KIND-SEED")
         out.print(
             f"\nwritten to {shown}/final: final.json, final.csv, models\n"
             f"next: {command('latency', first)} · {command('show', Path(shown))}",
@@ -113,16 +129,17 @@ def train(
         raise typer.Exit(4)
 
 
-def _print(points: Sequence[Mapping[str, Any]]) -> None:
-    from planter.driver.run_folder.final_file import KINDS
+def _print(points: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> None:
+    from planter.driver.run_folder.final_file import KINDS, REPEATED
 
+    kinds = [*KINDS, *([REPEATED] if any(REPEATED in point for point in points) else [])]
     names = {"accuracy": "validation accuracy", "test_accuracy": "test accuracy"}
     for measure, title in names.items():
         if measure == "test_accuracy":
             if all(point["shared"][measure] is None for point in points):
                 continue
             out.print()
-        table = Table(title, "macs", "shared", *KINDS, box=None, pad_edge=False)
+        table = Table(title, "macs", "shared", *kinds, box=None, pad_edge=False)
         for column in table.columns[1:]:
             column.justify = "right"
         for point in points:
@@ -131,10 +148,15 @@ def _print(points: Sequence[Mapping[str, Any]]) -> None:
                 point["id"],
                 f"{point['macs']:,}",
                 "" if shared is None else f"{100 * shared:.2f} %",
-                *(_shown(point.get(kind), measure) for kind in KINDS),
+                *(_shown(point.get(kind), measure) for kind in kinds),
             )
         out.print(table)
-    counts = {point[kind]["seeds"] for point in points for kind in KINDS if kind in point}
+    for point in points:
+        own = {row["macs"] for row in rows if row["id"] == point["id"] and "macs" in row}
+        if own - {point["macs"]}:
+            told = f"{point['id']} came out with {min(own):,} to {max(own):,} macs when repeated"
+            out.print(told, soft_wrap=True, markup=False)
+    counts = {point[kind]["seeds"] for point in points for kind in kinds if kind in point}
     if counts:
         number = " to ".join(map(str, sorted({min(counts), max(counts)})))
         out.print(f"\nmean ± standard deviation of {number} seeds")

@@ -17,7 +17,8 @@ from planter.data import Data
 from planter.driver.backends.local import run_here
 from planter.driver.checking.check import worker_count
 from planter.driver.proposers.proposer import Proposer
-from planter.driver.run_folder.final_file import FINAL, KINDS, FinalFile, Kind, Row
+from planter.driver.run_folder.final_file import FINAL, KINDS, REPEATED, FinalFile, Kind, Row
+from planter.driver.run_folder.making import jobs_behind
 from planter.driver.run_folder.read import images_of, read_points, run_standing
 from planter.driver.run_folder.settings import drop_half_written, drop_locks, fitting_as_begun
 from planter.driver.schedule import Schedule
@@ -57,10 +58,12 @@ def train_points(
 
     `names` are trials or points; without any, or with `front`, the run's front. `overrides` are
     KEY=VALUE of `recipe`, `continued` (the recipe of further training: by default the same with a
-    tenth of its rate) and `resources`. `guided` adds the run's teacher to the labels. What is
-    trained already is not trained again; the run itself is read only, also while a search is at
-    work on it. Raises ValueError where that cannot be done, before anything is trained,
-    SearchStoppedError where the disk stays full, KeyboardInterrupt on Ctrl-C.
+    tenth of its rate) and `resources`. `guided` adds the run's teacher to the labels. The kind
+    "repeated" makes the points' trials once more from nothing, as the search made them: of
+    `overrides`, it takes `resources` alone. What is trained already is not trained again; the run
+    itself is read only, also while a search is at work on it. Raises ValueError where that cannot
+    be done, before anything is trained, SearchStoppedError where the disk stays full,
+    KeyboardInterrupt on Ctrl-C.
     """
     study, recipes = _recipes(run, overrides)
     points = _chosen(run, study, names, front=front)
@@ -75,11 +78,15 @@ def train_points(
     _check_sizes(points, data)
     if (unfinished := run_standing(run)) is not None:
         observe(unfinished)
+    if REPEATED in kinds and any(not text.startswith("resources.") for text in overrides):
+        raise ValueError("a repetition is trained as it was: override resources.KEY alone")
+    repeated = _repetitions(run, study, points) if REPEATED in kinds else {}
+    alone = [kind for kind in kinds if kind != REPEATED]
     settings: dict[str, Any] = {
-        kind: {"recipe": recipes[kind].model_dump(), "guided": guided} for kind in kinds
+        kind: {"recipe": recipes[kind].model_dump(), "guided": guided} for kind in alone
     }
     with _held(run / FINAL):
-        _bring_here(run, points, guided=guided)
+        _bring_here(run, points, guided=guided or (bool(repeated) and study.teacher is not None))
         if "continued" in kinds:
             _check_kept(run, points)
             _check_normalised(run, points, data)
@@ -90,8 +97,14 @@ def train_points(
             _job(run, point, kind, seed, recipes[kind], guided=guided)
             for seed in range(seeds)
             for point in points
-            for kind in kinds
+            for kind in alone
             if file.take_up(point.id, kind, seed) is None
+        ]
+        jobs += [
+            _repetition(run, study, trial, names, seed)
+            for seed in range(seeds)
+            for trial, names in repeated.items()
+            if None in [file.take_up(name, REPEATED, seed) for name in names]
         ]
         file.write()
         # A training that failed is told and tried again by the same command: none ends the others.
@@ -250,6 +263,31 @@ def _job(run: Path, point: Point, kind: Kind, seed: int, recipe: Recipe, *, guid
     return Job(f"{point.id}/{kind}-{seed}", "final", params)
 
 
+def _repetitions(run: Path, study: Study, points: Sequence[Point]) -> dict[str, list[str]]:
+    """The points that repeating the trials of some gives, by trial. Raises ValueError for a trial
+    that cannot be repeated."""
+    every = read_points(run)
+    found: dict[str, list[str]] = {}
+    for trial in dict.fromkeys(point.trial for point in points):
+        jobs_behind(run, study, every, trial, lambda name: name)
+        found[trial] = [point.id for point in points if point.trial == trial]
+    return found
+
+
+def _repetition(run: Path, study: Study, trial: str, names: Sequence[str], seed: int) -> Job:
+    """The job that makes a trial once more, with its ancestors."""
+    own = f"{trial}/{REPEATED}-{seed}"
+
+    def name(other: str) -> str:
+        return own if other == trial else f"{trial}/lineage-{seed}/{other}"
+
+    steps = [
+        {"id": job.id, "kind": job.kind, "params": job.params}
+        for job in jobs_behind(run, study, read_points(run), trial, name)
+    ]
+    return Job(own, "repeat", {"points": list(names), "seed": seed, "steps": steps})
+
+
 def _context(run: Path, study: Study, data: Data) -> Context:
     """A context whose run folder is the one of final training: the run's own is left alone."""
     return Context(
@@ -267,7 +305,7 @@ class _Trainings(Proposer):
     """Trainings that are left, proposed in order; what became of them goes into the file."""
 
     method = "final"
-    kinds = representative = ("final",)
+    kinds = representative = ("final", "repeat")
     after_teacher = False
 
     def __init__(self, jobs: Sequence[Job], file: FinalFile) -> None:
@@ -280,11 +318,12 @@ class _Trainings(Proposer):
 
     def finish(self, job: Job, outcome: Outcome) -> None:
         self._open -= 1
-        which = job.params["point"], job.params["kind"], job.params["seed"]
-        if "error" in outcome:
-            self._file.fail(*which, outcome["error"])
-        else:
-            self._file.take_up(*which)
+        kind = job.params.get("kind", REPEATED)
+        for point in job.params.get("points") or [job.params["point"]]:
+            if "error" in outcome:
+                self._file.fail(point, kind, job.params["seed"], outcome["error"])
+            else:
+                self._file.take_up(point, kind, job.params["seed"])
         self._file.write()
 
     def left(self) -> int:
@@ -309,7 +348,7 @@ class _Told(Queue):
         if "error" in outcome:
             told = f"failed: {outcome['error']}; see {FINAL}/trials/{job.id}/log.txt"
         else:
-            told = f"{100 * outcome['points'][0]['accuracy']:.2f} %"
+            told = ", ".join(f"{100 * point['accuracy']:.2f} %" for point in outcome["points"])
         self._observe(f"[{self._schedule.done}/{self._all}] {job.id} {told}")
 
     def complete(self) -> bool:

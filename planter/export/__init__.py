@@ -24,7 +24,15 @@ from torch import Tensor, nn
 from planter.data import Split
 from planter.export import check
 from planter.export.deployable import deployable, input_text, scale_of
-from planter.export.formats import FORMATS, Format, Int8, format_of, require, require_int8
+from planter.export.formats import (
+    FORMATS,
+    Format,
+    Int8,
+    format_of,
+    options_of,
+    require,
+    require_int8,
+)
 from planter.machine.paths import user_path
 from planter.training.scores import predict
 
@@ -41,9 +49,10 @@ class ExportError(ValueError):
 
 @dataclass(frozen=True)
 class Exported:
-    """A file that was written and checked: `files` are it and, with tensors, their code; `accuracy`
+    """A file that was written and checked: `files` are it and those beside it; `accuracy`
     is the file's own on the validation images, `max_difference` that of a logit from the network's;
-    `calibration` the images that INT8 ranges come from, 0 without."""
+    `calibration` the images that INT8 ranges come from, 0 without; `batch` those it takes at once,
+    None where any number; `metadata` what it says of itself."""
 
     files: tuple[Path, ...]
     format: str
@@ -53,10 +62,13 @@ class Exported:
     max_difference: float
     folded_norms: int
     calibration: int
+    batch: int | None
+    metadata: Mapping[str, str]
 
     @property
     def size_bytes(self) -> int:
-        return self.files[0].stat().st_size
+        """Of what holds the network, without code."""
+        return sum(file.stat().st_size for file in self.files if file.suffix != ".py")
 
 
 def export_network(
@@ -68,6 +80,8 @@ def export_network(
     normalise: bool = False,
     fold_norms: bool = False,
     calibration: Split | None = None,
+    opset: int | None = None,
+    batch: int | None = None,
     force: bool = False,
 ) -> Exported:
     """Writes a network as FILE.onnx, FILE.pt2, FILE.safetensors with FILE.py (either name asks for
@@ -75,7 +89,8 @@ def export_network(
     lets it stay only if there, for each of the validation images, no logit differs by more than
     1e-4 (times the largest one, where that is above 1) and the predicted class is the same.
 
-    The file takes batches of any size, of images as `validation.normalise` gives them or, with
+    The file takes batches of any size, or of `batch` images (an ExecuTorch program of one, where
+    nothing is said), of images as `validation.normalise` gives them or, with
     `normalise`, as `validation` holds them. `fold_norms` makes batch norms part of the
     layers right before them. With `calibration`, whose images set the ranges, an ONNX file is
     quantised to INT8; its logits are then its own, its accuracy is told. `about` (a mapping JSON
@@ -89,17 +104,20 @@ def export_network(
     file = file.with_suffix(f".{kind}")
     _check_place(file, FORMATS[kind], force=force)
     int8 = require_int8(file) if calibration is not None else None
+    options = options_of(kind, {"opset": opset, "batch": batch})
+    batch = options.get("batch")
     require(kind)
     logits = predict(network, validation).cpu().numpy()
     shipped, folded = deployable(network, validation, normalise=normalise, fold_norms=fold_norms)
-    told = _metadata(validation, about or {}, logits, normalise, folded)
+    told = _metadata(validation, about or {}, logits, normalise, folded, batch)
     with _beside(file) as folder, tempfile.TemporaryDirectory() as job:
         fresh = folder / file.name
-        _write(kind, shipped, _example(validation, normalise), fresh, told)
+        example = _example(validation, normalise, batch or 2)
+        _write(kind, shipped, example, fresh, told, options)
         expected = logits
         if calibration is not None and int8 is not None:
-            expected = _quantise(int8, fresh, calibration, validation, normalise, told)
-        _write_job(Path(job), validation, expected, normalise)
+            expected = _quantise(int8, fresh, calibration, validation, normalise, told, batch)
+        _write_job(Path(job), validation, expected, normalise, batch)
         found = _checked(FORMATS[kind], fresh, Path(job))
         written = _move(folder, file)
     return Exported(
@@ -113,6 +131,8 @@ def export_network(
         else found["difference"],
         folded_norms=folded,
         calibration=len(calibration) if calibration is not None else 0,
+        batch=batch,
+        metadata=told,
     )
 
 
@@ -130,6 +150,7 @@ def _metadata(
     logits: check.Array,
     normalise: bool,
     folded: int,
+    batch: int | None,
 ) -> dict[str, str]:
     """What a file says of itself: texts as they are, all else as JSON."""
     labels = validation.labels.cpu().numpy()
@@ -139,7 +160,7 @@ def _metadata(
         **about,
         "accuracy": round(float((logits.argmax(1) == labels).mean()), 6),
         "accuracy_images": len(validation),
-        "input": input_text(validation, normalise=normalise),
+        "input": input_text(validation, normalise=normalise, batch=batch),
         "normalised_inside": normalise,
         "mean": validation.mean.flatten().tolist(),
         "std": validation.std.flatten().tolist(),
@@ -151,17 +172,23 @@ def _metadata(
     return {k: v if isinstance(v, str) else json.dumps(v) for k, v in values.items()}
 
 
-def _example(validation: Split, normalise: bool) -> Tensor:
-    """Two images: torch.export takes a batch of one for a constant."""
-    images = validation.batch(slice(1)).repeat(2, 1, 1, 1)
+def _example(validation: Split, normalise: bool, count: int) -> Tensor:
+    """So many images; two where any number is allowed, as torch.export takes a batch of one for a
+    constant."""
+    images = validation.batch(slice(1)).repeat(count, 1, 1, 1)
     return (images if normalise else validation.normalise(images)).cpu()
 
 
 def _write(
-    kind: str, network: nn.Module, example: Tensor, file: Path, told: Mapping[str, str]
+    kind: str,
+    network: nn.Module,
+    example: Tensor,
+    file: Path,
+    told: Mapping[str, str],
+    options: Mapping[str, int],
 ) -> None:
     try:
-        FORMATS[kind].write(network, example, file, told)
+        FORMATS[kind].write(network, example, file, told, **options)
     except OSError:
         raise
     except Exception as error:  # a network may be the user's code; exporters raise many kinds
@@ -186,6 +213,7 @@ def _quantise(
     validation: Split,
     normalise: bool,
     told: dict[str, str],
+    batch: int | None,
 ) -> check.Array:
     """Puts the INT8 model in the file's place; its logits of the validation images."""
     images = _all_of(calibration)
@@ -193,10 +221,8 @@ def _quantise(
     small = file.with_suffix(f".int8{file.suffix}")
     int8.quantise(file, images.cpu().numpy(), small)
     small.replace(file)
-    job = _job(validation, normalise)
     raw, run = _all_of(validation).cpu().numpy(), FORMATS[format_of(file)].load(file)
-    parts = check.batches(len(raw))
-    logits = np.concatenate([run(check.prepared(raw[part], job)) for part in parts])
+    logits = check.logits_of(run, raw, _job(validation, normalise, batch))
     accuracy = float((logits.argmax(1) == validation.labels.cpu().numpy()).mean())
     # What was measured of the network does not hold for this file.
     float_ones = {
@@ -213,18 +239,22 @@ def _all_of(split: Split) -> Tensor:
     return split.batch(slice(len(split)))
 
 
-def _job(validation: Split, normalise: bool) -> dict[str, Any]:
+def _job(validation: Split, normalise: bool, batch: int | None) -> dict[str, Any]:
     return {
         "normalised": not normalise,
         "mean": validation.mean.flatten().tolist(),
         "std": validation.std.flatten().tolist(),
         "scale": scale_of(validation),
         "tolerance": TOLERANCE,
+        "batch": batch,
     }
 
 
-def _write_job(folder: Path, validation: Split, logits: check.Array, normalise: bool) -> None:
-    (folder / "job.json").write_text(json.dumps(_job(validation, normalise)), encoding="utf-8")
+def _write_job(
+    folder: Path, validation: Split, logits: check.Array, normalise: bool, batch: int | None
+) -> None:
+    job = json.dumps(_job(validation, normalise, batch))
+    (folder / "job.json").write_text(job, encoding="utf-8")
     np.save(folder / "images.npy", _all_of(validation).cpu().numpy())
     np.save(folder / "labels.npy", validation.labels.cpu().numpy())
     np.save(folder / "logits.npy", logits)

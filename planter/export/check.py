@@ -28,8 +28,7 @@ def main(file: Path, folder: Path, load: Callable[[Path], Run]) -> dict[str, Any
     images, labels, expected = (
         np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("images", "labels", "logits")
     )
-    run = load(file)
-    logits = np.concatenate([run(prepared(images[part], job)) for part in batches(len(images))])
+    logits = logits_of(load(file), images, job)
     if logits.shape != expected.shape:
         raise SystemExit(f"it gives logits {logits.shape}, expected {expected.shape}")
     best = np.sort(expected, axis=1)
@@ -43,6 +42,19 @@ def main(file: Path, folder: Path, load: Callable[[Path], Run]) -> dict[str, Any
     }
 
 
+def logits_of(run: Run, images: Array, job: dict[str, Any]) -> Array:
+    """What a file answers to raw images, in batches of several sizes or of the one that it takes
+    (`batch`); the last of these is filled up with its last image, whose answers are left out."""
+    size = job.get("batch")
+    found = []
+    for part in batches(len(images), size):
+        some = images[part]
+        missing = size - len(some) if size else 0
+        filled = np.concatenate([some, np.repeat(some[-1:], missing, axis=0)])
+        found.append(run(prepared(filled, job))[: len(some)])
+    return np.concatenate(found)
+
+
 def prepared(images: Array, job: dict[str, Any]) -> Array:
     """What the file takes of raw images: planter's normalisation, written a second time."""
     if not job["normalised"]:
@@ -52,15 +64,16 @@ def prepared(images: Array, job: dict[str, Any]) -> Array:
     return scaled
 
 
-def batches(count: int) -> Iterator[slice]:
-    """Batches of several sizes: a file may have been tied to the one it was made with."""
+def batches(count: int, size: int | None = None) -> Iterator[slice]:
+    """Batches of so many images, or of several sizes: a file may have been tied to the one it was
+    made with."""
     begin = 0
-    for size in (1, 3):
-        if begin + size < count:
-            yield slice(begin, begin + size)
-            begin += size
-    for first in range(begin, count, 100):
-        yield slice(first, first + 100)
+    for some in (1, 3) if size is None else ():
+        if begin + some < count:
+            yield slice(begin, begin + some)
+            begin += some
+    for first in range(begin, count, size or 100):
+        yield slice(first, first + (size or 100))
 
 
 def loader(place: Path, name: str) -> Callable[[Path], Run]:

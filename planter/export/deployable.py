@@ -67,9 +67,9 @@ def scale_of(split: Split) -> int:
     return 255 if split.dtype == torch.uint8 else 1
 
 
-def input_text(split: Split, *, normalise: bool) -> str:
-    """What a file takes, in words."""
-    shape = f"[batch, {', '.join(map(str, split.image))}]"
+def input_text(split: Split, *, normalise: bool, batch: int | None = None) -> str:
+    """What a file takes, in words: any number of images, or `batch` at once."""
+    shape = f"[{batch or 'batch'}, {', '.join(map(str, split.image))}]"
     bytes_ = scale_of(split) == 255
     if normalise:
         kind = "raw uint8 images" if bytes_ else "raw float32 images"

@@ -7,9 +7,15 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from torch import Tensor, nn
-
-from planter.export import int8, onnx_file, pt2_file, safetensors_file
+from planter.export import (
+    executorch_file,
+    int8,
+    onnx_file,
+    openvino_file,
+    pt2_file,
+    safetensors_file,
+    tflite_file,
+)
 from planter.export.check import Array, Run
 
 
@@ -33,15 +39,24 @@ class Format:
     which planter cannot be imported runs it to check the file: it is a function of a Python file
     that imports the standard library and numpy at its top, and anything else inside.
 
-    `needs` are packages that may be missing, `install` is what installs them.
+    `needs` are packages that may be missing, `install` is what installs them. `options` names
+    further keywords of `write`: "opset", a whole number, and "batch", the number of images that the
+    file then takes at once, those of the example; a format whose files always take so many has its
+    number of them in `batch`. `use` are lines of Python for a model card: from `images`, a numpy
+    array, to `logits`, with the file's name for FILE. `name` is what --format calls it besides the
+    ending.
     """
 
-    write: Callable[[nn.Module, Tensor, Path, Mapping[str, str]], None]
+    write: Callable[..., None]
     load: Callable[[Path], Run]
     needs: tuple[str, ...] = ()
     install: str = "planter[export]"
     beside: tuple[str, ...] = ()
     int8: Int8 | None = None
+    options: tuple[str, ...] = ()
+    batch: int | None = None
+    use: str = ""
+    name: str | None = None
 
 
 FORMATS = {
@@ -50,9 +65,42 @@ FORMATS = {
         onnx_file.load,
         needs=("onnx", "onnxscript", "onnxruntime"),
         int8=Int8(int8.quantise, int8.write_metadata),
+        options=("opset", "batch"),
+        use=onnx_file.USE,
     ),
-    "pt2": Format(pt2_file.write, pt2_file.load),
-    "safetensors": Format(safetensors_file.write, safetensors_file.load, beside=(".py",)),
+    "pt2": Format(pt2_file.write, pt2_file.load, options=("batch",), use=pt2_file.USE),
+    "safetensors": Format(
+        safetensors_file.write, safetensors_file.load, beside=(".py",), use=safetensors_file.USE
+    ),
+    "xml": Format(
+        openvino_file.write,
+        openvino_file.load,
+        needs=("openvino",),
+        install="planter[openvino]",
+        beside=(".bin",),
+        options=("batch",),
+        use=openvino_file.USE,
+        name="openvino",
+    ),
+    "pte": Format(
+        executorch_file.write,
+        executorch_file.load,
+        needs=("executorch",),
+        install="planter[executorch]",
+        options=("batch",),
+        batch=1,
+        use=executorch_file.USE,
+        name="executorch",
+    ),
+    "tflite": Format(
+        tflite_file.write,
+        tflite_file.load,
+        needs=("litert_torch", "ai_edge_litert"),
+        install="planter[tflite]",
+        options=("batch",),
+        batch=1,
+        use=tflite_file.USE,
+    ),
 }
 """By the ending of a file, without its dot."""
 
@@ -67,6 +115,30 @@ def format_of(file: Path) -> str:
             f"{file.name}: the file's ending is its format; endings are {', '.join(endings)}"
         )
     return endings[file.suffix]
+
+
+def named(name: str) -> str:
+    """The ending of a format that --format names. Raises ValueError for another one."""
+    known = {format_.name or ending: ending for ending, format_ in FORMATS.items()}
+    if name not in known and name not in FORMATS:
+        raise ValueError(f"--format {name}: expected {', '.join(known)}")
+    return known.get(name, name)
+
+
+def options_of(kind: str, asked: Mapping[str, int | None]) -> dict[str, int]:
+    """The keywords that a format writes with: those asked for, and its own number of images. Raises
+    ValueError for one that it does not have."""
+    format_ = FORMATS[kind]
+    found = {name: value for name, value in asked.items() if value is not None}
+    for name, value in found.items():
+        if name not in format_.options:
+            able = [f".{one}" for one, known in FORMATS.items() if name in known.options]
+            raise ValueError(f"--{name} is an option of {', '.join(able)}; got .{kind}")
+        if value < 1:
+            raise ValueError(f"--{name} {value}: expected a whole number above 0")
+    if format_.batch is not None:
+        found = {"batch": format_.batch, **found}
+    return found
 
 
 def require(kind: str) -> None:

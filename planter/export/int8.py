@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from planter.export.check import Array
 
 
@@ -20,7 +22,7 @@ def quantise(model: Path, images: Array, file: Path) -> None:
 
     class Calibration(quantization.CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
-            self._left = _batches(images)
+            self._left = _batches(images, _size(model))
 
         def get_next(self) -> dict[str, Array] | None:
             return next(self._left, None)
@@ -54,6 +56,17 @@ def write_metadata(file: Path, metadata: Mapping[str, str]) -> None:
     onnx.save(model, file)
 
 
-def _batches(images: Array) -> Iterator[dict[str, Array]]:
-    for first in range(0, len(images), 64):
-        yield {"images": images[first : first + 64]}
+def _size(model: Path) -> int | None:
+    """The number of images that an ONNX model takes at once; None where it takes any."""
+    import onnx
+
+    shape = onnx.load(model).graph.input[0].type.tensor_type.shape
+    return shape.dim[0].dim_value or None
+
+
+def _batches(images: Array, size: int | None) -> Iterator[dict[str, Array]]:
+    """The last of a fixed size is filled up with its last image, which moves no range."""
+    for first in range(0, len(images), size or 64):
+        some = images[first : first + (size or 64)]
+        missing = size - len(some) if size else 0
+        yield {"images": np.concatenate([some, np.repeat(some[-1:], missing, axis=0)])}

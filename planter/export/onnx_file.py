@@ -18,12 +18,28 @@ if TYPE_CHECKING:
 
 # The first that has every operation planter's networks need, and so the one most runtimes read.
 OPSET = 18
+USE = """\
+import onnxruntime
+
+session = onnxruntime.InferenceSession("FILE")
+(logits,) = session.run(None, {"images": images})
+"""
 
 
-def write(network: nn.Module, example: Tensor, file: Path, metadata: Mapping[str, str]) -> None:
-    """An ONNX model from `images` `[batch, ...]` like the example to `logits` `[batch, classes]`.
+def write(
+    network: nn.Module,
+    example: Tensor,
+    file: Path,
+    metadata: Mapping[str, str],
+    *,
+    opset: int = OPSET,
+    batch: int | None = None,
+) -> None:
+    """An ONNX model from `images` `[batch, ...]` like the example to `logits` `[batch, classes]`,
+    of any number of images or of `batch`.
 
-    The exporter folds batch norms behind convolutions in any case.
+    The exporter folds batch norms behind convolutions in any case. Raises ValueError for an opset
+    that it does not write.
     """
     import torch
 
@@ -33,13 +49,16 @@ def write(network: nn.Module, example: Tensor, file: Path, metadata: Mapping[str
             (example,),
             input_names=["images"],
             output_names=["logits"],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            opset_version=OPSET,
+            dynamic_shapes=None if batch else ({0: torch.export.Dim("batch")},),
+            opset_version=opset,
             dynamo=True,
             verbose=False,
         )
     assert program is not None
     model = program.model
+    written = model.opset_imports[""]
+    if written != opset:  # it logs that it could not convert, and goes on
+        raise ValueError(f"torch's exporter has no opset {opset} for it; it wrote {written}")
     model.metadata_props.clear()
     model.metadata_props.update(metadata)
     model.graph.metadata_props.clear()

@@ -13,8 +13,9 @@ import torch
 from planter.data import Data, Split
 from planter.driver.run_folder.read import images_of, run_standing
 from planter.export import Exported, ExportError, export_network
+from planter.export.card import card_text
 from planter.front.choose import Front, Row
-from planter.front.points import read_front
+from planter.front.points import read_front, write_text
 from planter.networks import checkpoint
 from planter.networks.normalisation import as_taken
 from planter.training.scores import evaluate
@@ -65,14 +66,21 @@ def export_point(
     normalise: bool = False,
     fold_norms: bool = False,
     calibration: int | None = None,
+    opset: int | None = None,
+    batch: int | None = None,
+    card: Path | None = None,
+    licence: str | None = None,
     force: bool = False,
 ) -> Exported:
     """`export_network` for a point of a run, checked on the run's validation images; `calibration`
-    is a number of its training images. Code of the user's own that the run names is called.
+    is a number of its training images. Code of the user's own that the run names is called. `card`
+    is where its model card is written, with the `licence` of that name.
 
     Raises ValueError where the point's weights were not kept, and where the network has another
     accuracy than the run says.
     """
+    if card is not None and card.exists() and not force:
+        raise ValueError(f"{card} is there; --force (force=True) replaces it")
     folder = _model(run.folder, row)
     spec = checkpoint.read_spec(folder)
     train, validation = as_taken(run.data.train, spec), as_taken(run.data.validation, spec)
@@ -85,7 +93,7 @@ def export_point(
             f"{row['id']} has {score:.2%} on the validation images, the run says "
             f"{row['accuracy']:.2%}: its weights or its data are no longer what was scored"
         )
-    return export_network(
+    exported = export_network(
         network,
         file,
         validation,
@@ -93,8 +101,13 @@ def export_point(
         normalise=normalise,
         fold_norms=fold_norms,
         calibration=drawn,
+        opset=opset,
+        batch=batch,
         force=force,
     )
+    if card is not None:
+        write_text(card, card_text(run.folder, row, run.front, exported, spec, licence))
+    return exported
 
 
 def _model(run: Path, row: Row) -> Path:

@@ -19,6 +19,16 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
+USE = """\
+import torch
+from CODE import load
+
+network = load()
+with torch.no_grad():
+    logits = network(torch.from_numpy(images)).numpy()
+"""
+
+
 def write(network: nn.Module, example: Tensor, file: Path, metadata: Mapping[str, str]) -> None:
     """A state dict and beside it, under the file's name with .py, the network it belongs to."""
     from safetensors.torch import save_file

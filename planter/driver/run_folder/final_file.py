@@ -15,8 +15,12 @@ from planter.networks import checkpoint
 
 log = logging.getLogger(__name__)
 FINAL = "final"
-Kind = Literal["continued", "stand-alone"]
+Kind = Literal["continued", "stand-alone", "repeated"]
 KINDS: tuple[Kind, ...] = ("continued", "stand-alone")
+REPEATED: Kind = "repeated"
+EVERY: tuple[Kind, ...] = (*KINDS, REPEATED)
+"""In the order of columns. A repetition is that of a whole trial: each of its pipelines is one of a
+point."""
 COLUMNS = ["id", "kind", "seed", "accuracy", "test_accuracy", "epochs", "seconds", "model"]
 _MEASURES = ("accuracy", "test_accuracy")
 
@@ -26,7 +30,8 @@ class Row:
     """One network: the point as the search left it ("shared", without seed), or one training.
 
     Accuracies are shares of images, on validation and test images; `seconds` are those of the
-    training; `model` is the network's folder relative to the run, None where it was not kept.
+    training; `model` is the network's folder relative to the run, None where it was not kept;
+    `macs` are those of a repeated network, whose edits may have come out otherwise.
     """
 
     id: str
@@ -37,6 +42,7 @@ class Row:
     epochs: int | None
     seconds: float | None
     model: str | None
+    macs: int | None = None
 
 
 class FinalFile:
@@ -78,7 +84,7 @@ class FinalFile:
     @property
     def rows(self) -> list[Row]:
         """By rising macs, then kind and seed."""
-        order = ("shared", *KINDS)
+        order = ("shared", *EVERY)
         return sorted(
             self._rows.values(),
             key=lambda r: (self._costs[r.id]["macs"], r.id, order.index(r.kind), r.seed or 0),
@@ -94,15 +100,19 @@ class FinalFile:
     def take_up(self, point: str, kind: str, seed: int) -> Row | None:
         """The row of a training whose network is there; None, and no row, where it is not."""
         model = Path(FINAL, "models", point, f"{kind}-{seed}")
+        if kind == REPEATED:
+            trial, _, pipeline = point.partition("/")
+            model = Path(FINAL, "models", f"{trial}/{kind}-{seed}", pipeline)
         try:
             spec = checkpoint.read_spec(self._run / model)
-            numbers = (spec["accuracy"], None, spec["epochs"], spec["train_seconds"])
+            numbers = (spec["accuracy"], None, spec.get("epochs"), spec.get("train_seconds"))
         except (ValueError, KeyError) as error:
             if (self._run / model).is_dir():
                 log.warning("%s; it is trained again", error)
             self._rows.pop((point, kind, seed), None)
             return None
-        self.add(Row(point, kind, seed, *numbers, str(model)))
+        macs = spec["macs"] if kind == REPEATED else None
+        self.add(Row(point, kind, seed, *numbers, str(model), macs))
         return self._rows[point, kind, seed]
 
     def fail(self, point: str, kind: str, seed: int, error: str) -> None:
@@ -119,7 +129,7 @@ class FinalFile:
             for row in own:
                 if row.kind == "shared":
                     told["shared"] = {measure: getattr(row, measure) for measure in _MEASURES}
-            for kind in KINDS:
+            for kind in EVERY:
                 if trained := [row for row in own if row.kind == kind]:
                     told[kind] = {"seeds": len(trained), **_summary(trained)}
             points.append(told)
@@ -127,7 +137,7 @@ class FinalFile:
             "study": self._study,
             "settings": self._settings,
             "points": points,
-            "rows": [asdict(row) for row in rows],
+            "rows": [_told(row) for row in rows],
             "failed": self._failed,
         }
 
@@ -135,6 +145,11 @@ class FinalFile:
         folder = self._run / FINAL
         write_text(folder / "final.json", json.dumps(self.document(), indent=2) + "\n")
         write_text(folder / "final.csv", to_csv([asdict(row) for row in self.rows], COLUMNS))
+
+
+def _told(row: Row) -> dict[str, Any]:
+    """A row as final.json holds it: its own macs where it has some."""
+    return {key: value for key, value in asdict(row).items() if key != "macs" or value is not None}
 
 
 def _summary(rows: Iterable[Row]) -> dict[str, dict[str, float | None] | None]:

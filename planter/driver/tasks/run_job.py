@@ -41,6 +41,25 @@ TASKS: dict[str, Task] = {
 """By the kind of job."""
 
 
+def repeat(context: Context, job: Job) -> Outcome:
+    """Does the jobs that `steps` hold one after the other, the last of them under this job's own
+    id; what an earlier try has saved already is not done again. The last one's outcome."""
+    steps = [Job(**step) for step in job.params["steps"]]
+    outcome: Outcome = {}
+    for step in steps:
+        if step.id != job.id and any((context.run / "models" / step.id).glob("*/arch.json")):
+            continue
+        (context.run / "trials" / step.id).mkdir(parents=True, exist_ok=True)
+        outcome = step.outcomes(TASKS[step.kind](context, step))[step.id]
+        if "error" in outcome:
+            return outcome
+        drop_checkpoints(context.run / "trials" / step.id)
+    return outcome
+
+
+TASKS["repeat"] = repeat
+
+
 def run_job(context: Context, job: Job) -> Outcome:
     """Does the task of a job; an exception becomes an `error`. Raises KeyError for a job of no
     known kind: that is no trial's failure."""

@@ -39,7 +39,7 @@ def sample(context: Context, job: Job) -> Outcome:
     space = load_space(
         settings.space, image=data.image, classes=data.classes, multiple=settings.multiple
     )
-    candidate = space(FixedTrial(dict(job.params["trial"]), number=number_of(job.id)))
+    candidate = space(FixedTrial(dict(job.params["trial"]), number=_number(job)))
     if "trained" in job.params:  # the others are beyond the bounds
         candidate = candidate.only(job.params["trained"])
     start = with_data_options(candidate.architecture, data.classes, data.image)
@@ -91,6 +91,11 @@ def sample(context: Context, job: Job) -> Outcome:
         job.id, ways, architecture, train_macs=macs, kernels=kernels, norms=candidate.norms
     )
     return {**outcome, "reseeded": reseeded}
+
+
+def _number(job: Job) -> int:
+    """The number of the trial's row; that of the one it repeats, where it is no row itself."""
+    return int(job.params["number"]) if "number" in job.params else number_of(job.id)
 
 
 def _partial(

@@ -66,7 +66,8 @@ def train_teacher(context: Context, job: Job) -> Outcome:
         if kept is not None and context.wants_moments:
             moments.copy(kept, context.run / "models" / job.id / "base")
         network = taking(network, context.data.train, spec)
-    context.keep_teacher_logits(network)
+    if job.id == context.teacher_trial:  # else nobody here learns from it
+        context.keep_teacher_logits(network)
     return outcome
 
 
