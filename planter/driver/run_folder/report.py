@@ -25,6 +25,7 @@ from planter.driver.run_folder.read import (
 )
 from planter.front.describe import with_networks
 from planter.front.history import history
+from planter.front.objectives import OBJECTIVES
 from planter.front.points import Point, nothing_trained, read_front, write_text
 from planter.report import Facts, Importances, Report, page
 from planter.study.schema import Study
@@ -103,7 +104,8 @@ def _facts(
     for point in {point.trial: point for point in points}.values():
         seconds[point.method] = seconds.get(point.method, 0.0) + point.seconds
     stopped = stopped_in(storage, study.name)
-    steps = history(points, reference, study.objectives.bounds.limits(), stopped)
+    limits = study.objectives.bounds.limits()
+    steps = history(points, reference, limits, stopped, front["objectives"])
     failed = _failed(storage, study)
     return Facts(with_networks(front, points), steps, seconds, stopped, failed)
 
@@ -118,7 +120,7 @@ def _failed(storage: BaseStorage, study: Study) -> int:
 
 
 def _importances(storage: BaseStorage, study: Study) -> Importances | None:
-    """What decided the first value a sampler is told: accuracy, or a family's hypervolume."""
+    """What decided the first value a sampler is told: the metric, or a family's hypervolume."""
     from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 
     name = f"{study.name}/sampling"
@@ -138,5 +140,6 @@ def _importances(storage: BaseStorage, study: Study) -> Importances | None:
     except (ValueError, RuntimeError) as error:  # e.g. every trial told the same value
         log.warning("no parameter importances: %s", error)
         return None
-    target = "hypervolume" if study.objectives.family else "accuracy"
+    metric = OBJECTIVES[study.objectives.metric].short
+    target = "hypervolume" if study.objectives.family else metric
     return Importances(shares, target, len(finished)) if shares else None
