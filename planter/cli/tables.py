@@ -156,13 +156,13 @@ def print_points(
             "*" if point["on_front"] else "",
             escape(point["id"]),
             escape(point["method"]),
-            value_text(point, metric),
-            value_text(point, metric, "test_"),
+            value_text(point, metric, headed=True),
+            value_text(point, metric, "test_", headed=True),
             *(value_text(point, name) for name in beside),
             f"{point['macs']:,}",
             f"{point['params']:,}",
             *(
-                "" if point.get(name) is None else OBJECTIVES[name].text(point[name])
+                "" if point.get(name) is None else OBJECTIVES[name].cell(point[name])
                 for name in further
             ),
         )
@@ -208,7 +208,7 @@ def print_lineage(
         if step.point is None:
             table.add_row(name, step.how, "", "", "")
             continue
-        reached = OBJECTIVES[metric].text(step.point.values[metric])
+        reached = OBJECTIVES[metric].cell(step.point.values[metric])
         costs, took = f"{step.point.values[cost]:,}", f"{step.point.train_macs:.3g}"
         table.add_row(name, escape(step.how), reached, costs, took)
     out.print(table)

@@ -54,9 +54,8 @@ def resampled(
 
 def interval_of(answers: Answers, metric: str) -> Interval:
     """The 95 % interval of a metric: Wilson's of a share of images, resampled of any other."""
-    value: float = getattr(answers, metric)
     if OBJECTIVES[metric].proportion:
-        return wilson(value, len(answers))
+        return wilson(float(getattr(answers, metric)), len(answers))
     low, high = resampled(attrgetter(metric), answers)
     return float(low), float(high)
 
@@ -82,14 +81,17 @@ def interval_text(metric: str, interval: Interval | None) -> str:
     return "-".join(f"{objective.factor * end:.{digits}f}" for end in interval)
 
 
-def value_text(row: Mapping[str, Any], metric: str, prefix: str = "") -> str:
+def value_text(
+    row: Mapping[str, Any], metric: str, prefix: str = "", *, headed: bool = False
+) -> str:
     """`96.53 % (93.7-98.1)`: a metric of a row of pareto.json and its interval, where it has them;
-    with the prefix `test_` of the test images."""
-    name = f"{prefix}{metric}"
+    with the prefix `test_` of the test images. `headed`: under its name."""
+    name, objective = f"{prefix}{metric}", OBJECTIVES[metric]
     if (value := row.get(name)) is None:
         return ""
     around = interval_text(metric, interval_in(row, name))
-    return OBJECTIVES[metric].text(value) + (f" ({around})" if around else "")
+    shown = objective.cell(value) if headed else objective.text(value)
+    return shown + (f" ({around})" if around else "")
 
 
 class Paired(NamedTuple):
@@ -130,11 +132,10 @@ def paired_metric(first: Answers, second: Answers, metric: str) -> tuple[float, 
     ValueError for answers on different images."""
     _same_images(first, second)
 
-    def apart(one: Answers, other: Answers) -> float:
-        return float(getattr(one, metric) - getattr(other, metric))
-
-    low, high = resampled(apart, first, second)
-    return apart(first, second), (float(low), float(high))
+    measure = attrgetter(metric)
+    low, high = resampled(lambda one, other: measure(one) - measure(other), first, second)
+    apart = float(measure(first)) - float(measure(second))
+    return apart, (float(low), float(high))
 
 
 def _mcnemar(ahead: int, behind: int) -> float:

@@ -48,7 +48,8 @@ def _best_of_no_more(merit: NDArray[np.float64], costs: NDArray[np.float64]) -> 
     (cost,) = costs.T
     by_cost = np.argsort(cost, kind="stable")
     best = np.maximum.accumulate(merit[by_cost])
-    return best[np.searchsorted(cost[by_cost], cost, side="right") - 1]
+    found: NDArray[np.float64] = best[np.searchsorted(cost[by_cost], cost, side="right") - 1]
+    return found
 
 
 def by_aim(

@@ -41,6 +41,10 @@ class Objective:
         """The value as it counts."""
         return math.log10(value) if self.logarithmic else value
 
+    def cell(self, value: float) -> str:
+        """The value as text under a heading that names it."""
+        return self.text(value).removeprefix(f"{self.short} ")
+
     def cost_of(self, value: float) -> float:
         """The value such that less is better."""
         return -value if self.maximise else value

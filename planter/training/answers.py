@@ -66,7 +66,7 @@ class Answers:
     @property
     def right(self) -> NDArray[np.bool_]:
         """Whether each image `[images]` is classified correctly."""
-        return self.labels == self.predicted
+        return np.equal(self.labels, self.predicted)
 
     @property
     def accuracy(self) -> float:
@@ -146,4 +146,6 @@ class Answers:
 
 def _ratio(over: NDArray[np.int64], under: NDArray[np.int64]) -> NDArray[np.float64]:
     """Quotients; not a number, and no warning, where there is nothing to divide by."""
-    return np.divide(over, under, out=np.full(len(over), np.nan), where=under > 0)
+    found = np.full(len(over), np.nan)
+    np.divide(over, under, out=found, where=under > 0)
+    return found

@@ -53,12 +53,14 @@ def answers(model: nn.Module, split: Split) -> Answers:
         logits = eval_logits(model, images)
         classes = logits.shape[1]
         likeliest = logits.topk(min(TOP, classes)).indices
-        losses = functional.cross_entropy(logits, labels, reduction="none")
-        among = (likeliest == labels[:, None]).any(dim=1)
-        parts.append((labels, logits.argmax(dim=1), among, losses.double()))
+        among_top = (likeliest == labels[:, None]).any(dim=1)
+        each = functional.cross_entropy(logits, labels, reduction="none").double()
+        parts.append((labels, logits.argmax(dim=1), among_top, each))
         loss += float(functional.cross_entropy(logits, labels, reduction="sum"))
-    every = (torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True))
-    return Answers(*every, classes=classes, loss=loss / len(split))
+    label, predicted, among, losses = (
+        torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True)
+    )
+    return Answers(label, predicted, among, losses, classes, loss / len(split))
 
 
 def predict(model: nn.Module, split: Split) -> Tensor:

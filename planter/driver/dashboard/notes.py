@@ -30,9 +30,9 @@ def study_note(front: Mapping[str, Any], picture: str) -> str:
     metric, *costs = front["objectives"]
     further = [name for name in costs if name not in ("macs", "params")]
     table = "\n".join(
-        f"| {row['id']} | {row['method']} | {value_text(row, metric)} | {row['macs']:,} "
-        f"| {row['params']:,} |"
-        + "".join(f" {OBJECTIVES[name].text(row[name])} |" for name in further)
+        f"| {row['id']} | {row['method']} | {value_text(row, metric, headed=True)} "
+        f"| {row['macs']:,} | {row['params']:,} |"
+        + "".join(f" {OBJECTIVES[name].cell(row[name])} |" for name in further)
         for row in rows
     )
     cost = front["cost"]

@@ -14,6 +14,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
 from planter.driver.run_folder.compare import compared, samplers_of
+from planter.driver.run_folder.predictions import answers_of
 from planter.driver.run_folder.read import (
     opened,
     points_in,
@@ -23,11 +24,13 @@ from planter.driver.run_folder.read import (
     standing,
     stopped_in,
 )
+from planter.driver.run_folder.settings import names_of
+from planter.front.choose import best_of, knee, on_front
 from planter.front.describe import with_networks
 from planter.front.history import history
 from planter.front.objectives import OBJECTIVES
 from planter.front.points import Point, nothing_trained, read_front, write_text
-from planter.report import Facts, Importances, Report, page
+from planter.report import Chosen, Facts, Importances, Report, page
 from planter.study.schema import Study
 
 log = logging.getLogger(__name__)
@@ -64,6 +67,8 @@ def write_report(run: Path, control: Path | None = None, *, ended: bool = False)
         importances=importances,
         enough=_ENOUGH,
         samplers=list(samplers_of(study)),
+        chosen=_chosen(run, front),
+        class_names=names_of(run) or (),
         standing=why,
         study=(run / "study.yaml").read_text(encoding="utf-8"),
         environment=json.loads((run / "environment.json").read_text(encoding="utf-8")),
@@ -108,6 +113,24 @@ def _facts(
     steps = history(points, reference, limits, stopped, front["objectives"])
     failed = _failed(storage, study)
     return Facts(with_networks(front, points), steps, seconds, stopped, failed)
+
+
+def _chosen(run: Path, front: Mapping[str, Any]) -> list[Chosen]:
+    """The points of the front whose classes are told: the best, and that at the knee."""
+    if not any(row["on_front"] for row in front["points"]):
+        return []
+    objectives = front["objectives"]
+    short = OBJECTIVES[objectives[0]].short
+    why = {best_of(on_front(front), objectives)["id"]: f"best {short} on the front"}
+    at_knee = knee(front)["id"]
+    why[at_knee] = f"{why[at_knee]} and its knee" if at_knee in why else "the knee of the front"
+    found = []
+    for point, told in why.items():
+        try:
+            found.append(Chosen(point, told, answers_of(run, point)))
+        except ValueError as error:
+            found.append(Chosen(point, told, {}, str(error)))
+    return found
 
 
 def _failed(storage: BaseStorage, study: Study) -> int:
