@@ -133,7 +133,7 @@ def paired_metric(first: Answers, second: Answers, metric: str) -> tuple[float, 
     _same_images(first, second)
 
     measure = attrgetter(metric)
-    low, high = resampled(lambda one, other: measure(one) - measure(other), first, second)
+    low, high = resampled(lambda one, two: float(measure(one)) - measure(two), first, second)
     apart = float(measure(first)) - float(measure(second))
     return apart, (float(low), float(high))
 
@@ -145,7 +145,7 @@ def _mcnemar(ahead: int, behind: int) -> float:
     for number in range(heads + 1):
         below += ways
         ways = ways * (coins - number) // (number + 1)
-    return min(2 * below / 2**coins, 1.0)
+    return min(2 * below / (1 << coins), 1.0)
 
 
 def _same_images(first: Answers, second: Answers) -> None:

@@ -131,7 +131,8 @@ class Answers:
         """What `save` wrote. Raises FileNotFoundError where there is nothing, ValueError where it
         is damaged."""
         try:
-            with np.load(file) as kept:
+            # From memory: of a damaged file numpy leaves open what it has opened.
+            with np.load(io.BytesIO(file.read_bytes())) as kept:
                 return cls(
                     kept["labels"].astype(np.int64),
                     kept["predicted"].astype(np.int64),
