@@ -94,7 +94,9 @@ def test_a_networks_answers_are_what_plain_torch_says(classes):
     assert found.labels.tolist() == labels.tolist()
     losses = nn.functional.cross_entropy(logits, labels, reduction="none")
     assert found.losses == pytest.approx(losses.numpy(), rel=1e-5)
-    assert found.loss == pytest.approx(metrics.log_loss(labels, logits.double().softmax(1)), rel=1e-5)
+    assert found.loss == pytest.approx(
+        metrics.log_loss(labels, logits.double().softmax(1)), rel=1e-5
+    )
     top = (
         metrics.top_k_accuracy_score(labels, logits, k=5, labels=range(classes))
         if classes > 5

@@ -222,28 +222,36 @@ def print_difference(
     first, second = names
     for images, (one, other) in pairs.items():
         found = paired(one, other)
-        low, high = found.interval
         out.print(f"\n{first} against {second} on {found.images:,} {images} images", style="bold")
         lines = [
-            f"accuracy {one.accuracy:.2%} against {other.accuracy:.2%}: "
-            f"{100 * found.difference:+.2f} points, 95 % interval {100 * low:+.2f} to "
-            f"{100 * high:+.2f}",
+            _apart("accuracy", (one, other), found.difference, found.interval),
             f"right on {found.first_only:,} images that {second} has wrong, wrong on "
             f"{found.second_only:,} that it has right: p = {found.p:.3g} (exact McNemar test)",
         ]
         if metric != "accuracy":
-            apart, (low, high) = paired_metric(one, other, metric)
-            each = [OBJECTIVES[metric].text(getattr(way, metric)) for way in (one, other)]
-            lines.append(
-                f"{metric} {each[0]} against {each[1]}: {apart:+.4f}, 95 % interval {low:+.4f} to "
-                f"{high:+.4f} ({DRAWS:,} resamplings)"
-            )
+            told = _apart(metric, (one, other), *paired_metric(one, other, metric))
+            lines.append(f"{told} ({DRAWS:,} resamplings)")
         for line in lines:
             out.print(f"   {line}", soft_wrap=True, markup=False)
     out.print(
         "\nA point that was selected among many on the validation images looks better on them than "
         "it is.",
         soft_wrap=True,
+    )
+
+
+def _apart(
+    metric: str, both: Sequence[Answers], difference: float, interval: tuple[float, float]
+) -> str:
+    """Two values of a metric, their difference and its interval, in percent or as they are."""
+    objective = OBJECTIVES[metric]
+    first, second = (objective.cell(getattr(one, metric)) for one in both)
+    unit, digits = (" points", 2) if objective.factor == 100 else ("", 4)
+    apart, low, high = (
+        f"{objective.factor * value:+.{digits}f}" for value in (difference, *interval)
+    )
+    return (
+        f"{objective.short} {first} against {second}: {apart}{unit}, 95 % interval {low} to {high}"
     )
 
 
