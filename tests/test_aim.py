@@ -17,31 +17,31 @@ REFERENCE = [0.1, 8e6]
 
 def test_between_two_points_accuracy_follows_the_line_over_the_logarithm():
     forecast = Forecast(FRONT)
-    assert forecast.accuracy(4e6) == pytest.approx(0.8)
-    assert forecast.accuracy(2e6) == pytest.approx(0.7)
-    assert forecast.accuracy(4e6 * math.sqrt(2)) == pytest.approx(0.85)
-    assert forecast.accuracy(1e9) == 0.9
+    assert forecast.metric(4e6) == pytest.approx(0.8)
+    assert forecast.metric(2e6) == pytest.approx(0.7)
+    assert forecast.metric(4e6 * math.sqrt(2)) == pytest.approx(0.85)
+    assert forecast.metric(1e9) == 0.9
 
 
 def test_below_the_cheapest_it_falls_faster_than_between_the_cheapest_two():
     forecast = Forecast(FRONT)
-    assert forecast.accuracy(0.5e6) == pytest.approx(0.6 - 1.3 * 0.1)
-    assert Forecast(FRONT[:1]).accuracy(4e6) == pytest.approx(0.88)
-    assert forecast.accuracy(1.0) == 0.0
+    assert forecast.metric(0.5e6) == pytest.approx(0.6 - 1.3 * 0.1)
+    assert Forecast(FRONT[:1]).metric(4e6) == pytest.approx(0.88)
+    assert forecast.metric(1.0) == 0.0
 
 
 def test_points_below_the_hull_lag_and_say_nothing():
     forecast = Forecast([*FRONT, Place(0.62, 2e6), Place(0.695, 2e6)])
-    assert forecast.accuracy(2e6) == pytest.approx(0.7)
+    assert forecast.metric(2e6) == pytest.approx(0.7)
     assert forecast.lags(Place(0.62, 2e6))
     assert not forecast.lags(Place(0.695, 2e6))
     assert not any(map(forecast.lags, FRONT))
 
 
 def test_dominated_points_say_nothing():
-    assert Forecast([*FRONT, Place(0.2, 2e6)]).accuracy(2e6) == pytest.approx(0.7)
+    assert Forecast([*FRONT, Place(0.2, 2e6)]).metric(2e6) == pytest.approx(0.7)
     with pytest.raises(ValueError, match="nothing is trained"):
-        Forecast([]).accuracy(1e6)
+        Forecast([]).metric(1e6)
 
 
 def test_a_point_gains_the_rectangle_up_to_its_right_neighbour():
@@ -72,5 +72,5 @@ def test_surprises_are_believed_as_they_come():
 def test_a_forecast_rises_with_macs(points):
     forecast = Forecast([Place(*point) for point in points])
     grid = [10 ** (2 + i / 4) for i in range(28)]
-    told = [forecast.accuracy(macs) for macs in grid]
+    told = [forecast.metric(macs) for macs in grid]
     assert all(a <= b + 1e-12 for a, b in itertools.pairwise(told))

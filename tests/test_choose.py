@@ -27,7 +27,7 @@ def _document(points, off=()):
         {"id": f"b{i}/base", "macs": macs, "accuracy": accuracy, "on_front": False}
         for i, (macs, accuracy) in enumerate(off)
     ]
-    return {"study": "small", "points": rows}
+    return {"study": "small", "objectives": ["accuracy", "macs"], "points": rows}
 
 
 @st.composite

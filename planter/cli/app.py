@@ -33,12 +33,12 @@ RunArgument = Annotated[
 ]
 MaxMacs = Annotated[
     str | None,
-    typer.Option(metavar="N", help="The most accurate point of at most that many: 500k, 2M, 1.5G."),
+    typer.Option(metavar="N", help="The best point of at most that many: 500k, 2M, 1.5G."),
 ]
 MinAccuracy = Annotated[
     float | None,
     typer.Option(
-        metavar="A", help="The point of fewest macs with that validation accuracy or more, 0..1."
+        metavar="A", help="The cheapest point with that validation accuracy or more, 0..1."
     ),
 ]
 Knee = Annotated[bool, typer.Option("--knee", help="The point from which on accuracy costs most.")]

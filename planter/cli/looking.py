@@ -20,7 +20,13 @@ from planter.cli.app import (
     out,
     shown_path,
 )
-from planter.cli.tables import print_choice, print_front, print_lineage, print_points
+from planter.cli.tables import (
+    print_choice,
+    print_difference,
+    print_front,
+    print_lineage,
+    print_points,
+)
 from planter.driver.run_folder.names import run_folder
 from planter.front.describe import form_text, with_networks
 from planter.front.lineage import lineage
@@ -36,11 +42,13 @@ Picture = Annotated[Path | None, typer.Option(help="Draw a picture.", callback=e
 def pareto(
     runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run folders or names.")],
     across: Annotated[
-        str, typer.Option("--x", help="What is across: macs, params or latency_ms.")
-    ] = "macs",
+        str | None,
+        typer.Option("--x", help="What is across: macs, params, latency_ms. Default: the study's."),
+    ] = None,
     up: Annotated[
-        str, typer.Option("--y", help="What goes up: accuracy, or another of these.")
-    ] = "accuracy",
+        str | None,
+        typer.Option("--y", help="What goes up: accuracy, or another. Default: the study's."),
+    ] = None,
     third: Annotated[
         str | None, typer.Option("--z", help="A third objective; each two are then drawn.")
     ] = None,
@@ -62,7 +70,7 @@ def pareto(
 ) -> None:
     """Show the front of one run, or lay the fronts of several over each other.
 
-    By other axes than macs and accuracy the front is chosen anew, within the study's bounds.
+    By other axes than the study's objectives the front is chosen anew, within its bounds.
     """
     from planter.driver.run_folder.compare import other_images
     from planter.driver.run_folder.read import run_study
@@ -70,11 +78,13 @@ def pareto(
     from planter.front.reranked import front_by
 
     folders = [run_folder(run) for run in runs]
-    objectives = [up, across, *([third] if third else [])]
-    fronts = [
-        front_by(read_front(folder), objectives, run_study(folder).objectives.bounds.limits())
-        for folder in folders
-    ]
+    found = [read_front(folder) for folder in folders]
+    objectives = list(found[0]["objectives"])
+    if across is not None or up is not None or third is not None:
+        own_up, own_across, *_ = objectives
+        objectives = [up or own_up, across or own_across, *([third] if third else [])]
+    limits = [run_study(folder).objectives.bounds.limits() for folder in folders]
+    fronts = [front_by(front, objectives, most) for front, most in zip(found, limits, strict=True)]
     points = [_looked_up(run, folder) for run, folder in zip(runs, folders, strict=True)]
     for told in other_images(folders):
         err.print(told, soft_wrap=True, markup=False)
@@ -86,7 +96,7 @@ def pareto(
     if csv is not None:
         rows = [{"study": f["study"], **point} for f in fronts for point in f["points"]]
         csv.parent.mkdir(parents=True, exist_ok=True)
-        write_text(csv, to_csv(rows, ["study", *columns()]))
+        write_text(csv, to_csv(rows, ["study", *columns(objectives)]))
         err.print(f"written: {csv}", soft_wrap=True, markup=False)
     pictures = [(png, None), (svg, "svg"), (pdf, "pdf")]
     if html is not None or any(file is not None for file, _ in pictures):
@@ -158,6 +168,10 @@ def show(
     point: Annotated[
         str | None, typer.Argument(metavar="ID", help="A trial or a point, e.g. s0004/cut3.")
     ] = None,
+    second: Annotated[
+        str | None,
+        typer.Argument(metavar="ID2", help="Another point, to tell the difference from."),
+    ] = None,
     max_macs: MaxMacs = None,
     min_accuracy: MinAccuracy = None,
     at_knee: Knee = False,
@@ -165,7 +179,8 @@ def show(
         bool, typer.Option("--lineage", help="Show how the point ID came to be.")
     ] = False,
 ) -> None:
-    """Show a run's points, one trial, or the best point under a bound and its neighbours."""
+    """Show a run's points, one trial, how two points differ on the same images, or the best point
+    under a bound and its neighbours."""
     from planter.front.points import read_front
 
     folder = run_folder(run)
@@ -192,13 +207,16 @@ def show(
         told = f"\nnext: {command('show', run)} ID · {command('cost', run)}/ID"
         out.print(told, soft_wrap=True, markup=False)
         return
-    matching = [p for p in points if point in (p.trial, p.id)]
-    if not matching:
-        trials = sorted({p["trial"] for p in front["points"]})
-        raise ValueError(f"{run} has no trial or point {point!r}; trials are {', '.join(trials)}")
+    matching = _matching(run, points, point)
     if with_lineage:
         for one in matching:
-            print_lineage(out, lineage(points, one.id))
+            print_lineage(out, lineage(points, one.id), front["objectives"])
+        return
+    if second is not None:
+        from planter.driver.run_folder.predictions import paired_answers
+
+        pair = [_one_of(run, points, name) for name in (point, second)]
+        print_difference(out, pair, paired_answers(folder, *pair), front["objectives"][0])
         return
     rows = {row["id"]: row for row in front["points"]}
     first = matching[0]
@@ -212,9 +230,26 @@ def show(
     for name, spec in first.architecture["pipelines"].items():
         told = " ".join(f"{key}={value}" for key, value in spec.items())
         out.print(f"{name}: {told}", markup=False)
-    print_points(out, [rows[p.id] for p in matching if p.id in rows])
+    print_points(out, [rows[p.id] for p in matching if p.id in rows], front["objectives"])
     files = f"\nfiles: {shown_path(folder)}/trials/{first.trial}/ (log.txt, metrics.jsonl)"
     out.print(files, soft_wrap=True, markup=False)
+
+
+def _matching(run: str, points: Sequence[Point], name: str) -> list[Point]:
+    """The points of a trial, or the one of that id."""
+    matching = [p for p in points if name in (p.trial, p.id)]
+    if not matching:
+        trials = sorted({p.trial for p in points})
+        raise ValueError(f"{run} has no trial or point {name!r}; trials are {', '.join(trials)}")
+    return matching
+
+
+def _one_of(run: str, points: Sequence[Point], name: str) -> str:
+    """The id of the only point that a name means."""
+    ids = [p.id for p in _matching(run, points, name)]
+    if len(ids) > 1:
+        raise ValueError(f"{name} has several points; expected one of {', '.join(ids)}")
+    return ids[0]
 
 
 @app.command(epilog="Example: planter dashboard quickstart --port 8080")

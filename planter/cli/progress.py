@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from planter.driver.run import Progress as Standing
-from planter.front.objectives import METRIC, OBJECTIVES
+from planter.front.objectives import OBJECTIVES, metric_merit
 from planter.study.quantities import duration
 
 
@@ -66,8 +66,9 @@ class ProgressDisplay:
 def _tail(now: Standing) -> str:
     parts = []
     if now.front:
-        best = max(now.front, key=lambda p: p.values[METRIC])
-        reached = OBJECTIVES[METRIC].text(best.values[METRIC])
+        best = max(now.front, key=lambda p: metric_merit(p.values, now.objectives))
+        metric = now.objectives[0]
+        reached = OBJECTIVES[metric].text(best.values[metric])
         parts.append(f"front {len(now.front)}, best {reached} ({best.id})")
         parts.append(f"hypervolume {now.hypervolume:.3f}")
     if now.seconds_left is not None and now.left:

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 
+from planter.front.certainty import DRAWS, interval_in, paired, paired_metric, value_text
 from planter.front.choose import neighbours
-from planter.front.describe import difference, form_text, network_lines
+from planter.front.describe import difference, form_text, network_lines, reference_text
 from planter.front.methods import is_searched
-from planter.front.objectives import COST, METRIC, OBJECTIVES
-from planter.front.points import COLUMNS, columns, nothing_trained
+from planter.front.objectives import OBJECTIVES, SEARCHED
+from planter.front.points import COLUMNS, nothing_trained
 
 if TYPE_CHECKING:
     from planter.costs.macs import Cost, TrainingCost
     from planter.front.lineage import Step
     from planter.front.points import Point
     from planter.tracing.units import Found
+    from planter.training.answers import Answers
+
+_LONG = 10_000
+"""Characters, more than any table is wide."""
 
 
 def cost_json(shown: Cost, whole: Cost) -> dict[str, Any]:
@@ -106,15 +112,15 @@ def print_front(out: Console, front: Mapping[str, Any], every: bool = False) -> 
         for line in nothing:
             out.print(line, soft_wrap=True, markup=False)
         return
-    print_points(
-        out, [p for p in front["points"] if every or p["on_front"] or not is_searched(p["method"])]
-    )
+    shown = [p for p in front["points"] if every or p["on_front"] or not is_searched(p["method"])]
+    print_points(out, shown, front["objectives"])
     told = f"{front['study']}: * on the front of {len(front['points'])} points"
     if front["hypervolume"] is None:
         told += f" by {', '.join(front['objectives'])}"
     else:
-        accuracy, macs = front["reference_point"]
-        told += f"; hypervolume {front['hypervolume']:.4f} from ({accuracy:.3g}, {macs:,.0f} macs)"
+        told += f"; hypervolume {front['hypervolume']:.4f} from ({reference_text(front)})"
+    if any(interval_in(point, "accuracy") for point in front["points"]):
+        told += "; (low-high): 95 % intervals"
     out.print(told, soft_wrap=True, markup=False)
     if not any(point["on_front"] for point in front["points"]):
         out.print(
@@ -128,25 +134,40 @@ def print_front(out: Console, front: Mapping[str, Any], every: bool = False) -> 
         out.print(told, soft_wrap=True, markup=False)
 
 
-def print_points(out: Console, points: Sequence[Mapping[str, Any]]) -> None:
-    further = [name for name in columns() if name not in COLUMNS]
-    heads = ["id", "method", METRIC, "test", COST, "parameters", *further]
-    table = Table("", *heads, box=None, pad_edge=False)
-    for column in table.columns[3:]:
-        column.justify = "right"
+def print_points(
+    out: Console, points: Sequence[Mapping[str, Any]], objectives: Sequence[str] = SEARCHED
+) -> None:
+    """A row for each point: its metric, on validation and test images with 95 % intervals, and its
+    costs. Elsewhere than on a terminal each has a line of its own, however long."""
+    metric = objectives[0] if OBJECTIVES[objectives[0]].chance is not None else "accuracy"
+    beside = [] if metric == "accuracy" else ["accuracy"]
+    known = [name for name in COLUMNS if name in OBJECTIVES]
+    further = [name for name in objectives if name not in (metric, "accuracy", "macs", "params")]
+    further += [
+        n for n, o in OBJECTIVES.items() if not o.asked and n not in (*known, *further)
+    ]  # from outside
+    heads = [metric, "test", *beside, "macs", "parameters", *further]
+    table = Table("", "id", "method", *heads, box=None, pad_edge=False)
+    for number, column in enumerate(table.columns):
+        column.justify = "right" if number > 2 else "left"
+        column.no_wrap = number < 3 or column.header in ("macs", "parameters")
     for point in points:
-        test = point["test_accuracy"]
         table.add_row(
             "*" if point["on_front"] else "",
             escape(point["id"]),
             escape(point["method"]),
-            OBJECTIVES[METRIC].text(point[METRIC]),
-            "" if test is None else OBJECTIVES[METRIC].text(test),
-            f"{point[COST]:,}",
+            value_text(point, metric, headed=True),
+            value_text(point, metric, "test_", headed=True),
+            *(value_text(point, name) for name in beside),
+            f"{point['macs']:,}",
             f"{point['params']:,}",
-            *(OBJECTIVES[name].text(point[name]) if name in point else "" for name in further),
+            *(
+                "" if point.get(name) is None else OBJECTIVES[name].cell(point[name])
+                for name in further
+            ),
         )
-    out.print(table)
+    whole = Measurement.get(out, out.options.update(max_width=_LONG), table).maximum
+    out.print(table, width=None if out.is_terminal else max(out.width, whole), crop=False)
 
 
 def print_choice(
@@ -155,7 +176,8 @@ def print_choice(
     """The point `row` of a front, its network, and how the next smaller and the next larger point
     of the front differ from it. `points` are those of the database, which know the networks."""
     known = {point.id: point for point in points}
-    print_points(out, [row])
+    print_points(out, [row], front["objectives"])
+    metric, *costs = front["objectives"]
     this = known.get(row["id"])
     for line in network_lines(this) if this else []:
         out.print(f"   {line}", soft_wrap=True, markup=False)
@@ -165,9 +187,7 @@ def print_choice(
             continue
         out.print(
             f"\nnext {where} on the front: [bold]{escape(other['id'])}[/bold], "
-            f"{100 * (other['accuracy'] - row['accuracy']):+.2f} points of accuracy, "
-            f"{_more(other['macs'], row['macs'])} macs, "
-            f"{_more(other['params'], row['params'])} parameters",
+            + ", ".join([_better(other, row, metric), *_dearer(other, row, costs)]),
             soft_wrap=True,
         )
         if this and other["id"] in known:
@@ -175,9 +195,12 @@ def print_choice(
             out.print(f"   {told}", soft_wrap=True, markup=False)
 
 
-def print_lineage(out: Console, steps: Sequence[Step]) -> None:
+def print_lineage(
+    out: Console, steps: Sequence[Step], objectives: Sequence[str] = SEARCHED
+) -> None:
     """The ancestors of a point and itself, the first on top."""
-    table = Table("id", "came to be", METRIC, COST, "training macs", box=None, pad_edge=False)
+    metric, cost, *_ = objectives
+    table = Table("id", "came to be", metric, cost, "training macs", box=None, pad_edge=False)
     for column in table.columns[2:]:
         column.justify = "right"
     for number, step in enumerate(steps):
@@ -185,11 +208,66 @@ def print_lineage(out: Console, steps: Sequence[Step]) -> None:
         if step.point is None:
             table.add_row(name, step.how, "", "", "")
             continue
-        accuracy = OBJECTIVES[METRIC].text(step.point.values[METRIC])
-        macs, took = f"{step.point.values[COST]:,}", f"{step.point.train_macs:.3g}"
-        table.add_row(name, escape(step.how), accuracy, macs, took)
+        reached = OBJECTIVES[metric].cell(step.point.values[metric])
+        costs, took = f"{step.point.values[cost]:,}", f"{step.point.train_macs:.3g}"
+        table.add_row(name, escape(step.how), reached, costs, took)
     out.print(table)
 
 
-def _more(other: int, this: int) -> str:
-    return f"{other - this:+,} ({(other - this) / this:+.0%})"
+def print_difference(
+    out: Console, names: Sequence[str], pairs: Mapping[str, Sequence[Answers]], metric: str
+) -> None:
+    """How the first of two points differs from the second, by their answers on the validation
+    images and, where both have them, on the test images."""
+    first, second = names
+    for images, (one, other) in pairs.items():
+        found = paired(one, other)
+        out.print(f"\n{first} against {second} on {found.images:,} {images} images", style="bold")
+        lines = [
+            _apart("accuracy", (one, other), found.difference, found.interval),
+            f"right on {found.first_only:,} images that {second} has wrong, wrong on "
+            f"{found.second_only:,} that it has right: p = {found.p:.3g} (exact McNemar test)",
+        ]
+        if metric != "accuracy":
+            told = _apart(metric, (one, other), *paired_metric(one, other, metric))
+            lines.append(f"{told} ({DRAWS:,} resamplings)")
+        for line in lines:
+            out.print(f"   {line}", soft_wrap=True, markup=False)
+    out.print(
+        "\nA point that was selected among many on the validation images looks better on them than "
+        "it is.",
+        soft_wrap=True,
+    )
+
+
+def _apart(
+    metric: str, both: Sequence[Answers], difference: float, interval: tuple[float, float]
+) -> str:
+    """Two values of a metric, their difference and its interval, in percent or as they are."""
+    objective = OBJECTIVES[metric]
+    first, second = (objective.cell(getattr(one, metric)) for one in both)
+    unit, digits = (" points", 2) if objective.factor == 100 else ("", 4)
+    apart, low, high = (
+        f"{objective.factor * value:+.{digits}f}" for value in (difference, *interval)
+    )
+    return (
+        f"{objective.short} {first} against {second}: {apart}{unit}, 95 % interval {low} to {high}"
+    )
+
+
+def _better(other: Mapping[str, Any], this: Mapping[str, Any], metric: str) -> str:
+    objective, more = OBJECTIVES[metric], other[metric] - this[metric]
+    if objective.factor == 100:
+        return f"{100 * more:+.2f} points of {objective.short}"
+    return f"{more:+.4f} of {objective.short}"
+
+
+def _dearer(
+    other: Mapping[str, Any], this: Mapping[str, Any], costs: Sequence[str]
+) -> Iterator[str]:
+    """What another row costs more, by what its study has as costs, macs and parameters."""
+    for name in dict.fromkeys([*costs, "macs", "params"]):
+        more = other[name] - this[name]
+        shown = f"{more:+,}" if isinstance(more, int) else f"{more:+.3g}"
+        unit = {"params": "parameters", "latency_ms": "ms"}.get(name, name)
+        yield f"{shown} ({more / this[name]:+.0%}) {unit}"

@@ -49,7 +49,8 @@ class Cost:
     """Cost of one network; of its base and of every pipeline where it has several.
 
     `extra_params` and `extra_statistics` (running means and variances) are the numbers stored for a
-    pipeline beside those of the base; of the whole, those of all pipelines together.
+    pipeline beside those of the base; of the whole, those of all pipelines together. `size_bytes`
+    is what the tensors of the network's weights file take, parameters and buffers.
     """
 
     macs: int
@@ -59,6 +60,7 @@ class Cost:
     pipelines: dict[str, Cost] = field(default_factory=dict)
     extra_params: int = 0
     extra_statistics: int = 0
+    size_bytes: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -169,7 +171,7 @@ def _cost(network: nn.Module, images: Tensor) -> Cost:
     if isinstance(network, StagedNet):
         network = Pipelines(network, {}).detach("base")
     alone = _cost_of_one(network, images)
-    return Cost(alone.macs, alone.macs_all, alone.params, alone.stages, {"base": alone})
+    return replace(alone, pipelines={"base": alone})
 
 
 def _cost_of_one(network: nn.Module, images: Tensor) -> Cost:
@@ -191,7 +193,9 @@ def _cost_of_one(network: nn.Module, images: Tensor) -> Cost:
             stages.append(Stage(name, macs, macs + extra.count, params, output))
     macs, macs_all = sum(s.macs for s in stages), sum(s.macs_all for s in stages)
     params = sum(p.numel() for p in network.parameters())
-    return Cost(macs, macs_all, params, tuple(stages))
+    # Of a part that is used twice a file holds two copies.
+    size = sum(t.numel() * t.element_size() for t in network.state_dict().values())
+    return Cost(macs, macs_all, params, tuple(stages), size_bytes=size)
 
 
 def activation_numbers(architecture: Architecture) -> int:

@@ -143,7 +143,7 @@ def _chosen(run: Path, study: Study, names: Sequence[str], *, front: bool) -> li
     points = read_points(run)
     found: dict[str, Point] = {}
     if front or not names:
-        on_front = front_of(points, study.objectives.bounds.limits())
+        on_front = front_of(points, study.objectives.bounds.limits(), study.objectives.names)
         if not on_front:
             raise ValueError(
                 f"{run} has no point on its front yet; {command('show', run)} lists all"

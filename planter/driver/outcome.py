@@ -87,7 +87,7 @@ def ending(
         return Ending("failed", 4, f"{told}\n{_CHANGED}")
     limits = study.objectives.bounds.limits()
     asked = [point for point in points if point.searched or not searching]
-    if asked if not (searching and limits) else front_of(asked, limits):
+    if asked if not (searching and limits) else front_of(asked, limits, study.objectives.names):
         return Ending("trained", 0)
     if spent is not None and not asked:
         return Ending("budget", 4, f"nothing that was asked for is trained: {spent}")

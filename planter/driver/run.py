@@ -35,10 +35,8 @@ from planter.driver.storage.retrying import RetryingStorage
 from planter.driver.tasks.context import Context
 from planter.driver.trials.budget import Account
 from planter.driver.trials.jobs import Job, Outcome, Queue, SearchStoppedError
-from planter.front.points import (
-    Point,
-    covered,
-)
+from planter.front.objectives import OBJECTIVES, SEARCHED
+from planter.front.points import Point, covered
 from planter.machine.disk import is_full
 from planter.machine.paths import user_path
 from planter.machine.torch_state import plain_torch
@@ -65,6 +63,7 @@ class Progress:
     front: tuple[Point, ...]
     hypervolume: float
     seconds_left: float | None
+    objectives: Sequence[str] = SEARCHED
 
 
 Event = Literal["start", "compared", "done", "failed", "paused", "told"]
@@ -128,7 +127,7 @@ def search(
         )
         storage = open_storage(database_url(run, study.storage), alone=True)
         try:
-            lease = Lease(storage, study.name, run, run_id(run))
+            lease = Lease(storage, study.name, run, run_id(run), study.objectives.names)
             try:
                 going = _Search(study, run, prepared, storage, lease, observe)
                 going.train(ray_address)
@@ -169,7 +168,8 @@ class _Search(Queue):
         self._observe = observe
         self._data = prepared.data
         self._limits = study.objectives.bounds.limits()
-        self._book = PointBook(storage, study.name, self._limits)
+        self._objectives = study.objectives.names
+        self._book = PointBook(storage, study.name, self._limits, self._objectives)
         self._reference = self._book.reference(prepared.reference)
         self._workers = worker_count(study)
         self._worse_teacher: str | None = None
@@ -274,7 +274,7 @@ class _Search(Queue):
         self._lease.check()
         onward = self._schedule.compare(job, outcome)
         then = "waits to be compared" if onward is None else "goes on"
-        shown = _points_in_words(outcome["partial"]["points"])
+        shown = _points_in_words(outcome["partial"]["points"], self._objectives)
         at = f"{job.id} after {outcome['partial']['epochs']} epochs"
         self._tell(f"{at}: {shown}; it {then}", "compared")
         return onward
@@ -314,7 +314,7 @@ class _Search(Queue):
         if "error" in outcome:
             then = "it is tried again" if again else f"see trials/{name}/log.txt"
             return f"{name} failed: {outcome['error']}; {then}"
-        shown = _points_in_words(outcome["points"])
+        shown = _points_in_words(outcome["points"], self._objectives)
         return f"{name} done: {shown}" + (" (re-seeded)" if outcome.get("reseeded") else "")
 
     def _tell_notices(self) -> None:
@@ -358,14 +358,17 @@ class _Search(Queue):
                 tuple(self._schedule.running),
                 self._schedule.left(),
                 tuple(front),
-                covered(front, self._reference, self._limits),
+                covered(front, self._reference, self._limits, self._objectives),
                 self._schedule.seconds_left(self._workers),
+                self._objectives,
             )
         )
 
 
-def _points_in_words(points: Sequence[Mapping[str, Any]]) -> str:
-    return ", ".join(
-        f"{fields['pipeline']} {100 * fields['accuracy']:.2f} % at {fields['macs']:,} macs"
-        for fields in points
-    )
+def _points_in_words(points: Sequence[Mapping[str, Any]], objectives: Sequence[str]) -> str:
+    told = []
+    for fields in points:
+        known = {**fields, **fields.get("more", {})}
+        metric, *costs = [OBJECTIVES[n].text(known[n]) for n in objectives if n in known]
+        told.append(f"{fields['pipeline']} {metric} at {', '.join(costs)}")
+    return ", ".join(told)

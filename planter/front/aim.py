@@ -3,76 +3,90 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from planter.front.objectives import OBJECTIVES, SEARCHED, metric_merit, values_of
 from planter.front.pareto import hypervolume
 
 _LEAST_SLOPE = 0.02
-"""Accuracy that a network of half the multiply-adds is taken to lose at least, below a front's
+"""Of the metric, what a network of half the cost is taken to lose at least, below a front's
 cheapest point."""
 _STEEPER = 1.3
-"""How much faster accuracy falls there than in the front's cheapest part."""
+"""How much faster the metric falls there than in the front's cheapest part."""
 _NEAR = 0.01
-"""Accuracy below the hull that is as good as on it."""
+"""Of the metric, what is as good below the hull as on it."""
 _PRIOR = 3.0
 """Children of an edit that its expected surprise, none, weighs as much as."""
 
 
 class Place(NamedTuple):
-    """A network as the front sees it."""
+    """A network as the front sees it: its metric such that more is better, a negative loss; its
+    first cost, and the second where the study has one."""
 
-    accuracy: float
-    macs: float
+    metric: float
+    cost: float
+    second: float | None = None
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], objectives: Sequence[str]) -> Place:
+        """That of a point, by the objectives of its study."""
+        return cls(metric_merit(values, objectives), *values_of(values, objectives[1:]))
+
+    def values(self, objectives: Sequence[str]) -> tuple[float, ...]:
+        """Those of a point that is there, by the objectives of its study."""
+        value = self.metric if OBJECTIVES[objectives[0]].maximise else -self.metric
+        return (value, self.cost) if self.second is None else (value, self.cost, self.second)
 
 
 class Forecast:
-    """What accuracy a network of so many multiply-adds may have, by those trained so far.
+    """What metric, more being better, a network of such a cost may have, by those trained so far.
 
-    It is that of the front's concave hull over the logarithm of macs, the straight lines that no
-    point lies above; below the cheapest point it falls on, faster; above the dearest it stays.
+    It is that of the front's concave hull over the logarithm of the cost, the straight lines that
+    no point lies above; below the cheapest point it falls on, faster, down to `least`; above the
+    dearest it stays.
     """
 
-    def __init__(self, points: Sequence[Place]) -> None:
+    def __init__(self, points: Sequence[Place], least: float = 0.0) -> None:
+        self._least = least
         hull: list[Place] = []
-        for point in sorted(
-            {Place(*point) for point in points}, key=lambda p: (p.macs, p.accuracy)
-        ):
-            if hull and hull[-1].macs == point.macs:
+        known = {Place(point[0], point[1]) for point in points}
+        for point in sorted(known, key=lambda p: (p.cost, p.metric)):
+            if hull and hull[-1].cost == point.cost:
                 hull.pop()
             while len(hull) > 1 and _slope(hull[-2], hull[-1]) <= _slope(hull[-1], point):
                 hull.pop()
             hull.append(point)
-        while len(hull) > 1 and hull[-2].accuracy >= hull[-1].accuracy:
+        while len(hull) > 1 and hull[-2].metric >= hull[-1].metric:
             hull.pop()  # dearer and no better
         self._hull = hull
 
-    def accuracy(self, macs: float) -> float:
-        """Expected accuracy, 0..1. Raises ValueError of a forecast without points."""
+    def metric(self, cost: float) -> float:
+        """What is expected. Raises ValueError of a forecast without points."""
         if not self._hull:
             raise ValueError("nothing is trained yet that a forecast could rest on")
         first, last = self._hull[0], self._hull[-1]
-        if macs >= last.macs:
-            return last.accuracy
-        if macs <= first.macs:
+        if cost >= last.cost:
+            return last.metric
+        if cost <= first.cost:
             slope = _LEAST_SLOPE
             if len(self._hull) > 1:
                 slope = max(slope, _STEEPER * _slope(first, self._hull[1]))
-            return max(first.accuracy - slope * math.log2(first.macs / macs), 0.0)
-        right = next(i for i, point in enumerate(self._hull) if point.macs >= macs)
+            return max(first.metric - slope * math.log2(first.cost / cost), self._least)
+        right = next(i for i, point in enumerate(self._hull) if point.cost >= cost)
         left = self._hull[right - 1]
-        return left.accuracy + _slope(left, self._hull[right]) * math.log2(macs / left.macs)
+        return left.metric + _slope(left, self._hull[right]) * math.log2(cost / left.cost)
 
     def lags(self, place: Place) -> bool:
         """Whether a point is so far below the hull that others are better parents of smaller
         networks than it."""
-        return place.accuracy < self.accuracy(place.macs) - _NEAR
+        return place.metric < self.metric(place.cost) - _NEAR
 
 
 def _slope(cheaper: Place, dearer: Place) -> float:
-    """Accuracy gained by twice the multiply-adds."""
-    return (dearer.accuracy - cheaper.accuracy) / math.log2(dearer.macs / cheaper.macs)
+    """What twice the cost gains."""
+    return (dearer.metric - cheaper.metric) / math.log2(dearer.cost / cheaper.cost)
 
 
 @dataclass
@@ -90,10 +104,16 @@ class Surprises:
         return (sum(seen) + _PRIOR * prior) / (len(seen) + _PRIOR)
 
 
-def gain(place: Place, front: Sequence[Place], reference: Sequence[float]) -> float:
+def gain(
+    place: Place,
+    front: Sequence[Place],
+    reference: Sequence[float],
+    objectives: Sequence[str] = SEARCHED,
+) -> float:
     """The hypervolume that a point adds to a front; 0 where it is dominated."""
-    before = [tuple(point) for point in front]
-    return hypervolume([*before, tuple(place)], reference) - hypervolume(before, reference)
+    before = [point.values(objectives) for point in front]
+    after = [*before, place.values(objectives)]
+    return hypervolume(after, reference, objectives) - hypervolume(before, reference, objectives)
 
 
 def worth(gained: float, macs: float, macs_left: float, trainings_left: int) -> float:

@@ -2,14 +2,16 @@
 
 Every function takes what pareto.json says (`planter.front.points.read_front`) and gives rows of its
 `points`. Only points on the front are chosen: a teacher, a baseline or a dominated point never is.
+What is best is told by the metric of the run's objectives, what is cheapest by their first cost.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from planter.front.objectives import COST, METRIC, OBJECTIVES, cheapest_first
+from planter.front.objectives import OBJECTIVES, cheapest_first, metric_merit
+from planter.front.reranked import corners
 from planter.study.quantities import quantity_of
 
 Front = Mapping[str, Any]
@@ -25,22 +27,22 @@ class NothingWithinError(ValueError):
 
 
 def on_front(front: Front) -> list[Row]:
-    """The rows on the front by rising macs; of equal macs the more accurate first, then by id.
-    Raises ValueError where there are none."""
+    """The rows on the front by rising cost; of equal cost the better first, then by id. Raises
+    ValueError where there are none."""
     rows = [row for row in front["points"] if row["on_front"]]
     if not rows:
         raise ValueError(
             f"the front of {front['study']} is empty: no searched network has finished, or none "
             "keeps to the study's bounds; planter show RUN lists its points"
         )
-    return sorted(rows, key=lambda row: (*cheapest_first(row), row["id"]))
+    return sorted(rows, key=lambda row: (*cheapest_first(row, front["objectives"]), row["id"]))
 
 
 def best_under(
     front: Front, *, max_macs: int | None = None, min_accuracy: float | None = None
 ) -> Row:
-    """The best point within the bounds: the most accurate one of at most `max_macs`, or, where only
-    `min_accuracy` (0..1) is given, the one of fewest macs.
+    """The best point within the bounds: that of the best metric of at most `max_macs`, or, where
+    only `min_accuracy` (0..1) is given, the cheapest one.
 
     Raises NothingWithinError where no point keeps to the bounds. Its nearest point is the one of
     fewest macs where that has too many, else the most accurate one of at most `max_macs`.
@@ -53,9 +55,11 @@ def best_under(
     small = [row for row in rows if max_macs is None or row["macs"] <= max_macs]
     within = [row for row in small if min_accuracy is None or row["accuracy"] >= min_accuracy]
     if within:
-        # The first of equal ones is the one of fewest macs.
-        return within[0] if max_macs is None else max(within, key=lambda row: row["accuracy"])
-    nearest = max(small, key=lambda row: row["accuracy"]) if small else rows[0]
+        # The first of equal ones is the cheapest.
+        return within[0] if max_macs is None else best_of(within, front["objectives"])
+    nearest = min(rows, key=lambda row: row["macs"])
+    if small:
+        nearest = max(small, key=lambda row: row["accuracy"])
     bounds = [f"at most {max_macs:,} macs"] if max_macs is not None else []
     bounds += [f"an accuracy of {min_accuracy:.2%} or more"] if min_accuracy is not None else []
     raise NothingWithinError(
@@ -65,41 +69,46 @@ def best_under(
     )
 
 
+def best_of(rows: Sequence[Row], objectives: Sequence[str]) -> Row:
+    """The row of the best metric; the first of equal ones."""
+    return max(rows, key=lambda row: metric_merit(row, objectives))
+
+
 def knee(front: Front) -> Row:
-    """The point from which on accuracy costs most: of all points on the front the one farthest
+    """The point from which on the metric costs most: of all points on the front the one farthest
     above the straight line between its ends, in (log10 macs, accuracy), both scaled to 0..1 over
     the front (Das, "On characterizing the 'knee' of the Pareto curve", Structural Optimization 18,
-    1999).
+    1999); or in the logarithm of another first cost, and another metric. Of a front of three
+    objectives, those points that these two alone would keep count.
 
-    Where no point lies above the line, as on a front of two, it is the end of fewest macs; of
-    equally far points it is the one of fewest macs. The line depends on the ends: a front that
-    begins or ends elsewhere may have another knee.
+    Where no point lies above the line, as on a front of two, it is the cheaper end; of equally far
+    points it is the cheapest. The line depends on the ends: a front that begins or ends elsewhere
+    may have another knee.
     """
-    rows = on_front(front)
+    metric, cost, *_ = objectives = front["objectives"]
+    line = set(corners(front["points"], cost, metric))
+    rows = [row for row in on_front(front) if (row[cost], row[metric]) in line]
     first, last = rows[0], rows[-1]
-    decades = _cost(last) - _cost(first)
-    gain = last[METRIC] - first[METRIC]
+    scaled = OBJECTIVES[cost].scaled
+    decades = scaled(last[cost]) - scaled(first[cost])
+    gain = metric_merit(last, objectives) - metric_merit(first, objectives)
     if not decades or not gain:  # all points are equal
         return first
 
     def above(row: Row) -> float:
         """The distance to the line, times a constant."""
-        dearer = (_cost(row) - _cost(first)) / decades
-        better: float = (row[METRIC] - first[METRIC]) / gain
+        dearer = (scaled(row[cost]) - scaled(first[cost])) / decades
+        better = (metric_merit(row, objectives) - metric_merit(first, objectives)) / gain
         return round(better - dearer, 12)  # rounding must not decide between equal points
 
     return max(rows, key=above)
 
 
-def _cost(row: Row) -> float:
-    return OBJECTIVES[COST].scaled(row[COST])
-
-
 def neighbours(front: Front, row: Row) -> tuple[Row | None, Row | None]:
-    """The next points on the front of fewer and of more macs; None at an end."""
-    rows = on_front(front)
-    smaller = [other for other in rows if other[COST] < row[COST]]
-    larger = [other for other in rows if other[COST] > row[COST]]
+    """The next points on the front of less and of more cost; None at an end."""
+    rows, cost = on_front(front), front["objectives"][1]
+    smaller = [other for other in rows if other[cost] < row[cost]]
+    larger = [other for other in rows if other[cost] > row[cost]]
     return (smaller[-1] if smaller else None), (larger[0] if larger else None)
 
 

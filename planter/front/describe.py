@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from planter.arch import owner_of, width_in
+from planter.front.objectives import OBJECTIVES
 
 if TYPE_CHECKING:
     from planter.front.points import Point
@@ -51,6 +52,15 @@ def network_lines(point: Point) -> list[str]:
     if point.kernels != "plain":
         lines.append(f"kernels in training: {form_text(point.kernels)}")
     return lines
+
+
+def reference_text(front: Mapping[str, Any]) -> str:
+    """`0.1, 9,000 macs`: the point that a pareto.json document's hypervolume is measured from."""
+    metric, *costs = front["reference_point"]
+    told = [f"{metric:.3g}"]
+    for name, value in zip(front["objectives"][1:], costs, strict=True):
+        told.append(OBJECTIVES[name].text(int(value) if value == int(value) else value))
+    return ", ".join(told)
 
 
 def with_networks(front: Mapping[str, Any], points: Sequence[Point]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Successive halving for accuracy against macs: whose training goes on past a rung."""
+"""Successive halving for a metric against costs: whose training goes on past a rung."""
 
 from __future__ import annotations
 
@@ -6,30 +6,33 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
+from planter.front.objectives import OBJECTIVES, SEARCHED, directions
 from planter.front.pareto import pareto_rank
 
 Points = Sequence[Sequence[float]]
-"""Metric and cost of each network of a trial, as `planter.front.objectives.SEARCHED` names them."""
+"""The values of each network of a trial, by the objectives of its study: metric, then costs."""
 Order = Callable[[Mapping[str, Points], int], list[str]]
 """The best so many of some trials, best first."""
 
 
-def by_rank(trials: Mapping[str, Points], most: int) -> list[str]:
+def by_rank(
+    trials: Mapping[str, Points], most: int, objectives: Sequence[str] = SEARCHED
+) -> list[str]:
     """The best `most` trials by non-dominated rank, best first; a trial has that of its best point.
 
     Within a rank that trial comes first whose nearest network is nearest to the front: lacks least
-    accuracy to the best one of no more macs. (The hypervolume a trial adds is no help there: behind
-    the front it is nothing.) Of equal ones the earlier.
+    of the metric to the best one that costs no more. (The hypervolume a trial adds is no help
+    there: behind the front it is nothing.) Of equal ones the earlier.
     """
     owners = [trial for trial, points in trials.items() for _ in points]
     if not owners:
         return []
-    accuracy, macs = np.array([point for points in trials.values() for point in points]).T
-    by_macs = np.argsort(macs, kind="stable")
-    best = np.maximum.accumulate(accuracy[by_macs])
-    lacks = best[np.searchsorted(macs[by_macs], macs, side="right") - 1] - accuracy
-    ranks = pareto_rank(np.column_stack([accuracy, macs]))
+    values = np.array([point for points in trials.values() for point in points])
+    merit = values[:, 0] if OBJECTIVES[objectives[0]].maximise else -values[:, 0]
+    lacks = _best_of_no_more(merit, values[:, 1:]) - merit
+    ranks = pareto_rank(values, directions(objectives))
     places: dict[str, tuple[int, float]] = {}
     for trial, rank, gap in zip(owners, ranks, lacks, strict=True):
         least, nearest = places.get(trial, (int(rank), float(gap)))
@@ -37,14 +40,33 @@ def by_rank(trials: Mapping[str, Points], most: int) -> list[str]:
     return sorted(places, key=places.__getitem__)[:most]
 
 
-def by_aim(trials: Mapping[str, Points], aims: Mapping[str, float], most: int) -> list[str]:
-    """The best `most` trials by how far their network is ahead of the accuracy that it was aimed
-    at, or behind it; of equal ones the first by name.
+def _best_of_no_more(merit: NDArray[np.float64], costs: NDArray[np.float64]) -> NDArray[np.float64]:
+    """For each network `[networks]` the best merit of those that are dearer in none of the `costs`
+    `[networks, costs]`."""
+    if costs.shape[1] > 1:
+        return np.array([merit[(costs <= own).all(axis=1)].max() for own in costs])
+    (cost,) = costs.T
+    by_cost = np.argsort(cost, kind="stable")
+    best = np.maximum.accumulate(merit[by_cost])
+    found: NDArray[np.float64] = best[np.searchsorted(cost[by_cost], cost, side="right") - 1]
+    return found
+
+
+def by_aim(
+    trials: Mapping[str, Points],
+    aims: Mapping[str, float],
+    most: int,
+    objectives: Sequence[str] = SEARCHED,
+) -> list[str]:
+    """The best `most` trials by how far their network is ahead of the metric that it was aimed at,
+    or behind it; of equal ones the first by name.
 
     For networks that differ in size on purpose, each aimed at a place of its own: by rank, a
     cheaper one that is less accurate is as good as any, and all of a chain of halves are equal.
     """
-    ahead = {trial: points[0][0] - aims[trial] for trial, points in trials.items() if points}
+    merit = OBJECTIVES[objectives[0]].merit_of
+    reached = {trial: points[0][0] for trial, points in trials.items() if points}
+    ahead = {trial: merit(value) - merit(aims[trial]) for trial, value in reached.items()}
     return sorted(ahead, key=lambda trial: (-ahead[trial], trial))[:most]
 
 

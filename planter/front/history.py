@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from planter.front.objectives import SEARCHED
 from planter.front.points import Point, covered
 
 
@@ -33,6 +34,7 @@ def history(
     reference: Sequence[float],
     limits: Mapping[str, float],
     stopped: Sequence[Stopped] = (),
+    objectives: Sequence[str] = SEARCHED,
 ) -> list[Step]:
     """A step for each training, in the order of `points`, which is that of the database, and for
     each of the `stopped` ones between them. Teacher and baselines cost but add no hypervolume, and
@@ -49,6 +51,6 @@ def history(
     for trial, train_macs, own in trainings:
         so_far += own
         macs += train_macs
-        volume = covered(so_far, reference, limits)
+        volume = covered(so_far, reference, limits, objectives)
         steps.append(Step(trial, len(steps) + 1, macs, volume))
     return steps

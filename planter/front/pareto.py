@@ -8,9 +8,9 @@ import moocore
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from planter.front.objectives import OBJECTIVES, SEARCHED
+from planter.front.objectives import OBJECTIVES, SEARCHED, directions
 
-_DIRECTIONS = tuple(OBJECTIVES[name].maximise for name in SEARCHED)
+_DIRECTIONS = directions(SEARCHED)
 
 
 def pareto_front(values: ArrayLike, maximise: Sequence[bool] = _DIRECTIONS) -> NDArray[np.bool_]:

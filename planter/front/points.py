@@ -12,14 +12,21 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from planter.front.certainty import interval_of, wilson, with_interval
 from planter.front.methods import is_searched
-from planter.front.objectives import COST, OBJECTIVES, SEARCHED, cheapest_first, values_of
+from planter.front.objectives import (
+    OBJECTIVES,
+    SEARCHED,
+    cheapest_first,
+    directions,
+    values_of,
+)
 from planter.front.pareto import hypervolume, pareto_front
 
 if TYPE_CHECKING:
     from planter.costs.macs import Cost
     from planter.networks.norms import NormMode
-    from planter.training.scores import Score
+    from planter.training.answers import Answers
 
 log = logging.getLogger(__name__)
 LATENCY_FILE = "latency.json"
@@ -27,6 +34,8 @@ COLUMNS = [
     "id", "trial", "pipeline", "method", "accuracy", "test_accuracy", "macs", "params",
     "on_front", "model", "train_macs", "latency_ms", "within_bounds",
 ]  # fmt: skip
+INTERVALS = ["accuracy_low", "accuracy_high", "test_accuracy_low", "test_accuracy_high"]
+"""Further columns: the ends of 95 % intervals."""
 _YOUNGER = ("latency_ms", "within_bounds")
 """Columns that documents of older runs may lack."""
 _KEYS = ("study", "objectives", "points", "hypervolume", "reference_point", "cost")
@@ -83,19 +92,34 @@ class Point:
         return is_searched(self.method)
 
 
-def measured(score: Score, cost: Cost) -> dict[str, Any]:
+def measured(
+    answers: Answers, cost: Cost, objectives: Sequence[str] = SEARCHED, *, intervals: bool = False
+) -> dict[str, Any]:
     """The fields of a point that say how well a trained network does and what it costs: the values
-    of all objectives that are known then."""
-    values = {name: o.of(score, cost) for name, o in OBJECTIVES.items() if o.of is not None}
+    of all objectives that are known then. With `intervals`, that of a metric other than accuracy,
+    whose interval follows from itself."""
+    values = {
+        name: o.of(answers, cost)
+        for name, o in OBJECTIVES.items()
+        if o.of is not None and (name in objectives or not o.asked)
+    }
     own = {field.name for field in fields(Point)}
     more = {name: value for name, value in values.items() if name not in own}
     found = {name: value for name, value in values.items() if name in own}
-    return {**found, "loss": score.loss, **({"more": more} if more else {})}
+    metric = objectives[0]
+    if intervals and metric != "accuracy":
+        told = with_interval(metric, values[metric], interval_of(answers, metric))
+        more |= {name: value for name, value in told.items() if name not in own}
+    return {**found, "loss": answers.loss, **({"more": more} if more else {})}
 
 
-def columns() -> list[str]:
-    """Of pareto.csv: those that every planter knows, and further objectives."""
-    return [*COLUMNS, *(name for name in OBJECTIVES if name not in COLUMNS)]
+def columns(objectives: Sequence[str] = SEARCHED) -> list[str]:
+    """Of pareto.csv: those that every planter knows, intervals, further objectives."""
+    found = [*COLUMNS, *INTERVALS]
+    found += [n for n, o in OBJECTIVES.items() if n in objectives or not o.asked]
+    for name in (objectives[0], f"test_{objectives[0]}"):
+        found += with_interval(name, 0.0, None)
+    return list(dict.fromkeys(found))
 
 
 def within(point: Point, limits: Mapping[str, float]) -> bool:
@@ -105,20 +129,26 @@ def within(point: Point, limits: Mapping[str, float]) -> bool:
     return all(values[name] is not None and values[name] <= limits[name] for name in limits)
 
 
-def front_of(points: Sequence[Point], limits: Mapping[str, float]) -> list[Point]:
-    """The searched points within the limits that no other of them dominates, by rising macs."""
+def front_of(
+    points: Sequence[Point], limits: Mapping[str, float], objectives: Sequence[str] = SEARCHED
+) -> list[Point]:
+    """The searched points within the limits that no other of them dominates, by rising cost."""
     searched = [p for p in points if p.searched and (not limits or within(p, limits))]
-    mask = pareto_front([values_of(p.values) for p in searched])
+    values = [values_of(p.values, objectives) for p in searched]
+    mask = pareto_front(values, directions(objectives))
     front = [point for point, kept in zip(searched, mask, strict=True) if kept]
-    return sorted(front, key=lambda p: (*cheapest_first(p.values), p.id))
+    return sorted(front, key=lambda p: (*cheapest_first(p.values, objectives), p.id))
 
 
 def covered(
-    points: Sequence[Point], reference: Sequence[float], limits: Mapping[str, float]
+    points: Sequence[Point],
+    reference: Sequence[float],
+    limits: Mapping[str, float],
+    objectives: Sequence[str] = SEARCHED,
 ) -> float:
     """Hypervolume of the searched points within the limits."""
     searched = [p for p in points if p.searched and (not limits or within(p, limits))]
-    return hypervolume([values_of(p.values) for p in searched], reference)
+    return hypervolume([values_of(p.values, objectives) for p in searched], reference, objectives)
 
 
 def adding_most(
@@ -126,21 +156,25 @@ def adding_most(
     before: Sequence[Point],
     reference: Sequence[float],
     limits: Mapping[str, float],
+    objectives: Sequence[str] = SEARCHED,
 ) -> Point:
     """The point that adds most hypervolume to those `before`, of those within the limits, where any
-    is; of equal ones the more accurate, then the cheaper."""
+    is; of equal ones that of the better metric, then the cheaper."""
     allowed = [point for point in points if within(point, limits)] or points
     return max(
         allowed,
         key=lambda p: (
-            covered([*before, p], reference, limits),
-            *(-OBJECTIVES[name].cost_of(p.values[name]) for name in SEARCHED),
+            covered([*before, p], reference, limits, objectives),
+            *(-OBJECTIVES[name].cost_of(p.values[name]) for name in objectives),
         ),
     )
 
 
 def best_family(
-    points: Sequence[Point], reference: Sequence[float], limits: Mapping[str, float]
+    points: Sequence[Point],
+    reference: Sequence[float],
+    limits: Mapping[str, float],
+    objectives: Sequence[str] = SEARCHED,
 ) -> list[Point]:
     """The points of the sampled trial whose networks within the limits together cover the largest
     hypervolume: one set of weights. Empty where none covers any; the earliest of equal ones."""
@@ -148,9 +182,12 @@ def best_family(
     for point in points:
         if point.method == "sample" and within(point, limits):
             families.setdefault(point.trial, []).append(point)
-    by_trial = [families[trial] for trial in sorted(families)]
-    best = max(by_trial, key=lambda family: covered(family, reference, limits), default=[])
-    return best if covered(best, reference, limits) > 0 else []
+
+    def reach(family: Sequence[Point]) -> float:
+        return covered(family, reference, limits, objectives)
+
+    best = max((families[trial] for trial in sorted(families)), key=reach, default=[])
+    return best if reach(best) > 0 else []
 
 
 def trained_macs(points: Sequence[Point]) -> int:
@@ -169,23 +206,31 @@ def document(
     family: bool = False,
     unfinished: Mapping[str, tuple[int, float]] | None = None,
     data: Mapping[str, Any] | None = None,
+    objectives: Sequence[str] = SEARCHED,
+    images: Mapping[str, int] | None = None,
+    tested: Mapping[str, Mapping[str, float]] | None = None,
 ) -> dict[str, Any]:
     """What pareto.json says of a run; of a study that asks for a family, the best one as well.
     `unfinished` is what trainings without a point took, multiply-adds and seconds by trial; `data`
-    the account of the images."""
-    on_front = {point.id for point in front_of(points, limits)}
+    the account of the images; `images` of how many `accuracy` and `test_accuracy` are told;
+    `tested` what else was read of the test images, by point."""
+    on_front = {point.id for point in front_of(points, limits, objectives)}
     measured = measured_latency(run)
     rows = []
-    for point in sorted(points, key=lambda p: (p.values[COST], p.id)):
+    for point in sorted(points, key=lambda p: (p.values[objectives[1]], p.id)):
         model = Path("models") / point.id
+        shares = {"accuracy": point.accuracy, "test_accuracy": test_accuracy.get(point.id)}
+        around: dict[str, Any] = {}
+        for name, count in (images or {}).items():
+            share = shares[name]
+            around |= with_interval(name, share, None if share is None else wilson(share, count))
         rows.append(
             {
                 "id": point.id,
                 "trial": point.trial,
                 "pipeline": point.pipeline,
                 "method": point.method,
-                "accuracy": point.accuracy,
-                "test_accuracy": test_accuracy.get(point.id),
+                **shares,
                 "macs": point.macs,
                 "params": point.params,
                 "on_front": point.id in on_front,
@@ -195,14 +240,17 @@ def document(
                 "within_bounds": within(point, limits),
                 **({"parent": point.parent, "edits": list(point.edits)} if point.parent else {}),
                 **point.more,
+                **{name: point.values[name] for name in objectives if name not in COLUMNS},
+                **(tested or {}).get(point.id, {}),
+                **around,
             }
         )
-    best = best_family(points, reference, limits) if family else []
+    best = best_family(points, reference, limits, objectives) if family else []
     told = (
         {
             "trial": best[0].trial,
             "points": [point.id for point in best],
-            "hypervolume": covered(best, reference, limits),
+            "hypervolume": covered(best, reference, limits, objectives),
         }
         if best
         else None
@@ -214,9 +262,9 @@ def document(
     }
     return {
         "study": study,
-        "objectives": list(SEARCHED),
+        "objectives": list(objectives),
         "points": rows,
-        "hypervolume": covered(points, reference, limits),
+        "hypervolume": covered(points, reference, limits, objectives),
         "reference_point": list(reference),
         "cost": {
             "trials": len(seconds),

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from planter.front.methods import is_searched
-from planter.front.objectives import OBJECTIVES, SEARCHED
+from planter.front.objectives import OBJECTIVES, directions
 from planter.front.pareto import pareto_front
 
 
@@ -17,11 +17,11 @@ def front_by(
     the vertical axis first). Points of a front keep the study's bounds: as the row says, and by
     `limits` where it is of a planter that did not say.
 
-    Points without one of the values are on no front. The hypervolume, defined for accuracy and
-    macs, is None for others. Raises ValueError for unknown or equal objectives, and where no point
-    has one of the values.
+    Points without one of the values are on no front. The hypervolume, defined for the objectives
+    that were searched for, is None for others. Raises ValueError for unknown or equal objectives,
+    and where no point has one of the values.
     """
-    if tuple(objectives) == SEARCHED:
+    if list(objectives) == front["objectives"]:
         return dict(front)
     unknown = [name for name in objectives if name not in OBJECTIVES]
     if unknown or len(set(objectives)) < len(objectives):
@@ -32,6 +32,8 @@ def front_by(
     for name in objectives:
         if rows and all(row.get(name) is None for row in rows):
             how = f"; planter latency {front['study']} measures it" if name == "latency_ms" else ""
+            if OBJECTIVES[name].asked:
+                how = "; a study measures it that names it under objectives.metric or .costs"
             raise ValueError(f"no point of {front['study']} has a {name}{how}")
     judged = [
         row
@@ -42,7 +44,7 @@ def front_by(
     ]
     kept = pareto_front(
         [[row[name] for name in objectives] for row in judged],
-        [OBJECTIVES[name].maximise for name in objectives],
+        directions(objectives),
     )
     for row in rows:
         row["on_front"] = False
@@ -64,5 +66,5 @@ def corners(rows: Sequence[Mapping[str, Any]], across: str, up: str) -> list[tup
         for row in rows
         if row["on_front"] and None not in (row.get(across), row.get(up))
     ]
-    kept = pareto_front(values, (OBJECTIVES[across].maximise, OBJECTIVES[up].maximise))
+    kept = pareto_front(values, directions([across, up]))
     return sorted({pair for pair, on_front in zip(values, kept, strict=True) if on_front})

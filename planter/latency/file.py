@@ -89,7 +89,7 @@ def write_column(run: Path) -> None:
     for row in front["points"] if measured else []:
         row["latency_ms"] = measured.get(row["id"])
     write_text(run / "pareto.json", json.dumps(front, indent=2) + "\n")
-    write_text(run / "pareto.csv", to_csv(front["points"], columns()))
+    write_text(run / "pareto.csv", to_csv(front["points"], columns(front["objectives"])))
 
 
 def reported(front: Mapping[str, Any]) -> list[dict[str, Any]]:

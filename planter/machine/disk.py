@@ -1,10 +1,13 @@
-"""A disk that is full for a while: what finds no space is written again until there is some."""
+"""Files that appear whole or not at all; a disk that is full for a while: what finds no space is
+written again until there is some."""
 
 from __future__ import annotations
 
 import errno
 import logging
+import os
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -44,3 +47,27 @@ def when_there_is_space(write: Callable[[], Answer], folder: Path) -> Answer:
         log.warning("no space left in %s; next try in %g s", folder, pause)
         time.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE_S)
+
+
+def write_whole(path: Path, content: bytes | memoryview) -> None:
+    """Writes a file so that a kill or a full disk leaves the old one.
+
+    From memory: torch and safetensors do not tell a full disk from other errors of their writing.
+    """
+    fresh = path.with_suffix(f".{uuid.uuid4().hex[:8]}.new")
+    try:
+        fresh.write_bytes(content)
+        sync(fresh)
+        fresh.replace(path)
+        sync(path.parent)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Has a file, or the names in a folder, written to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import logging
-import os
 import shutil
 import uuid
 from collections import OrderedDict
@@ -24,7 +23,7 @@ from torch import nn
 
 from planter.arch import Architecture
 from planter.kernels.blocks import expanded_layers
-from planter.machine.disk import is_full
+from planter.machine.disk import is_full, sync, write_whole
 from planter.machine.paths import user_path
 from planter.networks.assembly import build_network, code_called
 from planter.networks.cut_points import is_staged
@@ -142,7 +141,7 @@ def write_training(path: Path, state: Mapping[str, Any]) -> None:
     content = io.BytesIO()
     torch.save(dict(state), content)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _replace(path, content.getbuffer())
+    write_whole(path, content.getbuffer())
 
 
 def keep_training(path: Path, state: Mapping[str, Any]) -> None:
@@ -159,7 +158,7 @@ def write_tensors(
     path: Path, tensors: Mapping[str, torch.Tensor], notes: Mapping[str, str] | None = None
 ) -> None:
     """Writes a safetensors file, with `notes` in its header, that appears whole or not at all."""
-    _replace(path, to_bytes(dict(tensors), dict(notes) if notes else None))
+    write_whole(path, to_bytes(dict(tensors), dict(notes) if notes else None))
 
 
 def read_training(path: Path) -> dict[str, Any] | None:
@@ -189,7 +188,7 @@ def _appearing(folder: Path) -> Iterator[Path]:
     try:
         yield fresh
         for path in [*fresh.iterdir(), fresh]:
-            _sync(path)
+            sync(path)
         if folder.exists():
             old = fresh.with_suffix(".old")
             folder.rename(old)
@@ -201,29 +200,6 @@ def _appearing(folder: Path) -> Iterator[Path]:
             shutil.rmtree(old)
         else:
             fresh.rename(folder)
-        _sync(folder.parent)
+        sync(folder.parent)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-
-
-def _replace(path: Path, content: bytes | memoryview) -> None:
-    """Writes a file so that a kill or a full disk leaves the old one.
-
-    From memory: torch and safetensors do not tell a full disk from other errors of their writing.
-    """
-    fresh = path.with_suffix(f".{uuid.uuid4().hex[:8]}.new")
-    try:
-        fresh.write_bytes(content)
-        _sync(fresh)
-        fresh.replace(path)
-        _sync(path.parent)
-    finally:
-        fresh.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

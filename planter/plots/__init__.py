@@ -2,6 +2,7 @@
 
 from plotly.graph_objects import Figure
 
+from planter.plots.confusion import confusion_figure
 from planter.plots.files import drawing_code, figure_part, write_html, write_image
 from planter.plots.front import FrontInfo, Series, front_figure, front_info
 from planter.plots.growth import GrowthInfo, growth_figure, growth_info
@@ -14,6 +15,7 @@ __all__ = [
     "GrowthInfo",
     "HistoryLine",
     "Series",
+    "confusion_figure",
     "drawing_code",
     "figure_part",
     "front_figure",

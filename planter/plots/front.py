@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from planter.front.certainty import interval_in, value_text
 from planter.front.methods import METHODS
-from planter.front.objectives import METRIC, OBJECTIVES, Objective
+from planter.front.objectives import OBJECTIVES, Objective
 from planter.front.reranked import corners
 from planter.plots.style import AXIS, DASHES, LAYOUT, RUNS, look_of, looks
 from planter.plots.ticks import log_ticks
@@ -20,6 +21,8 @@ from planter.plots.ticks import log_ticks
 # A symbol of a run's own beside the colour of the kind.
 _VARIANTS = ("", "-open", "-dot", "-open-dot")
 _PANEL_PX = 420
+_HOVER = 44
+"""Characters of a line of a hover, for a phone."""
 
 
 class Series(NamedTuple):
@@ -33,10 +36,12 @@ class Series(NamedTuple):
 class FrontInfo(NamedTuple):
     """All decisions of the front's figure; drawing it takes no more.
 
-    `panels` are the pairs of objectives (across, up) that are drawn, one below the other; `steps`
-    the corners of each run's line in each panel, in the units of the axes.
+    `metric` is the first of the objectives; `panels` are the pairs of objectives (across, up) that
+    are drawn, one below the other; `steps` the corners of each run's line in each panel, in the
+    units of the axes.
     """
 
+    metric: str
     series: list[Series]
     panels: list[tuple[str, str]]
     steps: dict[str, list[list[tuple[float, float]]]]
@@ -64,13 +69,13 @@ def front_info(fronts: Sequence[Mapping[str, Any]]) -> FrontInfo:
             [(_shown(across, x), _shown(up, y)) for x, y in corners(front["points"], across, up)]
             for across, up in panels
         ]
-    return FrontInfo(series, panels, steps)
+    return FrontInfo(objectives[0], series, panels, steps)
 
 
 def front_figure(fronts: Sequence[Mapping[str, Any]]) -> go.Figure:
     """One or several runs by the objectives that their documents name, at first accuracy against
-    macs: fronts as step lines, dominated points faint. A row's `network`, lines of text, stands in
-    its hover."""
+    macs: fronts as step lines, dominated points faint, thin bars the 95 % intervals of those on the
+    front. A row's `network`, lines of text, stands in its hover."""
     info = front_info(fronts)
     count = len(info.panels)
     figure = make_subplots(rows=count, cols=1, vertical_spacing=0.09) if count > 1 else go.Figure()
@@ -118,7 +123,7 @@ def _draw(figure: go.Figure, info: FrontInfo, number: int) -> None:
     for group in info.series:
         variant = _VARIANTS[runs.index(group.run) % len(_VARIANTS)]
         legend = number == 0 and group.kind not in told
-        _draw_series(figure, group, (across, up), variant, place, legend=legend)
+        _draw_series(figure, group, (across, up), variant, place, info.metric, legend=legend)
         told.add(group.kind)
     for name, update in ((across, figure.update_xaxes), (up, figure.update_yaxes)):
         values = [point[name] for group in info.series for point in group.points]
@@ -132,6 +137,7 @@ def _draw_series(
     panel: tuple[str, str],
     variant: str,
     place: Mapping[str, int],
+    metric: str,
     *,
     legend: bool,
 ) -> None:
@@ -148,16 +154,44 @@ def _draw_series(
     figure.add_scatter(
         x=[_shown(across, point[across]) for point in group.points],
         y=[_shown(up, point[up]) for point in group.points],
+        error_y=_bars(group.points, up, look.color),
         showlegend=False,
         marker={
             **marker,
             "size": [11 if compared or p["on_front"] else 8 for p in group.points],
             "opacity": [1.0 if compared or p["on_front"] else 0.45 for p in group.points],
         },
-        customdata=[[point["id"], _told(point)] for point in group.points],
+        customdata=[[point["id"], _told(point, metric)] for point in group.points],
         hovertemplate="%{customdata[1]}<extra></extra>",
         **shown,
     )
+
+
+def _bars(points: Sequence[Mapping[str, Any]], up: str, color: str) -> dict[str, Any] | None:
+    """The intervals of the points on the front; of all others they would only be in the way."""
+    around = [interval_in(point, up) if point["on_front"] else None for point in points]
+    if not any(around):
+        return None
+    ends = [
+        (point[up], point[up]) if interval is None else interval
+        for point, interval in zip(points, around, strict=True)
+    ]
+    return {
+        "symmetric": False,
+        "array": [_shown(up, h - point[up]) for point, (_, h) in zip(points, ends, strict=True)],
+        "arrayminus": [
+            _shown(up, point[up] - low) for point, (low, _) in zip(points, ends, strict=True)
+        ],
+        "color": f"rgba{(*_rgb(color), 0.45)}",
+        "thickness": 1.2,
+        "width": 0,
+    }
+
+
+def _rgb(color: str) -> tuple[int, int, int]:
+    """Red, green and blue of `#rrggbb`."""
+    red, green, blue = (int(color[at : at + 2], 16) for at in (1, 3, 5))
+    return red, green, blue
 
 
 def _shown(name: str, value: float) -> float:
@@ -166,23 +200,30 @@ def _shown(name: str, value: float) -> float:
     return value if factor == 1 else factor * value
 
 
-def _told(point: Mapping[str, Any]) -> str:
+def _told(point: Mapping[str, Any], metric: str) -> str:
     """What a hover says of a point, lines short enough for a phone."""
-    test = point["test_accuracy"]
-    (metric, *costs) = [
+    costs = [
         objective.text(point[name])
         for name, objective in OBJECTIVES.items()
-        if point.get(name) is not None
+        if objective.chance is None and point.get(name) is not None
     ]
-    lines = [
-        f"<b>{escape(point['id'])}</b> ({point['method']})",
-        f"validation {metric}"
-        + (", test not read" if test is None else f", test {OBJECTIVES[METRIC].text(test)}"),
-        ", ".join(costs[:2]),
-        *costs[2:],
-    ]
+    lines = [f"<b>{escape(point['id'])}</b> ({point['method']})"]
+    for name in dict.fromkeys([metric, "accuracy"]):
+        if OBJECTIVES[name].chance is None or point.get(name) is None:
+            continue  # a front by costs alone
+        short, plain = OBJECTIVES[name].short, name == "accuracy" == metric
+        told = "" if plain or OBJECTIVES[name].text(0.0).startswith(short) else f"{short} "
+        both = [
+            f"validation {told}{value_text(point, name)}",
+            f"test {told}{value_text(point, name, 'test_')}",
+        ]
+        if point.get(f"test_{name}") is None:
+            both[1] = "test not read"
+        joint = ", " if len(", ".join(both)) <= _HOVER else "<br>"
+        lines.append(joint.join(both))
+    lines += [", ".join(costs[:2]), *costs[2:]]
     for line in point.get("network", []):
-        lines += [escape(part) for part in textwrap.wrap(line, 44)]
+        lines += [escape(part) for part in textwrap.wrap(line, _HOVER)]
     return "<br>".join(lines)
 
 

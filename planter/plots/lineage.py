@@ -8,25 +8,30 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from planter.front.certainty import value_text
 from planter.front.lineage import edits_text
-from planter.front.objectives import COST, METRIC, OBJECTIVES
+from planter.front.objectives import OBJECTIVES, SEARCHED
 from planter.plots.style import AXIS, INK, LAYOUT, look_of
 from planter.plots.ticks import log_ticks
 
 
-def lineage_figure(rows: Sequence[Mapping[str, Any]]) -> go.Figure:
-    """The points of a pareto.json document that have a parent or a child, accuracy against macs,
-    and a line from each parent to its child, with what was done in the child's hover."""
+def lineage_figure(
+    rows: Sequence[Mapping[str, Any]], objectives: Sequence[str] = SEARCHED
+) -> go.Figure:
+    """The points of a pareto.json document that have a parent or a child, the metric against the
+    first cost, and a line from each parent to its child, with what was done in the child's hover.
+    """
     known = {row["id"]: row for row in rows}
     born = [row for row in rows if row.get("parent") in known]
     shown = {row["id"] for row in born} | {row["parent"] for row in born}
-    metric, cost = OBJECTIVES[METRIC], OBJECTIVES[COST]
+    up, across, *_ = objectives
+    metric, cost = OBJECTIVES[up], OBJECTIVES[across]
     xs: list[float | None] = []
     ys: list[float | None] = []
     for row in born:
         parent = known[row["parent"]]
-        xs += [parent[COST], row[COST], None]
-        ys += [metric.factor * parent[METRIC], metric.factor * row[METRIC], None]
+        xs += [parent[across], row[across], None]
+        ys += [metric.factor * parent[up], metric.factor * row[up], None]
     figure = go.Figure()
     line = {"color": INK, "width": 1}
     figure.add_scatter(
@@ -38,8 +43,8 @@ def lineage_figure(rows: Sequence[Mapping[str, Any]]) -> go.Figure:
         if not points:
             continue
         figure.add_scatter(
-            x=[row[COST] for row in points],
-            y=[metric.factor * row[METRIC] for row in points],
+            x=[row[across] for row in points],
+            y=[metric.factor * row[up] for row in points],
             mode="markers",
             marker={
                 "color": look.color,
@@ -48,10 +53,13 @@ def lineage_figure(rows: Sequence[Mapping[str, Any]]) -> go.Figure:
                 "opacity": [1.0 if row["on_front"] else 0.45 for row in points],
             },
             name=look.label,
-            text=[escape(_told(row)) for row in points],
-            hovertemplate="%{text}<br>%{y:.2f} % at %{x:,} macs<extra></extra>",
+            text=[
+                f"{escape(_told(row))}<br>{value_text(row, up)} at {cost.text(row[across])}"
+                for row in points
+            ],
+            hovertemplate="%{text}<extra></extra>",
         )
-    costs = [known[name][COST] for name in shown]
+    costs = [known[name][across] for name in shown]
     ticks = log_ticks(min(costs), max(costs)) if costs else []
     scale = {"type": "log", "tickvals": ticks, "tickformat": cost.tickformat}
     figure.update_xaxes(**AXIS, **scale, title={"text": cost.title})

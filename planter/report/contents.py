@@ -4,9 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from planter.front.history import Step, Stopped
+from planter.training.answers import Answers
+
+Row = Sequence[object]
+
+
+class Table(NamedTuple):
+    """The first column and those named `words` are text; the others are numbers, set to the
+    right."""
+
+    columns: Sequence[str]
+    rows: Sequence[Row]
+    words: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -42,10 +54,21 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class Chosen:
+    """A point of the front that is looked at closely, `why`, and its answers on "validation" and,
+    where they were read, "test" images; without them, `lacks` says why."""
+
+    point: str
+    why: str
+    answers: Mapping[str, Answers]
+    lacks: str | None = None
+
+
+@dataclass(frozen=True)
 class Report:
     """All that the page says. `comparison` is that with `control`, a second run; `standing` tells
     why a run is not finished; `importances` is None below `enough` trials; `growth` are the rows of
-    planting.csv; `samplers` the keys of the study's samplers."""
+    planting.csv; `samplers` the keys of the study's samplers; `class_names` those of the labels."""
 
     run: Facts
     control: Facts | None
@@ -57,3 +80,5 @@ class Report:
     environment: Mapping[str, Any]
     comparison: Comparison | None = None
     samplers: Sequence[str] = ("sample.sampler",)
+    chosen: Sequence[Chosen] = ()
+    class_names: Sequence[str] = ()

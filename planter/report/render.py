@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
+from planter.front.certainty import interval_in
+from planter.front.describe import reference_text
+from planter.front.objectives import OBJECTIVES
 from planter.plots import (
     HistoryLine,
+    confusion_figure,
     drawing_code,
     figure_part,
     front_figure,
@@ -16,9 +22,9 @@ from planter.plots import (
     lineage_figure,
 )
 from planter.plots.pages import rendered
-from planter.report.contents import Report
+from planter.report.classes import classes_table, confused
+from planter.report.contents import Chosen, Report, Table
 from planter.report.tables import (
-    Table,
     control_table,
     cost_table,
     data_tables,
@@ -43,7 +49,42 @@ def page(report: Report) -> str:
         figures=_figures(report),
         tables=_tables(report),
         data_tables=data_tables(account) if (account := report.run.front.get("data")) else [],
+        over=_over(report.run.front["objectives"]),
+        reference=reference_text(report.run.front),
+        intervals=any(interval_in(row, "accuracy") for row in report.run.front["points"]),
+        classes=[_classes(one, report.class_names) for one in report.chosen],
     )
+
+
+def _over(objectives: Sequence[str]) -> str:
+    """`accuracy (0 to 1) and log10 macs`: what a hypervolume counts."""
+    told = [name.replace("_", " ") for name in objectives]
+    for at, name in enumerate(objectives):
+        if OBJECTIVES[name].logarithmic:
+            told[at] = f"log10 {name}"
+        elif OBJECTIVES[name].maximise:
+            told[at] += " (0 to 1)"
+    return " and ".join([", ".join(told[:-1]), told[-1]])
+
+
+class Classes(NamedTuple):
+    """What the page says of a chosen point's classes on some images."""
+
+    images: str
+    size: int
+    figure: str
+    table: Table
+    confused: str
+
+
+def _classes(chosen: Chosen, names: Sequence[str]) -> tuple[Chosen, list[Classes]]:
+    shown = []
+    for images, answers in chosen.answers.items():
+        named = names if len(names) == answers.classes else [*map(str, range(answers.classes))]
+        figure = figure_part(confusion_figure(answers.confusion(), named))
+        table, told = classes_table(answers, named), confused(answers, named)
+        shown.append(Classes(images, len(answers), figure, table, told))
+    return chosen, shown
 
 
 def without_password(text: str) -> str:
@@ -65,7 +106,7 @@ def _figures(report: Report) -> dict[str, str]:
         growth = growth_figure(report.run.front["study"], report.growth)
         drawn["planting"] = figure_part(growth.update_layout(title=None, margin_t=30), "820px")
     if any(row.get("parent") for row in report.run.front["points"]):
-        lineages = lineage_figure(report.run.front["points"])
+        lineages = lineage_figure(report.run.front["points"], report.run.front["objectives"])
         drawn["lineage"] = figure_part(lineages, "540px")
     if report.importances is not None:
         drawn["parameters"] = figure_part(importance_figure(report.importances.shares))

@@ -2,41 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
+from planter.front.certainty import value_text
+from planter.front.choose import best_of
 from planter.front.lineage import edits_text
 from planter.front.methods import METHODS, is_searched
-from planter.report.contents import Facts
+from planter.front.objectives import OBJECTIVES, metric_merit
+from planter.report.contents import Facts, Row, Table
 from planter.study.quantities import duration
-
-Row = Sequence[object]
-
-
-class Table(NamedTuple):
-    """The first column and those named `words` are text; the others are numbers, set to the
-    right."""
-
-    columns: Sequence[str]
-    rows: Sequence[Row]
-    words: Sequence[str] = ()
-
-
-def percent(share: float | None) -> str:
-    """75.00 %; nothing where there is no share."""
-    return "" if share is None else f"{100 * share:.2f} %"
 
 
 def summary(front: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The cards on top of the page: what, and how much of it."""
-    cost = front["cost"]
+    cost, objectives = front["cost"], front["objectives"]
     kept = [row for row in front["points"] if row["on_front"]]
-    best = max(kept, key=lambda row: row["accuracy"], default=None)
-    most = "none" if best is None else f"{percent(best['accuracy'])} ({best['id']})"
+    most = "none"
+    if kept:
+        best = best_of(kept, objectives)
+        most = f"{value_text(best, objectives[0])} ({best['id']})"
     return [
         ("on the front", f"{len(kept)} of {len(front['points'])} points"),
-        ("most accurate", most),
+        (_best(objectives), most),
         ("hypervolume", f"{front['hypervolume']:.4f}"),
         ("trainings", f"{cost['trials']:,}"),
         ("training multiply-adds", f"{cost['train_macs']:.3g}"),
@@ -44,25 +33,37 @@ def summary(front: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
+def _best(objectives: Sequence[str]) -> str:
+    metric = objectives[0]
+    return "most accurate" if metric == "accuracy" else f"best {OBJECTIVES[metric].short}"
+
+
 def front_table(front: Mapping[str, Any]) -> Table:
     """The points on the front, and what they are compared with."""
     shown = [r for r in front["points"] if r["on_front"] or not is_searched(r["method"])]
+    metric, *costs = front["objectives"]
+    beside = [] if metric == "accuracy" else ["accuracy"]
     latency = any(row.get("latency_ms") is not None for row in shown)
+    size = "bytes" in costs
     rows = [
         [
             ("* " if row["on_front"] else "") + row["id"],
             row["method"],
-            percent(row["accuracy"]),
-            percent(row["test_accuracy"]),
+            value_text(row, metric, headed=True),
+            value_text(row, metric, "test_", headed=True),
+            *(value_text(row, name) for name in beside),
             f"{row['macs']:,}",
             f"{row['params']:,}",
+            *([f"{row['bytes']:,}"] if size else []),
             *([f"{row['latency_ms']:.3g}" if row.get("latency_ms") else ""] if latency else []),
             "; ".join(row["network"]),
         ]
         for row in shown
     ]
-    columns = ["point", "method", "validation", "test", "macs", "parameters"]
-    columns += [*(["latency (ms)"] if latency else []), "network"]
+    named = "" if metric == "accuracy" else f" {OBJECTIVES[metric].short}"
+    columns = ["point", "method", f"validation{named}", f"test{named}", *beside]
+    columns += ["macs", "parameters"]
+    columns += [*(["bytes"] if size else []), *(["latency (ms)"] if latency else []), "network"]
     return Table(columns, rows, words=("point", "method", "network"))
 
 
@@ -72,7 +73,7 @@ def control_table(run: Facts, control: Facts) -> Table:
     rows: list[Row] = [
         ["hypervolume", *(f"{one.steps[-1].hypervolume:.4f}" for one in both)],
         ["points on the front", *(sum(r["on_front"] for r in one.front["points"]) for one in both)],
-        ["most accurate searched point", *(percent(_best(one.front)) for one in both)],
+        [f"{_best(run.front['objectives'])} searched point", *map(_of_best(run), both)],
         ["trainings", *(f"{one.front['cost']['trials']:,}" for one in both)],
         ["training multiply-adds", *(f"{one.front['cost']['train_macs']:.3g}" for one in both)],
         ["time of all workers", *(duration(one.front["cost"]["seconds"]) for one in both)],
@@ -80,9 +81,16 @@ def control_table(run: Facts, control: Facts) -> Table:
     return Table(["", *(one.front["study"] for one in both)], rows)
 
 
-def _best(front: Mapping[str, Any]) -> float | None:
-    searched = [r["accuracy"] for r in front["points"] if is_searched(r["method"])]
-    return max(searched, default=None)
+def _of_best(run: Facts) -> Callable[[Facts], str]:
+    """What the best searched point of another run has of this one's metric; nothing where its
+    points have no such value."""
+    metric = run.front["objectives"][0]
+
+    def told(one: Facts) -> str:
+        searched = [r for r in one.front["points"] if is_searched(r["method"]) and metric in r]
+        return value_text(best_of(searched, [metric]), metric) if searched else ""
+
+    return told
 
 
 def differences_table(differences: Sequence[tuple[str, ...]]) -> Table:
@@ -99,25 +107,26 @@ def pipelines_table(front: Mapping[str, Any]) -> Table:
             drawn = row["method"] == "sample"
             how = "" if drawn else f" ({METHODS[row['method']].label})"
             groups.setdefault(f"{row['pipeline']}{how}", []).append(row)
+    objectives = front["objectives"]
+    metric, text = objectives[0], OBJECTIVES[objectives[0]].text
     rows = []
     for name in sorted(groups, key=lambda name: (not name.startswith("base"), name)):
         points = groups[name]
-        best = max(points, key=lambda row: (row["accuracy"], -row["macs"]))
+        best = max(points, key=lambda row: (metric_merit(row, objectives), -row["macs"]))
         rows.append(
             [
                 name,
                 len(points),
                 sum(row["on_front"] for row in points),
-                percent(best["accuracy"]),
+                value_text(best, metric),
                 f"{best['macs']:,}",
-                percent(median(row["accuracy"] for row in points)),
+                text(median(row[metric] for row in points)),
                 f"{min(row['macs'] for row in points):,}",
             ]
         )
-    columns = [
-        "pipeline", "points", "on the front", "best accuracy", "of macs", "median accuracy",
-        "fewest macs",
-    ]  # fmt: skip
+    short = OBJECTIVES[metric].short
+    columns = ["pipeline", "points", "on the front", f"best {short}", "of macs", f"median {short}"]
+    columns.append("fewest macs")
     return Table(columns, rows)
 
 

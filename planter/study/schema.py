@@ -94,8 +94,24 @@ class Bounds(Section):
 
 
 class Objectives(Section):
-    """What the search is after: accuracy up, macs down."""
+    """What the search is after: a metric and what that costs; accuracy up, macs down."""
 
+    metric: Annotated[
+        Literal["accuracy", "balanced_accuracy", "f1_macro", "top5", "loss"],
+        Field(
+            description="how well a network does on the validation images: shares of them (0..1) "
+            "or the cross-entropy (nats); top5 needs 5 classes or more"
+        ),
+    ] = "accuracy"
+    costs: Annotated[
+        list[Literal["macs", "params", "latency_ms", "bytes"]],
+        Field(
+            min_length=1,
+            max_length=2,
+            description="what is to be small: one, or two for a front of three objectives; "
+            "multiply-adds, parameters, milliseconds of one image, bytes of the weights",
+        ),
+    ] = ["macs"]
     macs_reference: Annotated[
         Amount | None,
         Field(gt=0, description="macs of the hypervolume's reference; default: the teacher's"),
@@ -104,6 +120,18 @@ class Objectives(Section):
     family: Annotated[
         bool, Field(description="search for the best family of pipelines, not single networks")
     ] = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The metric and the costs: keys of `planter.front.objectives.OBJECTIVES`."""
+        return (self.metric, *self.costs)
+
+    @field_validator("costs")
+    @classmethod
+    def _differ(cls, costs: list[str]) -> list[str]:
+        if len(set(costs)) < len(costs):
+            raise ValueError(f"{costs[0]} stands there twice: two different costs, or one")
+        return costs
 
 
 class Plant(Network):
@@ -264,7 +292,9 @@ class Study(Section):
     teacher: Annotated[Teacher | None, Field(description="guide of the distillation")] = None
     baselines: Annotated[list[Baseline], Field(description="networks to compare with")] = []
     recipe: Annotated[Recipe, Field(description="how networks are trained")] = Recipe()
-    objectives: Annotated[Objectives, Field(description="accuracy against macs")] = Objectives()
+    objectives: Annotated[
+        Objectives, Field(description="a metric against costs: accuracy against macs")
+    ] = Objectives()
     plant: Annotated[Plant | None, Field(description="channel planting")] = None
     sample: Annotated[Sample | None, Field(description="sampled trials")] = None
     evolve: Annotated[

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from planter.data import Split
 from planter.edits.freeze import PlantedNorm
 from planter.machine.torch_state import evaluating
+from planter.training.answers import TOP, Answers
 from planter.training.batches import (
     batch_order,
     eval_logits,
@@ -36,16 +37,30 @@ def evaluate(model: nn.Module, split: Split) -> Score:
     Raises ValueError for an empty split or for None, which stands for a data set without test
     part.
     """
+    given = answers(model, split)
+    return Score(given.accuracy, given.loss)
+
+
+def answers(model: nn.Module, split: Split) -> Answers:
+    """What a network answers on every image of a split. See `evaluate`."""
     if split is None or not len(split):
         raise ValueError("nothing to evaluate on: the split is empty or missing")
     device = next(model.parameters()).device
     split = split.to(device)
-    correct, loss = 0, 0.0
+    parts: list[tuple[Tensor, ...]] = []
+    loss, classes = 0.0, 0
     for images, labels in plain_batches(split):
         logits = eval_logits(model, images)
-        correct += int((logits.argmax(dim=1) == labels).sum())
+        classes = logits.shape[1]
+        likeliest = logits.topk(min(TOP, classes)).indices
+        among_top = (likeliest == labels[:, None]).any(dim=1)
+        each = functional.cross_entropy(logits, labels, reduction="none").double()
+        parts.append((labels, logits.argmax(dim=1), among_top, each))
         loss += float(functional.cross_entropy(logits, labels, reduction="sum"))
-    return Score(correct / len(split), loss / len(split))
+    label, predicted, among, losses = (
+        torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True)
+    )
+    return Answers(label, predicted, among, losses, classes, loss / len(split))
 
 
 def predict(model: nn.Module, split: Split) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import sys
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from planter.data import NAMES, Data, load_data
 from planter.driver.checking.growable import layers_to_plant, named_layers
 from planter.driver.checking.importable import REMEDY, only_here
 from planter.driver.checking.recipes import check_recipes
+from planter.driver.checking.reference import check_metric, macs_reference, reference_of
 from planter.driver.checking.saved import given_teacher, saved_network, starts_of
 from planter.driver.checking.space import Drawn, check_space
 from planter.driver.checking.weights import check_weights
@@ -56,6 +56,8 @@ class Prepared:
     networks: dict[str, Planned]
     warnings: list[str]
     latencies: Latencies
+    macs_reference: float
+    """See `macs_reference`."""
     starts: list[str] = field(default_factory=list)
     """Folders of saved networks from elsewhere that may have children."""
     weights: dict[str, str] = field(default_factory=dict)
@@ -139,12 +141,13 @@ def prepare(study: Study, *, elsewhere: bool = False, begun: bool = False) -> Pr
         networks |= {f"sample{i}": planned for i, planned in enumerate(drawn.networks)}
     starts = starts_of(study, data, fingerprint, found)
     _importable(study, networks, found, elsewhere=elsewhere)
-    reference = _reference(study, data, networks, found)
+    check_metric(study, data, found)
+    reference = reference_of(study, data, networks, latencies, found)
     if found.problems:
         raise StudyError(study.name, found.mistakes())
     return Prepared(
-        data, fingerprint, layers, reference, drawn, networks, found.warnings, latencies, starts,
-        weights,
+        data, fingerprint, layers, reference, drawn, networks, found.warnings, latencies,
+        macs_reference(study, networks), starts, weights,
     )  # fmt: skip
 
 
@@ -318,25 +321,3 @@ def _importable(
                 f"{place}: {what}: no other program can load, export or continue these networks; "
                 "a module file can be imported by all"
             )
-
-
-def _reference(
-    study: Study,
-    data: Data,
-    networks: dict[str, Planned],
-    found: Findings,
-) -> list[float]:
-    """The point hypervolume is measured from: chance accuracy and the teacher's macs."""
-    macs = study.objectives.macs_reference
-    if macs is None and "teacher" in networks:
-        macs = float(cost(networks["teacher"][0]).macs)
-    if macs is None and study.teacher is None:
-        baselines = [a for name, (a, *_) in networks.items() if name.startswith("b-")]
-        macs = max((float(cost(a).macs) for a in baselines), default=None)
-        if macs is None and not study.baselines:  # else each of them has a problem of its own
-            found.add(
-                "objectives.macs_reference",
-                "nothing",
-                "macs to measure the hypervolume from, as there is no teacher and no baseline",
-            )
-    return [1 / data.classes, macs or math.nan]

@@ -11,9 +11,12 @@ from typing import Any
 from optuna.storages import BaseStorage
 
 from planter.driver.run_folder.read import points_in, read_growth, run_study, stopped_in
+from planter.front.certainty import value_text
 from planter.front.describe import with_networks
 from planter.front.history import history
 from planter.front.methods import METHODS, is_searched
+from planter.front.objectives import OBJECTIVES
+from planter.front.reranked import corners
 from planter.plots import HistoryLine, front_figure, growth_figure, history_figure
 from planter.plots.svg import Line, chart
 
@@ -24,9 +27,12 @@ _SMALL = {"font_size": 11, "margin": {"t": 50, "b": 45}, "legend": {"y": 0.4, "f
 def study_note(front: Mapping[str, Any], picture: str) -> str:
     """The front as Markdown: a picture at its address, a table, what it cost."""
     rows = [row for row in front["points"] if row["on_front"]]
+    metric, *costs = front["objectives"]
+    further = [name for name in costs if name not in ("macs", "params")]
     table = "\n".join(
-        f"| {row['id']} | {row['method']} | {100 * row['accuracy']:.2f} % | {row['macs']:,} "
-        f"| {row['params']:,} |"
+        f"| {row['id']} | {row['method']} | {value_text(row, metric, headed=True)} "
+        f"| {row['macs']:,} | {row['params']:,} |"
+        + "".join(f" {OBJECTIVES[name].cell(row[name])} |" for name in further)
         for row in rows
     )
     cost = front["cost"]
@@ -34,21 +40,24 @@ def study_note(front: Mapping[str, Any], picture: str) -> str:
         f"## {front['study']}\n\n{len(rows)} of {len(front['points'])} points on the front, "
         f"hypervolume {front['hypervolume']:.4f}; {cost['trials']} trainings, "
         f"{cost['train_macs']:.3g} training multiply-adds.\n\n![the front]({picture})\n\n"
-        "| point | method | validation accuracy | macs | parameters |\n"
-        f"|---|---|---|---|---|\n{table}\n\n"
+        f"| point | method | validation {OBJECTIVES[metric].short} | macs | parameters |"
+        + "".join(f" {OBJECTIVES[name].short} |" for name in further)
+        + f"\n|{'---|' * (5 + len(further))}\n{table}\n\n"
         "Plots with hovers stand under History; each trial has its architecture and learning "
         "curve as artifacts. (`planter dashboard` writes this note until somebody edits it.)\n"
     )
 
 
 def study_picture(front: Mapping[str, Any]) -> str:
-    """Accuracy against macs as SVG, the front as a step line."""
+    """The metric against the first cost as SVG, the front as a step line."""
     points = front["points"]
+    metric, cost, *_ = front["objectives"]
+    factor = OBJECTIVES[metric].factor
 
     def places(rows: list[Mapping[str, Any]]) -> list[tuple[float, float]]:
-        return [(row["macs"], 100 * row["accuracy"]) for row in rows]
+        return [(row[cost], factor * row[metric]) for row in rows]
 
-    best = sorted(set(places([row for row in points if row["on_front"]])))
+    best = [(x, factor * y) for x, y in corners(points, cost, metric)]
     searched = [row for row in points if is_searched(row["method"])]
     beside = [row for row in points if not is_searched(row["method"])]
     return chart(
@@ -57,8 +66,8 @@ def study_picture(front: Mapping[str, Any]) -> str:
             Line("searched", places(searched), METHODS["sample"].color, "points"),
             Line("teacher, baselines", places(beside), METHODS["teacher"].color, "points"),
         ],
-        "macs",
-        "validation accuracy (%)",
+        cost,
+        OBJECTIVES[metric].title,
         log=True,
     )
 
@@ -68,7 +77,8 @@ def study_plots(run: Path, front: Mapping[str, Any], storage: BaseStorage) -> di
     study = run_study(run)
     points = points_in(storage, study.name)
     reference, limits = front["reference_point"], study.objectives.bounds.limits()
-    steps = history(points, reference, limits, stopped_in(storage, study.name))
+    stopped = stopped_in(storage, study.name)
+    steps = history(points, reference, limits, stopped, front["objectives"])
     line = HistoryLine(study.name, steps)
     figures = {"front": front_figure([with_networks(front, points)])}
     figures["hypervolume"] = history_figure([line])

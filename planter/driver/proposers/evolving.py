@@ -10,7 +10,7 @@ from typing import Any, Self
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from planter.driver.proposers.early_stopping import Stopping
-from planter.driver.proposers.offspring import Left, Offspring, Selection
+from planter.driver.proposers.offspring import Left, Selection
 from planter.driver.proposers.proposer import Exhausted, Notice, Proposer, SearchContext
 from planter.driver.proposers.samplers import make_sampler
 from planter.driver.proposers.unfinished import (
@@ -23,6 +23,7 @@ from planter.driver.proposers.unfinished import (
 )
 from planter.driver.storage.open_rows import row_of, take_up, write_attributes
 from planter.driver.storage.points import Direction, open_study, read_result, write_result
+from planter.driver.trials.child import Offspring
 from planter.driver.trials.jobs import Job, Outcome, points_of, seed_of
 from planter.front.halving import Points, by_aim
 from planter.front.objectives import values_of
@@ -65,7 +66,7 @@ class Evolving(Proposer):
         self._context = context
         self._settings = settings
         self._selection = Selection(context)
-        self._limits = context.study.objectives.bounds.limits()
+        self._limits, self._objectives = context.limits, context.study.objectives.names
         self._study = open_study(context.storage, f"{context.study.name}/evolve", GAIN)
         stopping = settings.early_stopping
         # The first ones are parents of others: if they waited, all would come of the same few.
@@ -276,10 +277,10 @@ class Evolving(Proposer):
     def _figures(self, name: str, partial: Outcome) -> Points:
         """What a child is compared by; nothing of one beyond the bounds."""
         points = points_of(name, self.method, partial)
-        return [values_of(p.values) for p in points if within(p, self._limits)]
+        return [values_of(p.values, self._objectives) for p in points if within(p, self._limits)]
 
     def _best(self, children: Mapping[str, Points], most: int) -> list[str]:
-        return by_aim(children, self._aims, most)
+        return by_aim(children, self._aims, most, self._objectives)
 
     def _let_on(self, *, last: bool) -> bool:
         """Lets one that waits on a rung go on; whether one may, and the budget has enough left."""
@@ -336,7 +337,7 @@ class Evolving(Proposer):
 
     def _decided(self) -> tuple[FrozenTrial, Offspring] | None:
         """A row and its child: the best of a few draws; None where no child can come of them."""
-        running = [child.place for _, child in self._others()]
+        running = [child.place(self._objectives) for _, child in self._others()]
         left = Left(self._context.macs_left(), self._settings.trials - self._booked())
         promise = self._selection.promise(running, left)
         in_vain = 0

@@ -12,7 +12,6 @@ from planter.driver.proposers.proposer import SearchContext
 from planter.driver.trials.cost import training_macs
 from planter.evolution.edit import MEASURED_IMAGES, macs_of
 from planter.evolution.grow import Grow, probe_of
-from planter.front.objectives import COST
 from planter.front.points import Point
 from planter.kernels.forms import form_of
 from planter.study.evolve import Evolve
@@ -40,7 +39,7 @@ class Expected:
         """All that a child of so many macs takes: its edit, its training and, of the first one, the
         teacher's logits of a pool of views."""
         if params["edit"] == "grow" and self._settings.grow_steps > 1:
-            macs = float(parent.values[COST]) * self._growth(params).mean_size(self._recipe.epochs)
+            macs = parent.macs * self._growth(params).mean_size(self._recipe.epochs)
         training = round(self._dearer(params, parent) * self.training(macs))
         return training + self._edit(params, parent) + self._pool()
 
@@ -55,10 +54,10 @@ class Expected:
             passes = self._in_steps(params, 1 + _MEASURED * len(every) * self._times(params))
         elif rule == "gradient":
             probe = probe_of(Architecture.from_dict(parent.architecture), parent.pipeline)
-            wider = macs_of(probe, parent.pipeline) / parent.values[COST]
+            wider = macs_of(probe, parent.pipeline) / parent.macs
             passes = self._in_steps(params, _GRADIENTS * wider)
         images = min(len(self._prepared.data.train), MEASURED_IMAGES)
-        return int(passes * images * parent.values[COST])
+        return int(passes * images * parent.macs)
 
     def _growth(self, params: Mapping[str, Any]) -> Grow:
         size, rule = float(params["grow_size"]), str(params["grow_rule"])

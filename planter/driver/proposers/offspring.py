@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from optuna.trial import Trial
@@ -14,6 +14,7 @@ from planter.arch import Architecture
 from planter.costs.macs import cost
 from planter.driver.proposers.expected import PLAIN, Expected
 from planter.driver.proposers.proposer import SearchContext
+from planter.driver.trials.child import Offspring
 from planter.evolution.cut import Cut
 from planter.evolution.depth import Deepen, Remove, groups_behind
 from planter.evolution.edit import Edit, EditError
@@ -22,39 +23,15 @@ from planter.evolution.shrink import Shrink
 from planter.evolution.table import to_data
 from planter.evolution.whole import GoOn, Reform
 from planter.front.aim import Forecast, Place, Surprises, gain, worth
-from planter.front.objectives import COST, METRIC
+from planter.front.objectives import OBJECTIVES, directions, metric_merit, values_of
 from planter.front.pareto import pareto_front
 from planter.front.points import Point, within
 from planter.networks import checkpoint
 from planter.networks.cut_points import cuts, find_entry
 
 _BETTER_TRAINED = 0.005
-"""Accuracy that further training is taken to bring, before there are children to learn it from."""
-
-
-@dataclass(frozen=True)
-class Offspring:
-    """A child as it was decided on: of which point, by which edits (`to_data`), trained how; `macs`
-    and `accuracy` are what it is aimed at, `train_macs` what its training is expected to take."""
-
-    parent: str
-    edits: Sequence[Mapping[str, Any]]
-    recipe: Mapping[str, Any]
-    macs: float
-    accuracy: float
-    train_macs: int
-
-    @property
-    def edit(self) -> str:
-        """The name of its first edit."""
-        return str(self.edits[0]["edit"])
-
-    @property
-    def place(self) -> Place:
-        return Place(self.accuracy, self.macs)
-
-    def to_data(self) -> dict[str, Any]:
-        return asdict(self)
+"""Of the metric, what further training is taken to bring, before there are children to learn it
+from."""
 
 
 class Left(NamedTuple):
@@ -70,6 +47,7 @@ class _Option:
 
     parent: Point
     edit: Edit
+    macs: float
     place: Place
     train_macs: int
     worth: float
@@ -85,6 +63,11 @@ class Selection:
         self._context = context
         self._recipe = settings.recipe_of(context.study.recipe)
         self._limits = context.study.objectives.bounds.limits()
+        self._objectives = context.study.objectives.names
+        self._metric = OBJECTIVES[self._objectives[0]]
+        self._range = (0.0, 1.0) if self._metric.maximise else (-math.inf, 0.0)
+        known = dict(zip(self._objectives, context.reference, strict=True))
+        self._most_macs = known.get("macs", context.prepared.macs_reference)
         self._refused: set[tuple[str, str]] = set()
         self._expected = Expected(context, settings)
         self._surprises = Surprises()
@@ -97,7 +80,8 @@ class Selection:
 
     def learn(self, child: Offspring, point: Point) -> None:
         """Takes in how well a child has done."""
-        self._surprises.add(child.edit, point.values[METRIC] - child.accuracy)
+        aimed = self._metric.merit_of(child.accuracy)
+        self._surprises.add(child.edit, metric_merit(point.values, self._objectives) - aimed)
 
     def begun(self, child: Offspring) -> None:
         """Takes in that a child is trained in part, and waits: there shall be no second one like
@@ -116,8 +100,9 @@ class Selection:
         one part in `trials` of the search, and its share of a training of the dearest network that
         counts."""
         others = [p for p in self._context.book.front if p.id != point.id]
-        gained = gain(_place(point), [*map(_place, others)], self._context.reference)
-        dearest = self._expected.training(self._context.reference[1])
+        front, reference = [*map(self._place, others)], self._context.reference
+        gained = gain(self._place(point), front, reference, self._objectives)
+        dearest = self._expected.training(self._most_macs)
         return worth(gained, point.train_macs, dearest, self._settings.trials)
 
     def parents_kept(self) -> set[str]:
@@ -188,7 +173,7 @@ class Selection:
                 "budget.train_macs"
             )
         told = "every child of these settings has failed, or was begun, before"
-        for option in sorted(affordable, key=lambda one: (-one.worth, -one.place.accuracy)):
+        for option in sorted(affordable, key=lambda one: (-one.worth, -one.place.metric)):
             architecture = Architecture.from_dict(option.parent.architecture)
             edits = [option.edit]
             if params["form"] != PLAIN:
@@ -208,9 +193,12 @@ class Selection:
                 option.parent.id,
                 data,
                 recipe.model_dump(),
-                option.place.macs,
-                option.place.accuracy,
+                option.macs,
+                self._metric.merit_of(option.place.metric),
                 option.train_macs,
+                ()
+                if self._objectives[1:] == ("macs",)
+                else self._costs(option.parent, option.macs),
             )
         return told
 
@@ -237,7 +225,7 @@ class Selection:
 
     def worth_of(self, child: Offspring, running: Sequence[Place], left: Left) -> float:
         """What a child that was decided on promises for its cost."""
-        return self._worth(child.place, child.train_macs, running, left)
+        return self._worth(child.place(self._objectives), child.train_macs, running, left)
 
     def _parents(self) -> list[Point]:
         """The networks that may have children: those of the front of all that may, whatever made
@@ -245,7 +233,8 @@ class Selection:
         allowed = {*self._settings.parents, "evolve"}
         points = [p for p in self._context.book.points if p.method in allowed]
         while points:
-            mask = pareto_front([_place(point) for point in points])
+            values = [values_of(point.values, self._objectives) for point in points]
+            mask = pareto_front(values, directions(self._objectives))
             front = [point for point, on in zip(points, mask, strict=True) if on]
             gone = {point.id: why for point in front if (why := self.gone(point.id)) is not None}
             if not gone:
@@ -265,37 +254,40 @@ class Selection:
         running: Sequence[Place],
         left: Left,
     ) -> list[_Option]:
-        forecast = Forecast([_place(p) for p in parents])
+        worst, best = self._range
+        forecast = Forecast([self._place(p) for p in parents], worst)
         least = self._least(parents)
         found = []
         smaller = params["edit"] in ("shrink", "cut", "remove")
         for parent in parents:
-            if smaller and forecast.lags(_place(parent)):
+            if smaller and forecast.lags(self._place(parent)):
                 continue
             for edit, macs in self._edits(params, parent):
                 prior = _BETTER_TRAINED if params["edit"] == "go_on" else 0.0
-                accuracy = forecast.accuracy(macs)
-                accuracy += self._surprises.expected(str(params["edit"]), prior)
-                if smaller and accuracy < least:
+                costs = self._costs(parent, macs)
+                metric = forecast.metric(costs[0])
+                metric += self._surprises.expected(str(params["edit"]), prior)
+                if smaller and metric < least:
                     continue
-                place = Place(min(max(accuracy, 0.0), 1.0), macs)
+                place = Place(min(max(metric, worst), best), *costs)
                 takes = self._expected.child(params, parent, macs)
                 value = self._worth(place, takes, running, left)
-                found.append(_Option(parent, edit, place, takes, value))
+                found.append(_Option(parent, edit, macs, place, takes, value))
         promising = [option for option in found if option.worth > 0]
         return promising or found
 
     def _least(self, parents: Sequence[Point]) -> float:
         """What a smaller child is to be forecast at least, so that it is of use: told of the best
-        network within the bounds; 0 where there is none, as then any of them is."""
+        network within the bounds; the worst where there is none, as then any of them is."""
         within_bounds = [parent for parent in parents if within(parent, self._limits)]
-        chance = self._context.reference[0]
-        best = max((parent.values[METRIC] for parent in within_bounds), default=chance)
-        return chance + self._settings.useful * (best - chance) if best > chance else 0.0
+        chance = self._metric.merit_of(self._context.reference[0])
+        best = max((self._place(parent).metric for parent in within_bounds), default=chance)
+        least = chance + self._settings.useful * (best - chance)
+        return least if best > chance else self._range[0]
 
     def _edits(self, params: Mapping[str, Any], parent: Point) -> Iterable[tuple[Edit, float]]:
         """The edit that parameters describe, of one parent, and what its child would cost."""
-        edit, macs = params["edit"], float(parent.values[COST])
+        edit, macs = params["edit"], float(parent.macs)
         room = self._room(parent)
         if edit == "go_on":
             if room >= 1:
@@ -305,7 +297,7 @@ class Selection:
             yield Shrink(share, str(params["shrink_rule"])), share * macs
         elif edit == "grow":
             times = float(params["grow_size"])
-            if times <= room and times * macs <= self._context.reference[1]:
+            if times <= room and times * macs <= self._most_macs:
                 rule = str(params["grow_rule"])
                 yield Grow(times, rule, self._settings.grow_steps), times * macs
         elif edit == "cut":
@@ -351,7 +343,7 @@ class Selection:
             macs = self._macs_within(after, parent.pipeline)
         except ValueError:
             return
-        if macs is not None and macs <= self._context.reference[1]:
+        if macs is not None and macs <= self._most_macs:
             yield edit, float(macs)
 
     def _room(self, parent: Point) -> float:
@@ -369,13 +361,19 @@ class Selection:
         return None if beyond else found.macs
 
     def _worth(self, place: Place, train_macs: int, running: Sequence[Place], left: Left) -> float:
-        front = [*map(_place, self._context.book.front), *running]
-        gained = gain(place, front, self._context.reference)
+        front = [*map(self._place, self._context.book.front), *running]
+        gained = gain(place, front, self._context.reference, self._objectives)
         return worth(gained, train_macs, *left)
 
+    def _place(self, point: Point) -> Place:
+        return Place.of(point.values, self._objectives)
 
-def _place(point: Point) -> Place:
-    return Place(point.values[METRIC], point.values[COST])
+    def _costs(self, parent: Point, macs: float) -> list[float]:
+        """What a child of so many macs is taken to cost: everything else changes as macs do."""
+        return [
+            macs if name == "macs" else parent.values[name] * macs / parent.macs
+            for name in self._objectives[1:]
+        ]
 
 
 def _kind(edits: Sequence[Mapping[str, Any]], *, exact: bool) -> str:

@@ -37,6 +37,11 @@ class SearchContext:
     """Multiply-adds of trainings that the budget has left, beside what runs; infinite where the
     study sets no such budget."""
 
+    @property
+    def limits(self) -> dict[str, float]:
+        """The study's bounds, by the quantity they bound."""
+        return self.study.objectives.bounds.limits()
+
 
 class Notice(NamedTuple):
     """What a proposer has decided, in words, whether a trial `failed` by that, and the trials it

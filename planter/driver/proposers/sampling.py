@@ -34,8 +34,8 @@ from planter.driver.proposers.unfinished import (
 )
 from planter.driver.storage.open_rows import row_of, take_up
 from planter.driver.storage.points import (
-    METRICS,
     Direction,
+    metrics_of,
     open_study,
     read_result,
     write_result,
@@ -92,8 +92,9 @@ class Sampling(Proposer):
             None  # a draw that waits for more of the budget
         )
         self._limits = study.objectives.bounds.limits()
+        self._objectives = study.objectives.names
         family = study.objectives.family
-        metrics = FAMILY_METRICS if family else METRICS
+        metrics = FAMILY_METRICS if family else metrics_of(self._objectives)
         self._family = family
         self._study = open_study(context.storage, f"{study.name}/sampling", metrics)
         self._handed: dict[str, FrozenTrial] = {}
@@ -209,14 +210,15 @@ class Sampling(Proposer):
     def _figures(self, trial: str, partial: Outcome) -> Points:
         """What the networks of a trial that keep to the bounds are compared by."""
         points = points_of(trial, "sample", partial)
-        return [values_of(p.values) for p in points if within(p, self._limits)]
+        return [values_of(p.values, self._objectives) for p in points if within(p, self._limits)]
 
     def _best(self, trials: Mapping[str, Points], most: int) -> list[str]:
         """The trials of a rung that are to go on, the best first."""
         if self._family:
-            reach = {name: hypervolume(points, self._reference) for name, points in trials.items()}
+            by, names = self._reference, self._objectives
+            reach = {name: hypervolume(points, by, names) for name, points in trials.items()}
             return sorted(trials, key=reach.__getitem__, reverse=True)[:most]
-        return by_rank(trials, most)
+        return by_rank(trials, most, self._objectives)
 
     def _nobody_else(self, trial: str | None = None) -> bool:
         """Whether no other trial than this one is on its way to a rung."""
@@ -370,11 +372,12 @@ class Sampling(Proposer):
     def _tell(self, row: FrozenTrial, outcome: Outcome) -> None:
         points = points_of(trial_id(row.number), "sample", outcome)
         before = [p for p in self._book.front if p.trial != trial_id(row.number)]
+        rules = self._reference, self._limits, self._objectives
         if self._family:
-            self._close(row.number, covered(points, self._reference, self._limits))
+            self._close(row.number, covered(points, *rules))
             return
-        best = adding_most(points, before, self._reference, self._limits)
-        self._close(row.number, values_of(best.values))
+        best = adding_most(points, before, *rules)
+        self._close(row.number, values_of(best.values, self._objectives))
 
     def _publish(self, row: FrozenTrial, outcome: Outcome) -> None:
         points = points_of(trial_id(row.number), "sample", outcome)

@@ -18,6 +18,7 @@ from planter.driver.proposers.proposer import Proposer
 from planter.driver.run_folder.report import write_report
 from planter.driver.run_folder.settings import drop_checkpoints, drop_locks
 from planter.driver.storage.points import PointBook
+from planter.front.certainty import interval_of, with_interval
 from planter.front.describe import with_networks
 from planter.front.points import (
     Point,
@@ -33,7 +34,8 @@ from planter.networks import checkpoint
 from planter.networks.normalisation import as_taken
 from planter.plots import front_figure, write_html
 from planter.study.schema import Study
-from planter.training.scores import evaluate
+from planter.training.answers import TEST_FILE
+from planter.training.scores import answers
 
 log = logging.getLogger(__name__)
 _SHARE_OF_WRITING = 0.05
@@ -59,6 +61,7 @@ class Documents:
         self._reference = reference
         self._proposers = proposers
         self._limits = study.objectives.bounds.limits()
+        self._objectives = study.objectives.names
         self._family = study.objectives.family
         self._due = 0.0
         self._late = False
@@ -106,12 +109,12 @@ class Documents:
         `ended`, why trainings `failed`, by trial, and `notes` of why there are no more, by what
         they are about; of a run that is `complete`, what only a search needs is removed."""
         self._failed, self._notes, self._ended = failed, notes, ended
-        known = self._test_accuracies()
+        known = self._tested()
         if (test := self._data.test) is not None:
             for point in self._reported():
                 there = (self._run / "models" / point.id).is_dir()
                 if point.id not in known and there:
-                    known[point.id] = self._test_accuracy(point, test)
+                    known[point.id] = self._test(point, test)
         when_there_is_space(lambda: self._write(known), self._run)
         found = self._document(known)
         pages = {"pareto.html": front_figure([with_networks(found, self._book.points)])}
@@ -137,55 +140,71 @@ class Documents:
         others = [point for point in points if not point.searched]
         front = self._book.front
         if self._family:
-            family = best_family(points, self._reference, self._limits)
+            family = best_family(points, self._reference, self._limits, self._objectives)
             others += [point for point in family if point not in front]
         return front + others
 
-    def _test_accuracy(self, point: Point, test: Split) -> float:
+    def _test(self, point: Point, test: Split) -> dict[str, float]:
+        """What a point does on the test images, under `test_...`; its answers stay beside it."""
         folder = self._run / "models" / point.id
         network = checkpoint.load(folder, own_code=True)
-        return evaluate(network, as_taken(test, checkpoint.read_spec(folder))).accuracy
+        given = answers(network, as_taken(test, checkpoint.read_spec(folder)))
+        when_there_is_space(partial(given.save, folder / TEST_FILE), folder)
+        found: dict[str, float] = {"test_accuracy": given.accuracy}
+        if (metric := self._objectives[0]) != "accuracy":
+            interval = interval_of(given, metric)
+            found |= with_interval(f"test_{metric}", getattr(given, metric), interval)
+        return found
 
-    def _test_accuracies(self) -> dict[str, float]:
-        """What was read from the test data before; it is not read twice."""
+    def _tested(self) -> dict[str, dict[str, float]]:
+        """What was read from the test data before, by point; it is not read twice."""
         file = self._run / "pareto.json"
         if not file.is_file():
             return {}
         try:
             rows = json.loads(file.read_text(encoding="utf-8"))["points"]
-            return {r["id"]: r["test_accuracy"] for r in rows if r["test_accuracy"] is not None}
-        except (ValueError, KeyError, TypeError) as error:
+            read = [row for row in rows if row["test_accuracy"] is not None]
+            return {
+                row["id"]: {name: row[name] for name in row if name.startswith("test_")}
+                for row in read
+            }
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             log.warning("%s is damaged (%r): test accuracies are read anew", file, error)
             return {}
 
-    def _write(self, test_accuracies: dict[str, float] | None = None) -> None:
+    def _write(self, tested: Mapping[str, Mapping[str, float]] | None = None) -> None:
         """Brings the folder's documents and models up to the books."""
         began, self._late = time.monotonic(), False
         points = self._book.points
         self._drop_models(points)
         if not points and self._ended is None:
             return  # nothing to read yet; at the end, why there is nothing
-        known = self._test_accuracies() if test_accuracies is None else test_accuracies
-        found = self._document(known)
+        found = self._document(self._tested() if tested is None else tested)
         write_text(self._run / "pareto.json", json.dumps(found, indent=2) + "\n")
-        write_text(self._run / "pareto.csv", to_csv(found["points"], columns()))
+        write_text(self._run / "pareto.csv", to_csv(found["points"], columns(self._objectives)))
         for proposer in self._proposers:
             for name, text in proposer.documents().items():
                 write_text(self._run / name, text)
         self._due = time.monotonic() + (time.monotonic() - began) / _SHARE_OF_WRITING
 
-    def _document(self, test_accuracies: dict[str, float]) -> dict[str, Any]:
+    def _document(self, tested: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+        images = {"accuracy": len(self._data.validation)}
+        if (test := self._data.test) is not None:
+            images["test_accuracy"] = len(test)
         failed = [{"trial": name, "reason": why} for name, why in self._failed.items()]
         found = document(
             self._study.name,
             self._book.points,
             self._reference,
             self._limits,
-            test_accuracies,
+            {name: values["test_accuracy"] for name, values in tested.items()},
             self._run,
             family=self._family,
             unfinished=self._unfinished(),
             data=self._data.account.document() if self._data.account is not None else None,
+            objectives=self._objectives,
+            images=images,
+            tested=tested,
         )
         notes = [{"about": about, "text": text} for about, text in self._notes.items()]
         ended = None if self._ended is None else dict(self._ended)

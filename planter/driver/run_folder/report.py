@@ -14,6 +14,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
 from planter.driver.run_folder.compare import compared, samplers_of
+from planter.driver.run_folder.predictions import answers_of
 from planter.driver.run_folder.read import (
     opened,
     points_in,
@@ -23,10 +24,13 @@ from planter.driver.run_folder.read import (
     standing,
     stopped_in,
 )
+from planter.driver.run_folder.settings import names_of
+from planter.front.choose import best_of, knee, on_front
 from planter.front.describe import with_networks
 from planter.front.history import history
+from planter.front.objectives import OBJECTIVES
 from planter.front.points import Point, nothing_trained, read_front, write_text
-from planter.report import Facts, Importances, Report, page
+from planter.report import Chosen, Facts, Importances, Report, page
 from planter.study.schema import Study
 
 log = logging.getLogger(__name__)
@@ -63,6 +67,8 @@ def write_report(run: Path, control: Path | None = None, *, ended: bool = False)
         importances=importances,
         enough=_ENOUGH,
         samplers=list(samplers_of(study)),
+        chosen=_chosen(run, front),
+        class_names=names_of(run) or (),
         standing=why,
         study=(run / "study.yaml").read_text(encoding="utf-8"),
         environment=json.loads((run / "environment.json").read_text(encoding="utf-8")),
@@ -103,9 +109,28 @@ def _facts(
     for point in {point.trial: point for point in points}.values():
         seconds[point.method] = seconds.get(point.method, 0.0) + point.seconds
     stopped = stopped_in(storage, study.name)
-    steps = history(points, reference, study.objectives.bounds.limits(), stopped)
+    limits = study.objectives.bounds.limits()
+    steps = history(points, reference, limits, stopped, front["objectives"])
     failed = _failed(storage, study)
     return Facts(with_networks(front, points), steps, seconds, stopped, failed)
+
+
+def _chosen(run: Path, front: Mapping[str, Any]) -> list[Chosen]:
+    """The points of the front whose classes are told: the best, and that at the knee."""
+    if not any(row["on_front"] for row in front["points"]):
+        return []
+    objectives = front["objectives"]
+    short = OBJECTIVES[objectives[0]].short
+    why = {best_of(on_front(front), objectives)["id"]: f"best {short} on the front"}
+    at_knee = knee(front)["id"]
+    why[at_knee] = f"{why[at_knee]} and its knee" if at_knee in why else "the knee of the front"
+    found = []
+    for point, told in why.items():
+        try:
+            found.append(Chosen(point, told, answers_of(run, point)))
+        except ValueError as error:
+            found.append(Chosen(point, told, {}, str(error)))
+    return found
 
 
 def _failed(storage: BaseStorage, study: Study) -> int:
@@ -118,7 +143,7 @@ def _failed(storage: BaseStorage, study: Study) -> int:
 
 
 def _importances(storage: BaseStorage, study: Study) -> Importances | None:
-    """What decided the first value a sampler is told: accuracy, or a family's hypervolume."""
+    """What decided the first value a sampler is told: the metric, or a family's hypervolume."""
     from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 
     name = f"{study.name}/sampling"
@@ -138,5 +163,6 @@ def _importances(storage: BaseStorage, study: Study) -> Importances | None:
     except (ValueError, RuntimeError) as error:  # e.g. every trial told the same value
         log.warning("no parameter importances: %s", error)
         return None
-    target = "hypervolume" if study.objectives.family else "accuracy"
+    metric = OBJECTIVES[study.objectives.metric].short
+    target = "hypervolume" if study.objectives.family else metric
     return Importances(shares, target, len(finished)) if shares else None

@@ -217,6 +217,15 @@ def _refuse_changes(
                 "or --accept-changes to go on with the new one",
             )
         )
+    if before.objectives.names != study.objectives.names:
+        problems.append(
+            Problem(
+                "objectives",
+                f"a search for {', '.join(study.objectives.names)}",
+                f"{', '.join(before.objectives.names)}, by which this run was begun, or "
+                f"{ANOTHER_NAME}; planter pareto --x --y shows a run by others",
+            )
+        )
     problems += _other_choices(before, study)
     if _timed(study) not in (None, _timed(before)):
         problems.append(
@@ -288,7 +297,8 @@ def names_of(run: Path) -> list[str] | None:
 def _timed(study: Study) -> tuple[int, bool] | None:
     """Threads and device of what is timed, if anything is."""
     every = [study.objectives.bounds, *([study.plant.bounds] if study.plant else [])]
-    if all(bounds.latency_ms is None for bounds in every):
+    asked = "latency_ms" in study.objectives.names
+    if not asked and all(bounds.latency_ms is None for bounds in every):
         return None
     return study.resources.cpu, study.resources.gpu > 0
 

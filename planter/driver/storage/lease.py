@@ -6,14 +6,16 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from optuna.storages import BaseStorage
 
-from planter.driver.storage.points import METRICS, open_study
+from planter.driver.storage.points import metrics_of, open_study
 from planter.driver.trials.jobs import ANOTHER_NAME, SearchStoppedError
+from planter.front.objectives import SEARCHED
 from planter.study.schema import Problem, StudyError
 
 _FOLDER, _DRIVER = "run_folder", "driver"
@@ -26,10 +28,17 @@ class Lease:
     machine, or taken over), the driver that came last holds the study, and the one before stops.
     """
 
-    def __init__(self, storage: BaseStorage, name: str, run: Path, run_id: str) -> None:
+    def __init__(
+        self,
+        storage: BaseStorage,
+        name: str,
+        run: Path,
+        run_id: str,
+        objectives: Sequence[str] = SEARCHED,
+    ) -> None:
         """Takes the study. Raises StudyError where it was begun in another run folder: there lie
         the networks that going on needs."""
-        self._study = open_study(storage, name, METRICS)
+        self._study = open_study(storage, name, metrics_of(objectives))
         here = {"folder": str(run), "host": socket.gethostname()}
         begun = self._study.user_attrs.get(_FOLDER)
         if begun is None:

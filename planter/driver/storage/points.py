@@ -31,9 +31,14 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 _BUSY_S = 60
 _SELDOM = ("more", "parent", "edits")
 Direction = Literal["maximize", "minimize"]
-METRICS: dict[str, Direction] = {
-    name: "maximize" if OBJECTIVES[name].maximise else "minimize" for name in SEARCHED
-}
+
+
+def metrics_of(objectives: Sequence[str]) -> dict[str, Direction]:
+    """Objectives as Optuna has them."""
+    return {n: "maximize" if OBJECTIVES[n].maximise else "minimize" for n in objectives}
+
+
+METRICS = metrics_of(SEARCHED)
 
 
 @contextmanager
@@ -182,12 +187,16 @@ class PointBook:
     """The Optuna study people look at: one row a point, written once, read by no sampler."""
 
     def __init__(
-        self, storage: BaseStorage, name: str, limits: Mapping[str, float] | None = None
+        self,
+        storage: BaseStorage,
+        name: str,
+        limits: Mapping[str, float] | None = None,
+        objectives: Sequence[str] = SEARCHED,
     ) -> None:
-        self._limits = dict(limits or {})
-        self._study = open_study(storage, name, METRICS)
+        self._limits, self._objectives = dict(limits or {}), objectives
+        self._study = open_study(storage, name, metrics_of(objectives))
         self._points = {point.id: point for point in map(point_of_row, self._study.get_trials())}
-        self._front = front_of(self.points, self._limits)
+        self._front = front_of(self.points, self._limits, objectives)
 
     @property
     def study(self) -> optuna.Study:
@@ -224,7 +233,7 @@ class PointBook:
         fresh = {point.id: point for point in points if point.id not in self._points}
         rows = [
             optuna.trial.create_trial(
-                values=values_of(point.values),
+                values=values_of(point.values, self._objectives),
                 params=dict(params),
                 distributions=dict(distributions),
                 user_attrs={"id": point.id, **_attributes(point)},
@@ -243,7 +252,7 @@ class PointBook:
             self._study.add_trials(rows)
         self._points |= fresh
         # What is behind the front once stays there.
-        self._front = front_of([*self._front, *fresh.values()], self._limits)
+        self._front = front_of([*self._front, *fresh.values()], self._limits, self._objectives)
 
 
 def read_result(row: optuna.trial.FrozenTrial) -> Outcome | None:

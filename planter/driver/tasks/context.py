@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +34,13 @@ from planter.networks.moments import Moments
 from planter.networks.normalisation import seeing, taken_like, taking
 from planter.networks.norms import NormMode
 from planter.study.schema import Study
+from planter.training.answers import VALIDATION_FILE, Answers
 from planter.training.augment import Augment
 from planter.training.batches import Batch, view_pool
 from planter.training.class_weights import EntropySettings, entropy_settings
 from planter.training.loop import Epoch, PausedError, Validate, fit
 from planter.training.recipe import Recipe
-from planter.training.scores import Score, evaluate, predict
+from planter.training.scores import answers, predict
 
 log = logging.getLogger(__name__)
 _LOGITS = "logits.safetensors"
@@ -170,10 +171,10 @@ class Context:
         facts: Mapping[str, Any] | None = None,
         fields: Mapping[str, Any] | None = None,
     ) -> Outcome:
-        """Scores and saves each pipeline; the file holds exactly what was scored. `validation` are
-        the images as the networks take them, by default those of the data; further `facts` stand in
-        the file, further `fields` in the points."""
-        costs = cost(architecture).pipelines
+        """Scores and saves each pipeline, its answers beside it; the file holds exactly what was
+        scored. `validation` are the images as the networks take them, by default those of the data;
+        further `facts` stand in the file, further `fields` in the points."""
+        costs, objectives = cost(architecture).pipelines, self.study.objectives.names
         validation = validation or self.data.validation
         points = []
         for name, network in ways.items():
@@ -182,10 +183,12 @@ class Context:
             info |= facts or {}
             folder = self.run / "models" / trial / name
             self.save(folder, network, architecture, name, info)
+            keep = partial(score.save, folder / VALIDATION_FILE)
+            when_there_is_space(keep, folder)
             points.append(
                 {
                     "pipeline": name,
-                    **measured(score, costs[name]),
+                    **measured(score, costs[name], objectives, intervals=True),
                     "architecture": architecture.to_dict(),
                     "kernels": kernels,
                     "norms": norms,
@@ -194,10 +197,10 @@ class Context:
             )
         return {"points": points, "train_macs": train_macs}
 
-    def score(self, name: str, network: nn.Module, validation: Split | None = None) -> Score:
+    def score(self, name: str, network: nn.Module, validation: Split | None = None) -> Answers:
         """Of a network on the validation images, by default as the data are. Raises
         FloatingPointError where its loss is no number."""
-        score = evaluate(network, validation or self.data.validation)
+        score = answers(network, validation or self.data.validation)
         if not math.isfinite(score.loss):
             raise FloatingPointError(f"validation loss of {name} is {score.loss}")
         return score
@@ -205,7 +208,7 @@ class Context:
     def facts(
         self,
         trial: str,
-        score: Score,
+        score: Answers,
         way: Cost,
         taken: Split | None = None,
         kernels: str | dict[str, str] = "plain",

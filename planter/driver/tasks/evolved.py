@@ -105,7 +105,8 @@ def evolve(context: Context, job: Job) -> Outcome:
     validation = as_taken(context.data.validation, spec)
     if until < recipe.epochs:
         score = context.score(child.pipeline, child.network.eval(), validation)
-        scored = measured(score, cost(child.architecture).pipelines[child.pipeline])
+        way = cost(child.architecture).pipelines[child.pipeline]
+        scored = measured(score, way, context.study.objectives.names)
         made = child.architecture.to_dict()
         point = {"pipeline": child.pipeline, **scored, "architecture": made}
         return {"partial": {"epochs": until, "points": [point], "train_macs": macs}}

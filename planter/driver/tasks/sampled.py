@@ -118,7 +118,7 @@ def _partial(
         points.append(
             {
                 "pipeline": name,
-                **measured(score, costs[name]),
+                **measured(score, costs[name], context.study.objectives.names),
                 "architecture": architecture.to_dict(),
             }
         )

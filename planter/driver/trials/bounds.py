@@ -39,10 +39,12 @@ class Weighed(NamedTuple):
 
 class Latencies:
     """Milliseconds of a forward pass of one image, on this machine, with a worker's threads on a
-    worker's device: measured where a bound asks for it, and from then on the same."""
+    worker's device: measured where a bound or an objective asks for it, and from then on the
+    same."""
 
     def __init__(self, study: Study) -> None:
-        self._bounded = study.objectives.bounds.latency_ms is not None
+        bounded = study.objectives.bounds.latency_ms is not None
+        self._asked = bounded or LATENCY in study.objectives.names
         self._threads = study.resources.cpu
         self._device = "cuda" if study.resources.gpu else "cpu"
         self._known: dict[tuple[str, str], float] = {}
@@ -87,8 +89,8 @@ class Latencies:
 
     def added(self, outcome: Outcome, latency_ms: Mapping[str, float] | None = None) -> Outcome:
         """The outcome of a training with its points' latencies: those given or, where the study
-        bounds them, measured now."""
-        if "error" in outcome or (latency_ms is None and not self._bounded):
+        asks for them, measured now."""
+        if "error" in outcome or (latency_ms is None and not self._asked):
             return outcome
         points = []
         for fields in outcome["points"]:
