@@ -11,7 +11,8 @@ import platform
 import secrets
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ import yaml
 from filelock import BaseFileLock, FileLock, Timeout
 
 import planter
-from planter.driver.trials.jobs import ANOTHER_NAME, seed_of
+from planter.driver.trials.jobs import ANOTHER_NAME, SearchStoppedError, seed_of
 from planter.front.points import write_text
+from planter.machine.disk import is_full
 from planter.study.schema import Problem, Study, StudyError
 from planter.training.augment import Augment
 
@@ -32,6 +34,7 @@ _PACKAGES = (
 )  # fmt: skip
 _MAY_GROW = (("sample", "trials"), ("plant", "rounds"), ("evolve", "trials"))
 _MAY_CHANGE = ("resources", "budget", "keep", "tensorboard")
+_MAY_STEER = (("sample", "enqueue"), ("sample", "warm_start"))
 _CHOICES = ("edits", "shrink_rules", "grow_rules", "forms")
 _FIXED = ("seed", "data", "teacher")
 
@@ -60,6 +63,17 @@ def lock_run(run: Path, *, take_over: bool = False) -> BaseFileLock:
             ],
         ) from None
     return lock
+
+
+@contextmanager
+def full_disk_told(run: Path) -> Iterator[None]:
+    """Ends a search whose disk is full, which says so."""
+    try:
+        yield
+    except OSError as error:
+        if not is_full(error):
+            raise
+        raise SearchStoppedError(f"no space left in {run}: free some, then go on") from error
 
 
 def run_id(run: Path) -> str:
@@ -283,6 +297,9 @@ def _changes(before: Study, now: Study) -> str:
     for section, key in _MAY_GROW:
         if old[section] and new[section] and new[section][key] >= old[section][key]:
             old[section][key] = new[section][key]
+    for section, key in _MAY_STEER:
+        for one in (old, new):
+            (one[section] or {}).pop(key, None)
     begun, given = (yaml.safe_dump(d, sort_keys=False).splitlines() for d in (old, new))
     lines = difflib.unified_diff(begun, given, "as begun", "as given", lineterm="", n=1)
     return "\n".join(f"    {line}" for line in lines)

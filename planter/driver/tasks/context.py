@@ -43,6 +43,7 @@ from planter.training.scores import Score, evaluate, predict
 log = logging.getLogger(__name__)
 _LOGITS = "logits.safetensors"
 _CHECKPOINT = "checkpoint.pt"
+_STOP = ".stop"
 _PACKAGES = ("planter", "torch", "optuna", "ray", "numpy")
 _WAITED_S = 1.0
 """For a lock, before it is asked whether to wait on."""
@@ -75,7 +76,13 @@ class Context:
     def pause(self) -> bool:
         """Whether the training at hand is to end at its next checkpoint."""
         self.tick()
-        return self.ends is not None and time.time() >= self.ends
+        return self.stop_file.exists() or (self.ends is not None and time.time() >= self.ends)
+
+    @property
+    def stop_file(self) -> Path:
+        """While it is there, every training ends at its next checkpoint: workers know nothing of
+        the driver but the run folder."""
+        return self.run / _STOP
 
     def fit(
         self,
