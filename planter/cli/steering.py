@@ -72,9 +72,9 @@ def enqueue(
         )
     if free < len(given):
         more = asked.trials + asked.before + len(given) - asked.left
-        many = "none of them" if not free else f"{len(given) - free} of them"
+        those = f"{len(given) - free} of them" if free else "it" if len(given) == 1 else "them"
         err.print(
-            f"no trial is left for {many}: they wait for a search with --set sample.trials={more}",
+            f"no trial is left for {those}: a search with --set sample.trials={more} has enough",
             soft_wrap=True,
         )
 
