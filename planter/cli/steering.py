@@ -181,8 +181,8 @@ def _picture(now: Watched) -> RenderableType:
     lines = [Text(f"{now.name}: {_state(now)}", style="bold")]
     if total := now.done + now.left:
         filled = round(_BAR * now.done / total)
-        bar = Text("━" * filled, style="green") + Text("━" * (_BAR - filled), style="bright_black")
-        lines.append(bar + Text(f" {_count(now)}", style=""))
+        bar = [("━" * filled, "green"), ("━" * (_BAR - filled), "bright_black")]
+        lines.append(Text.assemble(*bar, f" {_count(now)}"))
     lines += [Text(f"  {_training(training, width)}") for training in now.trainings]
     lines += [Text(part) for part in _found(now)]
     return Group(*lines)
