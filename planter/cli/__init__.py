@@ -16,6 +16,7 @@ from planter.cli import (  # noqa: F401 - they register their commands
     latency,
     looking,
     searching,
+    steering,
     training,
 )
 from planter.cli.app import app, err, out

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from planter.backbones import BUILDERS
 from planter.backbones.outside.own import Made, register
 from planter.driver.backends.local import run_here
 from planter.driver.checking.check import Prepared, prepare, worker_count
+from planter.driver.checking.given import check_not_itself
 from planter.driver.found import Run
 from planter.driver.outcome import SearchFailedError, ending, worse_teacher
 from planter.driver.proposers.proposer import SearchContext
@@ -24,6 +26,7 @@ from planter.driver.run_folder.settings import (
     drop_checkpoints,
     drop_half_written,
     fitting_as_begun,
+    full_disk_told,
     lock_run,
     run_id,
     write_settings,
@@ -37,7 +40,6 @@ from planter.driver.trials.budget import Account
 from planter.driver.trials.jobs import Job, Outcome, Queue, SearchStoppedError
 from planter.front.objectives import OBJECTIVES, SEARCHED
 from planter.front.points import Point, covered
-from planter.machine.disk import is_full
 from planter.machine.paths import user_path
 from planter.machine.torch_state import plain_torch
 from planter.study.file import StudyFile, study_of
@@ -66,6 +68,8 @@ class Progress:
     objectives: Sequence[str] = SEARCHED
 
 
+_ASKED = "the search was asked to stop"
+_SHOWN_EVERY_S = 1.0
 Event = Literal["start", "compared", "done", "failed", "paused", "told"]
 Observer = Callable[[Progress], None]
 
@@ -93,12 +97,12 @@ def search(
     cannot be run, also where another driver is at work on it (`take_over` takes it from that one);
     nothing was trained then. Raises SearchStoppedError where the teacher or too many trials failed,
     the storage stayed away, the disk stayed full or another driver took over, KeyboardInterrupt on
-    Ctrl-C; the same call goes on from what is finished. Raises SearchFailedError, a
-    SearchStoppedError, at the end of a search of which nothing came: all that was searched for
-    failed, or, of a study of baselines alone, every baseline, or no draw of the space gave a
-    network to train; what else was trained is reported, and in its `front`. Where nothing keeps to
-    the bounds, or the budget is used up before anything that was asked for is trained, `outcome` of
-    what is returned says so (docs/spaces.md).
+    Ctrl-C or `planter stop --now`; the same call goes on from what is finished. Raises
+    SearchFailedError, a SearchStoppedError, at the end of a search of which nothing came: all that
+    was searched for failed, or, of a study of baselines alone, every baseline, or no draw of the
+    space gave a network to train; what else was trained is reported, and in its `front`. Where
+    nothing keeps to the bounds, or the budget is used up before anything that was asked for is
+    trained, `outcome` of what is returned says so (docs/spaces.md).
     Single trainings that failed are listed under `failed`, with the reason.
     """
     if networks:
@@ -112,10 +116,11 @@ def search(
     run = user_path(out if out is not None else Path("runs") / study.name).resolve()
     begun = (run / "resolved.yaml").is_file()
     study = fitting_as_begun(study, run)
+    check_not_itself(study, run)
     prepared = prepare(study, elsewhere=ray_address is not None, begun=begun)
     for warning in prepared.warnings:
         log.warning("%s", warning)
-    with _full_disk_told(run), lock_run(run, take_over=take_over):
+    with full_disk_told(run), lock_run(run, take_over=take_over):
         write_settings(
             run,
             study,
@@ -137,16 +142,6 @@ def search(
                 lease.release()
         finally:
             storage.close()
-
-
-@contextmanager
-def _full_disk_told(run: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if not is_full(error):
-            raise
-        raise SearchStoppedError(f"no space left in {run}: free some, then go on") from error
 
 
 class _Search(Queue):
@@ -192,8 +187,9 @@ class _Search(Queue):
         self._schedule = Schedule(
             self._proposers,
             study.resources.max_failures,
-            lambda: self._account.spent(self._documents.trained_macs),
+            self._spent,
         )
+        self._shown_at = -math.inf
         self._context = Context(
             study,
             run,
@@ -215,8 +211,21 @@ class _Search(Queue):
         running = sum(job.macs for job in self._schedule.running.values())
         return most - self._documents.trained_macs() - running
 
+    def _spent(self) -> str | None:
+        """Why nothing more is begun, in words."""
+        if self._lease.asked is not None:
+            return _ASKED
+        return self._account.spent(self._documents.trained_macs)
+
+    def _check(self) -> None:
+        """See `Lease.check`; passes on what the search is asked for."""
+        self._lease.check()
+        if self._lease.asked == "now":
+            self._context.stop_file.touch()
+
     def train(self, ray_address: str | None) -> None:
         """Runs every job that is left."""
+        self._context.stop_file.unlink(missing_ok=True)
         for part in ("models", "trials"):
             drop_half_written(self._run / part)
         self._documents.refresh()
@@ -239,12 +248,17 @@ class _Search(Queue):
         finally:
             with suppress(SearchStoppedError):  # another driver may have the folder by now
                 self._lease.check()
+                self._context.stop_file.unlink(missing_ok=True)
                 self._account.write()
+                self._show()
                 if self._documents.late:
                     self._documents.refresh()
         self._schedule.stop_if_hopeless()
         if (open_ := self._schedule.left()) and (spent := self._schedule.why_ended()):
-            self._tell(f"{spent}: {open_} trainings at most were not begun; with more it goes on")
+            if self._lease.asked == "now":
+                raise KeyboardInterrupt
+            then = "the same command" if spent == _ASKED else "with more it"
+            self._tell(f"{spent}: {open_} trainings at most were not begun; {then} goes on")
 
     def complete(self) -> bool:
         """Whether all is trained; writes what is due, as it is asked all the time."""
@@ -256,11 +270,12 @@ class _Search(Queue):
         """Writes the time into the books where it is due, also in the middle of a training: a
         driver that is killed then has used it all the same."""
         if self._account.due:
-            self._lease.check()
+            self._check()
             self._account.write()
+            self._show()
 
     def next(self) -> Job | None:
-        self._lease.check()
+        self._check()
         self._count_time()
         job = self._schedule.next()
         self._tell_notices()
@@ -271,7 +286,7 @@ class _Search(Queue):
 
     def compare(self, job: Job, outcome: Outcome) -> Job | None:
         """Books the partial outcome of a sampled trial; what its worker goes on with at once."""
-        self._lease.check()
+        self._check()
         onward = self._schedule.compare(job, outcome)
         then = "waits to be compared" if onward is None else "goes on"
         shown = _points_in_words(outcome["partial"]["points"], self._objectives)
@@ -280,7 +295,7 @@ class _Search(Queue):
         return onward
 
     def finish(self, job: Job, outcome: Outcome) -> None:
-        self._lease.check()
+        self._check()
         self._count_time()
         if "error" in outcome:
             macs, seconds = taken_by(self._run / "trials" / job.id)
@@ -288,7 +303,8 @@ class _Search(Queue):
         again = self._schedule.finish(job, outcome)
         if "paused" in outcome:
             self._account.close()
-            self._tell(f"{', '.join(job.trials)} {outcome['paused']}: the time is over", "paused")
+            why = "the time is over" if self._lease.asked is None else _ASKED
+            self._tell(f"{', '.join(job.trials)} {outcome['paused']}: {why}", "paused")
             return
         if "error" in outcome and not again and self._schedule.is_searched(job):
             for trial in job.trials:  # the others are tried again when the study goes on
@@ -330,10 +346,12 @@ class _Search(Queue):
         failed = self._schedule.failures()
         notes = {p.method: gone.why for p in self._proposers if (gone := p.exhausted())}
         if self._schedule.left() and (spent := self._schedule.why_ended()):
-            notes["budget"] = f"{spent}: with more of it the same command goes on"
+            about, more = ("stop", "") if spent == _ASKED else ("budget", "with more of it ")
+            notes[about] = f"{spent}: {more}the same command goes on"
         if (worse := worse_teacher(self._book.points, len(self._data.validation))) is not None:
             notes["teacher"] = worse
-        ended = ending(self._study, self._book.points, self._proposers, spent=notes.get("budget"))
+        why = notes.get("budget", notes.get("stop"))
+        ended = ending(self._study, self._book.points, self._proposers, spent=why)
         found = self._documents.report(
             complete=not self._schedule.left(), failed=failed, notes=notes, ended=ended.document()
         )
@@ -363,6 +381,13 @@ class _Search(Queue):
                 self._objectives,
             )
         )
+        if time.monotonic() - self._shown_at > _SHOWN_EVERY_S:
+            self._show()
+
+    def _show(self) -> None:
+        """Writes where the search stands into the books, for those who watch it from elsewhere."""
+        self._shown_at = time.monotonic()
+        self._lease.tell(self._schedule.standing(self._study, self._workers))
 
 
 def _points_in_words(points: Sequence[Mapping[str, Any]], objectives: Sequence[str]) -> str:

@@ -6,10 +6,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
+from typing import Any
 
 from planter.driver.proposers.proposer import Proposer
 from planter.driver.trials.jobs import Job, Outcome, SearchStoppedError
+from planter.driver.trials.networks import epochs_of
 from planter.front.methods import is_searched
+from planter.study.schema import Study
 
 _TRIES = 2
 
@@ -132,6 +135,19 @@ class Schedule:
             return None
         total = sum(left * fmean(durations or every) for left, durations in known)
         return total / max(workers, 1)
+
+    def standing(self, study: Study, workers: int) -> dict[str, Any]:
+        """Where the search stands, fit for JSON; `epochs` are those of each running training, and
+        `at` the time, in seconds since 1970."""
+        running = self.running.values()
+        return {
+            "done": self.done,
+            "failed": self.failed(),
+            "left": self.left(),
+            "seconds_left": self.seconds_left(workers),
+            "epochs": {name: epochs_of(job, study) for job in running for name in job.trials},
+            "at": time.time(),
+        }
 
     def is_searched(self, job: Job) -> bool:
         """Whether a job trains what the search proposes, not what that is compared with."""

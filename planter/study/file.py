@@ -265,22 +265,24 @@ def _absolute(raw: dict[str, Any], base: Path, known: dict[str, str]) -> list[Pr
 
 
 def _absolute_starts(raw: dict[str, Any], base: Path, known: dict[str, str]) -> list[Problem]:
-    """The same of `evolve.start`, one path or several."""
-    part, problems = raw.get("evolve"), []
-    if not isinstance(part, dict) or not part.get("start"):
-        return []
-    given = part["start"] if isinstance(part["start"], list) else [part["start"]]
-    made = []
-    for number, path in enumerate(given):
-        place = f"evolve.start.{number}"
-        if isinstance(path, str) and known.get(place) != path:
-            try:
-                path = str(user_path(path, base).resolve())
-            except (RuntimeError, ValueError) as error:
-                problems.append(Problem("evolve.start", repr(path), f"a path: {error}"))
-        made.append(path)
-        known[place] = path
-    part["start"] = made if isinstance(part["start"], list) else made[0]
+    """The same of `evolve.start` and `sample.warm_start`, one path or several."""
+    problems = []
+    for section, key in (("evolve", "start"), ("sample", "warm_start")):
+        part = raw.get(section)
+        if not isinstance(part, dict) or not part.get(key):
+            continue
+        given = part[key] if isinstance(part[key], list) else [part[key]]
+        made = []
+        for number, path in enumerate(given):
+            place = f"{section}.{key}.{number}"
+            if isinstance(path, str) and known.get(place) != path:
+                try:
+                    path = str(user_path(path, base).resolve())
+                except (RuntimeError, ValueError) as error:
+                    problems.append(Problem(f"{section}.{key}", repr(path), f"a path: {error}"))
+            made.append(path)
+            known[place] = path
+        part[key] = made if isinstance(part[key], list) else made[0]
     return problems
 
 

@@ -1,7 +1,8 @@
-"""The names of `sample.sampler`, in one table."""
+"""The names of `sample.sampler`, in one table, and places of others."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -15,22 +16,31 @@ SAMPLERS: dict[str, str | Callable[..., Any]] = {
 """By name, a function of `seed` that makes one of Optuna's samplers, or where that is: a study is
 read without Optuna."""
 
+_PLACE = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
+
 
 def _known(name: Any) -> Any:
-    """The name itself. Raises ValueError for anything that is none, saying what is expected."""
-    if not isinstance(name, str) or name not in SAMPLERS:
+    """The name itself, or the place. Raises ValueError for anything else, saying what is
+    expected."""
+    if not isinstance(name, str) or (name not in SAMPLERS and not re.match(_PLACE, name)):
         *most, last = map(repr, SAMPLERS)
-        raise ValueError(f"{', '.join(most)} or {last}")
+        raise ValueError(
+            f"{', '.join(most)} or {last}, or a place such as optuna.samplers:GPSampler"
+        )
     return name
 
 
 def _listed(schema: dict[str, Any]) -> None:
-    schema["enum"] = list(SAMPLERS)
+    schema["anyOf"] = [{"enum": list(SAMPLERS)}, {"pattern": _PLACE}]
 
 
 SamplerName = Annotated[
     str,
     BeforeValidator(_known),
-    Field(description="Optuna's sampler of that name", json_schema_extra=_listed),
+    Field(
+        description="Optuna's sampler of that name, or the place of a class or function that takes "
+        "a seed: optuna.samplers:GPSampler, my_pkg:make",
+        json_schema_extra=_listed,
+    ),
 ]
-"""One of the names, those added since among them."""
+"""One of the names, those added since among them, or MODULE:NAME."""

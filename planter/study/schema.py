@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -229,6 +229,25 @@ class Sample(Section):
         EarlyStopping | None,
         Field(description="end trainings that promise little; {} for the defaults; default: none"),
     ] = None
+    enqueue: Annotated[
+        list[Annotated[dict[str, Any], Field(min_length=1)]],
+        Field(
+            description="points to try first, in this order: values by the names that the space "
+            "draws; what a point leaves out is drawn"
+        ),
+    ] = []
+    warm_start: Annotated[
+        str | list[str] | None,
+        Field(
+            description="folders of earlier runs: what their sampled trials showed is told to the "
+            "sampler before its first draw"
+        ),
+    ] = None
+
+    def earlier(self) -> list[str]:
+        """The folders of `warm_start`."""
+        given = self.warm_start
+        return [given] if isinstance(given, str) else list(given or [])
 
 
 class Resources(Section):

@@ -13,7 +13,7 @@ _SHOWN = 8
 """Parameters that an error names at most."""
 _RESERVED = (
     "id", "parent", "result", "error", "partial", "climbed", "refused", "redrawn", "latency_ms",
-    "trained_under",
+    "trained_under", "enqueued", "warm_start",
 )  # fmt: skip
 """Attributes of a trial that planter keeps its books in."""
 

@@ -15,15 +15,18 @@ from planter.arch import Architecture
 from planter.backbones import find_builder, full_widths
 from planter.costs.macs import Cost, cost
 from planter.data import NAMES, Data, load_data
+from planter.driver.checking.given import check_enqueued, check_warm_start
 from planter.driver.checking.growable import layers_to_plant, named_layers
 from planter.driver.checking.importable import REMEDY, only_here
 from planter.driver.checking.recipes import check_recipes
 from planter.driver.checking.reference import check_metric, macs_reference, reference_of
+from planter.driver.checking.samplers import check_samplers
 from planter.driver.checking.saved import given_teacher, saved_network, starts_of
 from planter.driver.checking.space import Drawn, check_space
 from planter.driver.checking.weights import check_weights
 from planter.driver.storage.points import check_url
 from planter.driver.trials.bounds import LATENCY, Latencies, limits_of
+from planter.driver.trials.given import Earlier, Params, Ranges
 from planter.driver.trials.networks import (
     Planned,
     baseline_id,
@@ -62,6 +65,10 @@ class Prepared:
     """Folders of saved networks from elsewhere that may have children."""
     weights: dict[str, str] = field(default_factory=dict)
     """What tells the weights that networks begin with from others, by their place in the study."""
+    enqueued: list[Params] = field(default_factory=list)
+    """Points that the sampler is given first."""
+    earlier: list[Earlier] = field(default_factory=list)
+    """Sampled trials of other runs that it is told of."""
 
     @property
     def teacher_macs(self) -> int:
@@ -72,6 +79,11 @@ class Prepared:
     @property
     def space(self) -> Space | None:
         return None if self.drawn is None else self.drawn.space
+
+    @property
+    def ranges(self) -> Ranges:
+        """The parameters of the space, as far as draws have shown them."""
+        return {} if self.drawn is None else self.drawn.ranges
 
     def costs(self) -> dict[str, Cost]:
         return {name: cost(architecture) for name, (architecture, *_) in self.networks.items()}
@@ -137,8 +149,13 @@ def prepare(study: Study, *, elsewhere: bool = False, begun: bool = False) -> Pr
                     found.add("plant.start", f"{miss:.0%} beyond bounds.{name}", "a smaller start")
     teacher_macs = 0 if teacher is None else cost(teacher).macs
     drawn = check_space(study, data, teacher_macs, found)
+    enqueued: list[Params] = []
+    earlier: list[Earlier] = []
     if drawn is not None:
         networks |= {f"sample{i}": planned for i, planned in enumerate(drawn.networks)}
+        enqueued = check_enqueued(study, drawn, data, found)
+        earlier = check_warm_start(study, drawn, data, fingerprint, found)
+    check_samplers(study, drawn, found)
     starts = starts_of(study, data, fingerprint, found)
     _importable(study, networks, found, elsewhere=elsewhere)
     check_metric(study, data, found)
@@ -147,7 +164,7 @@ def prepare(study: Study, *, elsewhere: bool = False, begun: bool = False) -> Pr
         raise StudyError(study.name, found.mistakes())
     return Prepared(
         data, fingerprint, layers, reference, drawn, networks, found.warnings, latencies,
-        macs_reference(study, networks), starts, weights,
+        macs_reference(study, networks), starts, weights, enqueued, earlier,
     )  # fmt: skip
 
 

@@ -22,6 +22,7 @@ from planter.driver.proposers.redraws import IN_A_ROW
 from planter.driver.trials.affordable import affordable
 from planter.driver.trials.bounds import LATENCY, excess
 from planter.driver.trials.cost import candidate_macs
+from planter.driver.trials.given import Draw, Ranges, add_ranges
 from planter.driver.trials.networks import (
     Planned,
     candidate_architecture,
@@ -52,6 +53,15 @@ class Drawn:
     within: int | None = None
     train_macs: list[int] = field(default_factory=list)
     """What the training of each draw would take."""
+    draws: list[Draw] = field(default_factory=list)
+
+    @property
+    def ranges(self) -> Ranges:
+        """The space's parameters, as far as these draws show them."""
+        found: Ranges = {}
+        for draw in self.draws:
+            add_ranges(found, draw.distributions)
+        return found
 
     @property
     def mean_train_macs(self) -> float:
@@ -111,6 +121,7 @@ def _try(drawn: Drawn, study: Study, data: Data, teacher_macs: int, found: Findi
             _check_repeats(drawn.space, params, planned, study, data)
             found.warnings += [text for text in candidate.warnings if text not in found.warnings]
         drawn.weighed += 1
+        drawn.draws.append(Draw(dict(params.params), dict(params.distributions)))
         drawn.train_macs.append(candidate_macs(candidate, study, data, teacher_macs))
         fits = not limits or _within(limits, planned, candidate)
         if limits and fits:

@@ -10,7 +10,7 @@ from typing import Any, Self
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from planter.driver.proposers.early_stopping import Stopping
-from planter.driver.proposers.offspring import Left, Selection
+from planter.driver.proposers.offspring import Left, Selection, draw_edit
 from planter.driver.proposers.proposer import Exhausted, Notice, Proposer, SearchContext
 from planter.driver.proposers.samplers import make_sampler
 from planter.driver.proposers.unfinished import (
@@ -343,7 +343,7 @@ class Evolving(Proposer):
         in_vain = 0
         while True:
             trial = self._trial()
-            child = self._selection.decided(self._selection.drawn(trial), running, left)
+            child = self._selection.decided(draw_edit(trial, self._settings), running, left)
             if isinstance(child, str):
                 self._pass_over(trial, child)
                 in_vain += 1

@@ -28,6 +28,7 @@ from planter.front.pareto import pareto_front
 from planter.front.points import Point, within
 from planter.networks import checkpoint
 from planter.networks.cut_points import cuts, find_entry
+from planter.study.evolve import Evolve
 
 _BETTER_TRAINED = 0.005
 """Of the metric, what further training is taken to bring, before there are children to learn it
@@ -51,6 +52,23 @@ class _Option:
     place: Place
     train_macs: int
     worth: float
+
+
+def draw_edit(trial: Trial, settings: Evolve) -> dict[str, Any]:
+    """What a sampler chooses of a child: the edit and its settings, the rate, the form."""
+    edit = trial.suggest_categorical("edit", settings.edits)
+    if edit in ("shrink", "grow"):
+        trial.suggest_float(f"{edit}_size", *getattr(settings, edit), log=True)
+        trial.suggest_categorical(f"{edit}_rule", getattr(settings, f"{edit}_rules"))
+    elif edit == "cut":
+        trial.suggest_float("cut_depth", 0.0, 1.0)
+        trial.suggest_categorical("cut_stride", ["natural", "half"])
+        trial.suggest_int("cut_overlap", 0, 2)
+    elif edit in ("deepen", "remove"):
+        trial.suggest_float("block_place", 0.0, 1.0)
+    trial.suggest_float("rate", *settings.rate, log=True)
+    trial.suggest_categorical("form", settings.forms)
+    return dict(trial.params)
 
 
 class Selection:
@@ -136,23 +154,6 @@ class Selection:
         found["rate"] = min(max(1.0, settings.rate[0]), settings.rate[1])
         found["form"] = settings.forms[0]
         return found
-
-    def drawn(self, trial: Trial) -> dict[str, Any]:
-        """What a sampler chooses of a child: the edit and its settings, the rate, the form."""
-        settings = self._settings
-        edit = trial.suggest_categorical("edit", settings.edits)
-        if edit in ("shrink", "grow"):
-            trial.suggest_float(f"{edit}_size", *getattr(settings, edit), log=True)
-            trial.suggest_categorical(f"{edit}_rule", getattr(settings, f"{edit}_rules"))
-        elif edit == "cut":
-            trial.suggest_float("cut_depth", 0.0, 1.0)
-            trial.suggest_categorical("cut_stride", ["natural", "half"])
-            trial.suggest_int("cut_overlap", 0, 2)
-        elif edit in ("deepen", "remove"):
-            trial.suggest_float("block_place", 0.0, 1.0)
-        trial.suggest_float("rate", *settings.rate, log=True)
-        trial.suggest_categorical("form", settings.forms)
-        return dict(trial.params)
 
     def decided(
         self, params: Mapping[str, Any], running: Sequence[Place], left: Left

@@ -32,6 +32,7 @@ from planter.driver.proposers.unfinished import (
     reason_of,
     write_failure,
 )
+from planter.driver.storage.earlier import add_earlier, is_earlier, told
 from planter.driver.storage.open_rows import row_of, take_up
 from planter.driver.storage.points import (
     Direction,
@@ -40,6 +41,7 @@ from planter.driver.storage.points import (
     read_result,
     write_result,
 )
+from planter.driver.storage.requests import Enqueued
 from planter.driver.trials.bounds import LATENCY
 from planter.driver.trials.cost import candidate_macs
 from planter.driver.trials.jobs import (
@@ -56,7 +58,7 @@ from planter.driver.trials.networks import candidate_architecture, recipes_of
 from planter.front.halving import Points, by_rank
 from planter.front.objectives import values_of
 from planter.front.pareto import hypervolume
-from planter.front.points import adding_most, covered, within
+from planter.front.points import within
 from planter.kernels.forms import form_names
 from planter.study.space import Candidate
 
@@ -76,21 +78,21 @@ class Sampling(Proposer):
     takes_turns = True
 
     def __init__(self, context: SearchContext) -> None:
-        study, space = context.study, context.prepared.space
+        study, prepared = context.study, context.prepared
+        space = prepared.space
         assert study.sample is not None
         assert space is not None
         self._settings = study
         self._trials, self._sampler = study.sample.trials, study.sample.sampler
         self._space = space
-        self._data = context.prepared.data
+        self._data = prepared.data
         self._book = context.book
         self._reference = context.reference
         self._latencies = context.latencies
         self._macs_left = context.macs_left
-        self._teacher_macs = context.prepared.teacher_macs
-        self._dear: tuple[FrozenTrial, int] | None = (
-            None  # a draw that waits for more of the budget
-        )
+        self._teacher_macs = prepared.teacher_macs
+        self._dear: tuple[FrozenTrial, int] | None = None
+        """A draw that waits for more of the budget."""
         self._limits = study.objectives.bounds.limits()
         self._objectives = study.objectives.names
         family = study.objectives.family
@@ -107,9 +109,13 @@ class Sampling(Proposer):
         self._interrupted: list[FrozenTrial] = []
         stopping = study.sample.early_stopping
         self._stopping = None if stopping is None else Stopping(stopping, self._study, self._best)
-        rows = self._study.get_trials()
+        rules = self._reference, self._limits, self._objectives
+        add_earlier(self._study, prepared.earlier, *rules, family=family)
+        self._given = Enqueued(self._study, prepared.enqueued, space, prepared.ranges)
+        drawn = [row for row in self._study.get_trials() if row.state != TrialState.WAITING]
+        rows = [row for row in drawn if not is_earlier(row)]
         # Counted along: to read all rows after each of a trial's writes would take longest of all.
-        self._asked = len(rows)
+        self._asked = len(drawn)
         self._counted = sum(not is_redrawn(row) for row in rows)
         self._open = {row.number for row in rows if row.state == TrialState.RUNNING}
         self._failures = {
@@ -282,6 +288,7 @@ class Sampling(Proposer):
         self._study.sampler = make_sampler(self._sampler, seed)
         if row is not None:
             return take_up(self._study, row)
+        self._notices += map(Notice, self._given.give())
         trial = self._study.ask()
         self._asked += 1
         self._counted += 1
@@ -334,9 +341,8 @@ class Sampling(Proposer):
             ]
             self._redraw(trial, BOUNDS, f"beyond {', '.join(misses)}", weighed.beyond)
             return None
-        rungs = None
+        rungs, epochs = None, recipes_of(candidate, self._settings).network.epochs
         if self._stopping is not None:
-            epochs = recipes_of(candidate, self._settings).network.epochs
             rungs = self._stopping.ahead(trial_id(trial.number), epochs)
         macs = candidate_macs(
             candidate, self._settings, self._data, self._teacher_macs, rungs[0] if rungs else None
@@ -355,7 +361,7 @@ class Sampling(Proposer):
         if rungs is not None:
             chosen["rungs"] = rungs
         given = {"trial": row.params, **chosen}
-        job = Job(trial_id(trial.number), "sample", given, macs=macs)
+        job = Job(trial_id(trial.number), "sample", given, macs=macs, epochs=epochs)
         self._trained.add(row)
         self._handed[job.id] = row
         return job
@@ -373,11 +379,8 @@ class Sampling(Proposer):
         points = points_of(trial_id(row.number), "sample", outcome)
         before = [p for p in self._book.front if p.trial != trial_id(row.number)]
         rules = self._reference, self._limits, self._objectives
-        if self._family:
-            self._close(row.number, covered(points, *rules))
-            return
-        best = adding_most(points, before, *rules)
-        self._close(row.number, values_of(best.values, self._objectives))
+        values = told(points, before, *rules, family=self._family)
+        self._close(row.number, values)
 
     def _publish(self, row: FrozenTrial, outcome: Outcome) -> None:
         points = points_of(trial_id(row.number), "sample", outcome)
@@ -393,7 +396,7 @@ class Sampling(Proposer):
     def _close(
         self,
         number: int,
-        values: float | Sequence[float] | None = None,
+        values: Sequence[float] | None = None,
         state: TrialState | None = None,
     ) -> None:
         self._study.tell(number, values, state=state)

@@ -5,94 +5,29 @@ from __future__ import annotations
 import csv
 import json
 import os
-import shutil
 import socket
-import sqlite3
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager, nullcontext
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optuna.storages import BaseStorage
-from optuna.trial import FrozenTrial, TrialState
-from pydantic import ValidationError
+from optuna.trial import TrialState
 
 from planter.driver.proposers.evolving import child_id
 from planter.driver.proposers.unfinished import cost_without_point
-from planter.driver.run_folder.settings import begun_study, names_of
-from planter.driver.storage.points import database_url, open_storage, point_of_row
+from planter.driver.run_folder.settings import names_of
+from planter.driver.storage.points import point_of_row
+from planter.driver.storage.reading import opened as opened
+from planter.driver.storage.reading import rows_in as rows_in
+from planter.driver.storage.reading import run_study as run_study
 from planter.driver.trials.jobs import trial_id
 from planter.front.history import Stopped
 from planter.front.points import Point
-from planter.study.schema import Study
 
 if TYPE_CHECKING:
     from planter.data import Data
-
-
-def run_study(run: Path) -> Study:
-    """The study of a run folder. Raises ValueError where the folder holds none, or one that this
-    planter does not know."""
-    file = run / "resolved.yaml"
-    if not file.is_file():
-        raise ValueError(f"{run} is no run folder: it has no resolved.yaml; expected runs/NAME")
-    try:
-        return begun_study(file)
-    except ValidationError as error:
-        keys = ", ".join(".".join(map(str, one["loc"])) for one in error.errors())
-        raise ValueError(
-            f"{file} is of another version of planter (unknown or missing: {keys}); expected the "
-            "version that environment.json names, or a new run of study.yaml"
-        ) from None
-
-
-@contextmanager
-def opened(run: Path, study: Study) -> Iterator[BaseStorage]:
-    """A run's storage, for reading. Raises ValueError where it is not there, or not yet."""
-    with _database(run) if study.storage is None else nullcontext(run) as place:
-        storage = open_storage(database_url(place, study.storage))
-        try:
-            yield storage
-        finally:
-            storage.close()
-
-
-@contextmanager
-def _database(run: Path) -> Iterator[Path]:
-    """A folder with the run's study.db: its own, or where that may not be written to one of a copy,
-    as SQLite keeps its log beside a database even to read it."""
-    file = run / "study.db"
-    if not file.is_file():
-        raise ValueError(f"{run} has no study.db; expected the database beside resolved.yaml")
-    with ExitStack() as stack:
-        if not all(os.access(path, os.W_OK) for path in (run, file)):
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="planter-")))
-            for part in (file, file.with_name(f"{file.name}-wal")):
-                if part.is_file():
-                    shutil.copyfile(part, folder / part.name)
-            file = folder / file.name
-        if not _is_made(file):
-            raise ValueError(
-                f"{run}/study.db is only being made, or locked: expected a search that has begun; "
-                "try again"
-            )
-        yield file.parent
-
-
-def _is_made(file: Path) -> bool:
-    """Whether a database has its tables: who opens one without makes them, under the hands of the
-    search that is at it. Optuna makes this one last."""
-    last = "SELECT count(*) FROM sqlite_master WHERE name = 'alembic_version'"
-    try:
-        with closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)) as database:
-            return bool(database.execute(last).fetchone()[0])
-    except sqlite3.OperationalError:  # locked, or half there
-        return False
-    except sqlite3.DatabaseError as error:
-        raise ValueError(f"{file} is damaged: {error}") from None
 
 
 def points_in(storage: BaseStorage, name: str) -> list[Point]:
@@ -128,14 +63,6 @@ def stopped_in(storage: BaseStorage, name: str) -> list[Stopped]:
                 after = sum(end <= when for end in ends.values())
                 found.append((when, Stopped(trial, *cost, after=after)))
     return [one for _, one in sorted(found)]
-
-
-def rows_in(storage: BaseStorage, name: str) -> list[FrozenTrial]:
-    """The rows of an Optuna study in a storage; none where there is no such study."""
-    try:
-        return storage.get_all_trials(storage.get_study_id_from_name(name), deepcopy=False)
-    except KeyError:
-        return []
 
 
 def images_of(run: Path) -> Data:
@@ -186,7 +113,7 @@ def standing(storage: BaseStorage, name: str) -> str | None:
     if held is not None:
         who = f"(process {held['pid']} on {held['host']}; {open_rows} trials open)"
         how = f"a search is at work on it, or was killed {who}"
-        if _is_gone(held):
+        if is_gone(held):
             how = f"its search was killed {who}; the same search command goes on"
         return f"Not finished: {how}. What follows is what there is so far."
     if open_rows:
@@ -197,7 +124,7 @@ def standing(storage: BaseStorage, name: str) -> str | None:
     return None
 
 
-def _is_gone(held: Mapping[str, Any]) -> bool:
+def is_gone(held: Mapping[str, Any]) -> bool:
     """Whether a driver of this machine no longer lives; of another one nobody can tell."""
     if held["host"] != socket.gethostname():
         return False

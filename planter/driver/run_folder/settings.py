@@ -11,7 +11,8 @@ import platform
 import secrets
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,10 @@ import yaml
 from filelock import BaseFileLock, FileLock, Timeout
 
 import planter
-from planter.data import OLD_FIT
-from planter.driver.trials.jobs import ANOTHER_NAME, seed_of
+from planter.driver.storage.reading import begun_study
+from planter.driver.trials.jobs import ANOTHER_NAME, SearchStoppedError, seed_of
 from planter.front.points import write_text
+from planter.machine.disk import is_full
 from planter.study.schema import Problem, Study, StudyError
 from planter.training.augment import Augment
 
@@ -34,6 +36,7 @@ _PACKAGES = (
 _MAY_GROW = (("sample", "trials"), ("plant", "rounds"), ("evolve", "trials"))
 _MAY_CHANGE = ("resources", "budget", "keep", "tensorboard")
 _DATA_MAY_CHANGE = ("workers", "cache_gb")
+_MAY_STEER = (("sample", "enqueue"), ("sample", "warm_start"))
 _CHOICES = ("edits", "shrink_rules", "grow_rules", "forms")
 _FIXED = ("seed", "data", "teacher")
 
@@ -62,6 +65,17 @@ def lock_run(run: Path, *, take_over: bool = False) -> BaseFileLock:
             ],
         ) from None
     return lock
+
+
+@contextmanager
+def full_disk_told(run: Path) -> Iterator[None]:
+    """Ends a search whose disk is full, which says so."""
+    try:
+        yield
+    except OSError as error:
+        if not is_full(error):
+            raise
+        raise SearchStoppedError(f"no space left in {run}: free some, then go on") from error
 
 
 def run_id(run: Path) -> str:
@@ -115,14 +129,6 @@ def write_settings(
             ANOTHER_NAME,
         )
     write_text(run / "environment.json", json.dumps(environment, indent=2) + "\n")
-
-
-def begun_study(file: Path) -> Study:
-    """The study in a run's resolved.yaml; one of an older planter squashed its images."""
-    content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    if isinstance(content, dict) and isinstance(data := content.get("data"), dict):
-        data.setdefault("fit", OLD_FIT)
-    return Study.model_validate(content)
 
 
 def fitting_as_begun(study: Study, run: Path) -> Study:
@@ -315,6 +321,9 @@ def _changes(before: Study, now: Study) -> str:
     for section, key in _MAY_GROW:
         if old[section] and new[section] and new[section][key] >= old[section][key]:
             old[section][key] = new[section][key]
+    for section, key in _MAY_STEER:
+        for one in (old, new):
+            (one[section] or {}).pop(key, None)
     begun, given = (yaml.safe_dump(d, sort_keys=False).splitlines() for d in (old, new))
     lines = difflib.unified_diff(begun, given, "as begun", "as given", lineterm="", n=1)
     return "\n".join(f"    {line}" for line in lines)

@@ -6,10 +6,10 @@ from __future__ import annotations
 import os
 import secrets
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from optuna.storages import BaseStorage
 
@@ -18,7 +18,31 @@ from planter.driver.trials.jobs import ANOTHER_NAME, SearchStoppedError
 from planter.front.objectives import SEARCHED
 from planter.study.schema import Problem, StudyError
 
-_FOLDER, _DRIVER = "run_folder", "driver"
+_FOLDER, _DRIVER, _STOP, _STANDING = "run_folder", "driver", "stop", "standing"
+Stop = Literal["finish", "now"]
+"""How a search is asked to stop: when the running trainings are finished, or at their next
+checkpoints."""
+
+
+def driver_of(attributes: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Who holds a study, by the attributes of its points: `pid`, `host`, `folder`, `token`."""
+    held: dict[str, Any] | None = attributes.get(_DRIVER)
+    return held
+
+
+def standing_of(attributes: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the driver last wrote of its search. See `Lease.tell`."""
+    told: dict[str, Any] | None = attributes.get(_STANDING)
+    return told
+
+
+def ask_to_stop(storage: BaseStorage, study: int, how: Stop) -> dict[str, Any] | None:
+    """Asks whoever holds a study now, and no later driver, to stop. Who that is, None where nobody
+    does."""
+    held = driver_of(storage.get_study_user_attrs(study))
+    if held is not None:
+        storage.set_study_user_attr(study, _STOP, {"token": held["token"], "how": how})
+    return held
 
 
 class Lease:
@@ -55,11 +79,14 @@ class Lease:
                 ],
             )
         self._token = secrets.token_hex(8)
+        self.asked: Stop | None = None
+        """How the search was asked to stop, as of the last check."""
         self._study.set_user_attr(_DRIVER, {"token": self._token, "pid": os.getpid(), **here})
 
     def check(self) -> None:
         """Raises SearchStoppedError where another driver has taken over."""
-        held = self._held()
+        attributes = self._study.user_attrs
+        held = driver_of(attributes)
         if held is None or held["token"] != self._token:
             by = (
                 f"{held['folder']} on {held['host']}, process {held['pid']}"
@@ -69,14 +96,17 @@ class Lease:
             raise SearchStoppedError(
                 f"another driver took this study over ({by}); expected one driver a study"
             )
+        stop = attributes.get(_STOP)
+        if stop is not None and stop["token"] == self._token:
+            self.asked = stop["how"]
+
+    def tell(self, standing: Mapping[str, Any]) -> None:
+        """Writes where the search stands, for those who watch it."""
+        self._study.set_user_attr(_STANDING, dict(standing))
 
     def release(self) -> None:
         """Lets go, unless another has it or the storage is away."""
         with suppress(SearchStoppedError):
-            held = self._held()
+            held = driver_of(self._study.user_attrs)
             if held is not None and held["token"] == self._token:
                 self._study.set_user_attr(_DRIVER, None)
-
-    def _held(self) -> dict[str, Any] | None:
-        held: dict[str, Any] | None = self._study.user_attrs.get(_DRIVER)
-        return held

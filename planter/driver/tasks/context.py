@@ -40,11 +40,12 @@ from planter.training.batches import Batch, view_pool
 from planter.training.class_weights import EntropySettings, entropy_settings
 from planter.training.loop import Epoch, PausedError, Validate, fit
 from planter.training.recipe import Recipe
-from planter.training.scores import answers, predict
+from planter.training.scores import answers, evaluate, predict
 
 log = logging.getLogger(__name__)
 _LOGITS = "logits.safetensors"
 _CHECKPOINT = "checkpoint.pt"
+_STOP = ".stop"
 _PACKAGES = ("planter", "torch", "optuna", "ray", "numpy")
 _WAITED_S = 1.0
 """For a lock, before it is asked whether to wait on."""
@@ -77,7 +78,13 @@ class Context:
     def pause(self) -> bool:
         """Whether the training at hand is to end at its next checkpoint."""
         self.tick()
-        return self.ends is not None and time.time() >= self.ends
+        return self.stop_file.exists() or (self.ends is not None and time.time() >= self.ends)
+
+    @property
+    def stop_file(self) -> Path:
+        """While it is there, every training ends at its next checkpoint: workers know nothing of
+        the driver but the run folder."""
+        return self.run / _STOP
 
     def fit(
         self,

@@ -57,13 +57,14 @@ class Job:
     """One training, or of kind "plant" those of a round's candidates that one worker trains
     together. `params` is all its kind needs beside the study, fit for JSON. Past `ends`, seconds
     since 1970, it ends at its next checkpoint. `macs` are the multiply-adds that it is expected to
-    take, 0 where nobody knows."""
+    take, and `epochs` those of its (first) training, 0 where nobody knows."""
 
     id: str
     kind: str
     params: Mapping[str, Any] = field(default_factory=dict)
     ends: float | None = None
     macs: int = 0
+    epochs: int = 0
 
     @property
     def trials(self) -> list[str]:

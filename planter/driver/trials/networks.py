@@ -22,6 +22,7 @@ from planter.backbones import (
     with_data_options,
 )
 from planter.data import Data
+from planter.driver.trials.jobs import Job
 from planter.edits.expand import check_kernels
 from planter.kernels.forms import Kernels
 from planter.networks import checkpoint
@@ -145,6 +146,23 @@ def recipes_of(candidate: Candidate, study: Study) -> Recipes:
     if candidate.finetune is not None:
         again = Recipe.model_validate(_changed("finetune", network, candidate.finetune))
     return Recipes(network, plants, again)
+
+
+def epochs_of(job: Job, study: Study) -> int:
+    """The epochs of a job's training, of its first where it has several; 0 where nobody knows."""
+    if job.epochs:
+        return job.epochs
+    recipes: dict[str, Recipe | None] = {"start": study.recipe}
+    if study.teacher is not None:
+        recipes["teacher"] = study.teacher.recipe or study.recipe
+    if job.kind == "baseline":
+        recipes["baseline"] = study.baselines[job.params["index"]].recipe or study.recipe
+    if study.plant is not None:
+        recipes["plant"] = study.plant.recipe
+    if job.kind == "evolve":
+        return int(job.params["recipe"]["epochs"])
+    recipe = recipes.get(job.kind)
+    return 0 if recipe is None else recipe.epochs
 
 
 def check_network(architecture: Architecture, images: Tensor | None = None) -> None:

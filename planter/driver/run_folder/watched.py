@@ -1,0 +1,118 @@
+"""Where a search stands, seen from another process: its books and its logs are read, no more."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from planter.driver.run_folder.read import is_gone, opened, points_in, run_study
+from planter.driver.storage.lease import driver_of, standing_of
+from planter.front.points import Point, covered, front_of
+
+
+class Training(NamedTuple):
+    """A running training: how many of its epochs are done (0 of `epochs`: nobody knows of how
+    many), the loss of the last one, and seconds since then."""
+
+    trial: str
+    epoch: int
+    epochs: int
+    loss: float | None
+    age: float | None
+
+
+@dataclass(frozen=True)
+class Watched:
+    """`driver` is who searches (None: nobody does), `gone` that it was killed; `done`, `failed`
+    and `left` count trainings of its command, as it last told `age` seconds ago."""
+
+    name: str
+    driver: Mapping[str, Any] | None
+    gone: bool
+    done: int
+    failed: int
+    left: int
+    trainings: list[Training]
+    points: int
+    front: list[Point]
+    hypervolume: float | None
+    seconds_left: float | None
+    age: float | None
+
+    @property
+    def searching(self) -> bool:
+        """Whether somebody is at work, as far as one can tell from here."""
+        return self.driver is not None and not self.gone
+
+
+def watched(run: Path) -> Watched:
+    """Where the search of a run folder stands. Raises ValueError where it has not begun."""
+    study = run_study(run)
+    with opened(run, study) as storage:
+        try:
+            book = storage.get_study_user_attrs(storage.get_study_id_from_name(study.name))
+        except KeyError:
+            raise ValueError(f"{run}: the search is only beginning; try again") from None
+        points = points_in(storage, study.name)
+    limits, objectives = study.objectives.bounds.limits(), study.objectives.names
+    driver, told = driver_of(book), standing_of(book) or {}
+    front = front_of(points, limits, objectives)
+    reference = book.get("reference_point")
+    gone = driver is not None and is_gone(driver)
+    epochs = told.get("epochs", {}) if driver is not None else {}
+    return Watched(
+        study.name,
+        driver,
+        gone,
+        told.get("done", 0),
+        told.get("failed", 0),
+        told.get("left", 0),
+        [_training(run, trial, most) for trial, most in epochs.items()],
+        len(points),
+        front,
+        None if reference is None else covered(front, reference, limits, objectives),
+        told.get("seconds_left"),
+        time.time() - told["at"] if "at" in told else None,
+    )
+
+
+def _training(run: Path, trial: str, epochs: int) -> Training:
+    """What a training's logs say: of several, the one that was written last."""
+    files = []
+    for file in (run / "trials" / trial).rglob("metrics.jsonl"):
+        try:
+            files.append((file.stat().st_mtime, file))
+        except OSError:
+            continue  # gone since
+    if not files:
+        return Training(trial, 0, epochs, None, None)
+    when, file = max(files)
+    last = _last_line(file)
+    loss = last.get("loss")
+    return Training(
+        trial,
+        int(last.get("epoch", 0)),
+        epochs,
+        loss if isinstance(loss, float) and math.isfinite(loss) else None,
+        max(time.time() - when, 0.0),
+    )
+
+
+def _last_line(file: Path) -> dict[str, Any]:
+    """The last whole line of a log that is being written."""
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return {}
+    for line in reversed(lines):
+        try:
+            found: dict[str, Any] = json.loads(line)
+        except ValueError:
+            continue  # half written
+        return found
+    return {}
