@@ -15,8 +15,8 @@ from rich.live import Live
 from rich.text import Text
 
 from planter.cli.app import RunArgument, app, err, expanded, out
-from planter.cli.runs import run_folder
-from planter.front.objectives import METRIC, OBJECTIVES
+from planter.driver.run_folder.names import run_folder
+from planter.front.objectives import OBJECTIVES, metric_merit
 from planter.machine.commands import command
 from planter.study.quantities import duration
 
@@ -219,8 +219,9 @@ def _training(training: Training, width: int = 0) -> str:
 def _found(now: Watched) -> list[str]:
     if not now.front:
         return ["nothing on the front yet"]
-    best = max(now.front, key=lambda point: point.values[METRIC])
-    reached = OBJECTIVES[METRIC].text(best.values[METRIC])
+    best = max(now.front, key=lambda point: metric_merit(point.values, now.objectives))
+    metric = now.objectives[0]
+    reached = OBJECTIVES[metric].text(best.values[metric])
     told = [f"front {len(now.front)}, best {reached} ({best.id})"]
     if now.hypervolume is not None:
         told.append(f"hypervolume {now.hypervolume:.3f}")

@@ -10,7 +10,7 @@ from torch import nn
 
 from planter.driver.run_folder.names import run_folder
 from planter.driver.run_folder.read import images_of, read_points
-from planter.front.choose import best_under, knee, on_front
+from planter.front.choose import best_of, best_under, knee, on_front
 from planter.front.describe import with_networks
 from planter.front.lineage import Step, lineage
 from planter.front.points import nothing_trained, read_front
@@ -59,7 +59,7 @@ class Run(dict[str, Any]):
         message names the nearest.
         """
         if max_macs is None and min_accuracy is None:
-            max_macs = on_front(self)[-1]["macs"]
+            return best_of(on_front(self), self["objectives"])
         most = None if max_macs is None else int(max_macs)
         return best_under(self, max_macs=most, min_accuracy=min_accuracy)
 

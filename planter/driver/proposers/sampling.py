@@ -84,8 +84,7 @@ class Sampling(Proposer):
         assert space is not None
         self._settings = study
         self._trials, self._sampler = study.sample.trials, study.sample.sampler
-        self._space = space
-        self._data = prepared.data
+        self._space, self._data = space, prepared.data
         self._book = context.book
         self._reference = context.reference
         self._latencies = context.latencies
@@ -93,11 +92,9 @@ class Sampling(Proposer):
         self._teacher_macs = prepared.teacher_macs
         self._dear: tuple[FrozenTrial, int] | None = None
         """A draw that waits for more of the budget."""
-        self._limits = study.objectives.bounds.limits()
-        self._objectives = study.objectives.names
-        family = study.objectives.family
+        self._limits, self._objectives = study.objectives.bounds.limits(), study.objectives.names
+        self._family = family = study.objectives.family
         metrics = FAMILY_METRICS if family else metrics_of(self._objectives)
-        self._family = family
         self._study = open_study(context.storage, f"{study.name}/sampling", metrics)
         self._handed: dict[str, FrozenTrial] = {}
         self._space_failures = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,6 +39,7 @@ class Watched:
     left: int
     trainings: list[Training]
     points: int
+    objectives: Sequence[str]
     front: list[Point]
     hypervolume: float | None
     seconds_left: float | None
@@ -74,6 +75,7 @@ def watched(run: Path) -> Watched:
         told.get("left", 0),
         [_training(run, trial, most) for trial, most in epochs.items()],
         len(points),
+        objectives,
         front,
         None if reference is None else covered(front, reference, limits, objectives),
         told.get("seconds_left"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 import math
 import time
@@ -20,9 +19,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from planter.arch import Architecture
-from planter.costs.macs import Cost, cost, training_cost
+from planter.costs.macs import cost, training_cost
 from planter.data import Data, Split
 from planter.driver.run_folder.logs import MacsAfter, epochs_to, lost_epoch_to
+from planter.driver.tasks.facts import facts_of
 from planter.driver.trials.cost import training_macs
 from planter.driver.trials.jobs import Outcome, SearchStoppedError, seed_of
 from planter.edits.inherit import optimizer_state
@@ -46,7 +46,6 @@ log = logging.getLogger(__name__)
 _LOGITS = "logits.safetensors"
 _CHECKPOINT = "checkpoint.pt"
 _STOP = ".stop"
-_PACKAGES = ("planter", "torch", "optuna", "ray", "numpy")
 _WAITED_S = 1.0
 """For a lock, before it is asked whether to wait on."""
 
@@ -186,7 +185,7 @@ class Context:
         points = []
         for name, network in ways.items():
             score = self.score(name, network, validation)
-            info = self.facts(trial, score, costs[name], validation, kernels, norms)
+            info = facts_of(self, trial, score, costs[name], validation, kernels, norms)
             info |= facts or {}
             folder = self.run / "models" / trial / name
             self.save(folder, network, architecture, name, info)
@@ -211,38 +210,6 @@ class Context:
         if not math.isfinite(score.loss):
             raise FloatingPointError(f"validation loss of {name} is {score.loss}")
         return score
-
-    def facts(
-        self,
-        trial: str,
-        score: Answers,
-        way: Cost,
-        taken: Split | None = None,
-        kernels: str | dict[str, str] = "plain",
-        norms: NormMode = "switch_stats",
-    ) -> dict[str, Any]:
-        """The facts in `arch.json` of one pipeline of a trial beside its architecture: how well it
-        does, what it costs, what its inputs (as `taken`, by default as the data are) and outputs
-        mean, and where it comes from."""
-        taken = taken or self.data.train
-        return {
-            "study": self.study.name,
-            "trial": trial,
-            "seed": seed_of(self.study.seed, trial),
-            "accuracy": score.accuracy,
-            "loss": score.loss,
-            "macs": way.macs,
-            "macs_all": way.macs_all,
-            "params": way.params,
-            "kernels": kernels,
-            "norms": norms,
-            "class_names": list(self.data.class_names),
-            "pixels": str(taken.dtype).removeprefix("torch."),
-            "mean": taken.mean.flatten().tolist(),
-            "std": taken.std.flatten().tolist(),
-            "data": self.fingerprint,
-            "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
-        }
 
     def train_macs(self, macs: int, recipe: Recipe, *, guided: bool) -> int:
         """Multiply-adds of a training on the study's images. See `training_macs`."""

@@ -7,6 +7,7 @@ import json
 from planter.arch import Architecture
 from planter.costs.macs import cost
 from planter.driver.tasks.context import Context
+from planter.driver.tasks.facts import facts_of
 from planter.driver.tasks.whole import class_loss, of_batch, train_whole
 from planter.driver.trials.jobs import Job, Outcome, seed_of
 from planter.networks import checkpoint
@@ -32,7 +33,7 @@ def train_point(context: Context, job: Job) -> Outcome:
     metrics = context.run / "trials" / job.id / "metrics.jsonl"
     epochs = map(json.loads, metrics.read_text(encoding="utf-8").splitlines())
     info = {
-        **context.facts(job.id, score, cost(architecture).pipelines[pipeline]),
+        **facts_of(context, job.id, score, cost(architecture).pipelines[pipeline]),
         "epochs": trained.epochs,
         # Of the epochs, so that a training that was interrupted counts whole.
         "train_seconds": round(sum(epoch["seconds"] for epoch in epochs), 3),
