@@ -73,13 +73,15 @@ def fitted(images: Tensor, size: Size, fit: Fit) -> Tensor:
 def fitted_photo(photo: NDArray[np.uint8] | Image.Image, size: Size, fit: Fit) -> NDArray[np.uint8]:
     """A photo, pixels `[height, width, 3]` or an RGB picture, as `[3, *size]`: `fitted`, computed
     by Pillow in half the time where its proportions are others."""
-    picture = photo if isinstance(photo, Image.Image) else None
-    given = picture.size[::-1] if picture is not None else np.shape(photo)[:2]
+    if isinstance(photo, Image.Image):
+        given = photo.height, photo.width
+    else:
+        given = photo.shape[0], photo.shape[1]
     if fit == "squash" or is_shaped(given, size):
         one = torch.from_numpy(np.array(photo)).permute(2, 0, 1)[None]
         return _resized(one, size)[0].numpy()
     method = ImageOps.fit if fit == "crop" else ImageOps.pad
-    picture = Image.fromarray(np.asarray(photo)) if picture is None else picture
+    picture = photo if isinstance(photo, Image.Image) else Image.fromarray(photo)
     made = method(picture, size[::-1], Image.Resampling.BILINEAR)
     return np.ascontiguousarray(np.asarray(made).transpose(2, 0, 1))
 
