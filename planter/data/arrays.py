@@ -53,10 +53,10 @@ def image_array(image: Any, how: Decoding = AS_IT_IS) -> NDArray[Any]:
 
     refuse_masked(image)
     if isinstance(image, Image):
-        pixels = decoded(image).pixels
+        made = decoded(image)
         if how.size is not None:
-            return fitted_photo(pixels, how.size, how.fit)
-        return pixels.transpose(2, 0, 1)
+            return fitted_photo(made.shown, how.size, how.fit)
+        return made.pixels.transpose(2, 0, 1)
     if isinstance(image, Tensor):
         if image.layout != torch.strided or image.is_quantized:
             raise ValueError(f"images are dense tensors; got {image.layout}: to_dense() makes one")

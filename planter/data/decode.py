@@ -33,14 +33,20 @@ Needed = Callable[[tuple[int, int]], tuple[int, int] | None]
 
 @dataclass(frozen=True)
 class Decoded:
-    """An image: `pixels` `[height, width, 3]`; whether its file holds more frames than the one
-    read; for pixels of more than 8 bits the largest as a share of their range, else None; its
-    height and width, of which a JPEG may have been decoded at a half, a quarter or an eighth."""
+    """An image, `shown` as Pillow's where it was plain RGB, to spare copies, or as pixels; whether
+    its file holds more frames than the one read; for pixels of more than 8 bits the largest as a
+    share of their range, else None; its height and width, of which a JPEG may have been decoded at
+    a half, a quarter or an eighth."""
 
-    pixels: Pixels
+    shown: Pixels | Image.Image
     more_frames: bool
     brightest: float | None
     shape: tuple[int, int]
+
+    @property
+    def pixels(self) -> Pixels:
+        """`[height, width, 3]`."""
+        return np.array(self.shown) if isinstance(self.shown, Image.Image) else self.shown
 
 
 @functools.cache
@@ -92,6 +98,11 @@ def decoded(image: Image.Image, needed: Needed | None = None) -> Decoded:
         _draft(image, needed)
     raw = _raw_mode(image)  # gone once the pixels are there
     image.load()
+    orientation = _orientation(image)
+    more_frames = bool(getattr(image, "is_animated", False))
+    scaled = image.format == "JPEG" and image.size != whole
+    if image.mode == "RGB" and orientation == 1 and "transparency" not in image.info:
+        return Decoded(image, more_frames, None, (whole if scaled else image.size)[::-1])
     brightest = None
     if image.mode.startswith("I") or image.mode == "F":
         deep, full = _deep(image, raw)
@@ -106,10 +117,7 @@ def decoded(image: Image.Image, needed: Needed | None = None) -> Decoded:
             shown = _compose(shown, np.where(deep == key, 0, 255))
     else:
         shown = _shown(image, raw)
-    orientation = _orientation(image)
     upright = np.ascontiguousarray(_upright(shown, orientation))
-    more_frames = bool(getattr(image, "is_animated", False))
-    scaled = image.format == "JPEG" and image.size != whole
     shape = _turned(whole, orientation) if scaled else (upright.shape[0], upright.shape[1])
     return Decoded(upright, more_frames, brightest, shape)
 

@@ -70,15 +70,19 @@ def fitted(images: Tensor, size: Size, fit: Fit) -> Tensor:
     return functional.pad(made, (left, size[1] - width - left, top, size[0] - height - top))
 
 
-def fitted_photo(pixels: NDArray[np.uint8], size: Size, fit: Fit) -> NDArray[np.uint8]:
-    """Pixels `[height, width, 3]` of a photo as `[3, *size]`: `fitted`, computed by Pillow in half
-    the time where its proportions are others."""
-    given = pixels.shape[0], pixels.shape[1]
+def fitted_photo(photo: NDArray[np.uint8] | Image.Image, size: Size, fit: Fit) -> NDArray[np.uint8]:
+    """A photo, pixels `[height, width, 3]` or an RGB picture, as `[3, *size]`: `fitted`, computed
+    by Pillow in half the time where its proportions are others."""
+    if isinstance(photo, Image.Image):
+        given = photo.height, photo.width
+    else:
+        given = photo.shape[0], photo.shape[1]
     if fit == "squash" or is_shaped(given, size):
-        one = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+        one = torch.from_numpy(np.array(photo)).permute(2, 0, 1)[None]
         return _resized(one, size)[0].numpy()
     method = ImageOps.fit if fit == "crop" else ImageOps.pad
-    made = method(Image.fromarray(pixels), size[::-1], Image.Resampling.BILINEAR)
+    picture = photo if isinstance(photo, Image.Image) else Image.fromarray(photo)
+    made = method(picture, size[::-1], Image.Resampling.BILINEAR)
     return np.ascontiguousarray(np.asarray(made).transpose(2, 0, 1))
 
 
