@@ -17,7 +17,7 @@ from planter.front.choose import (
 )
 
 
-def _document(points, off=()):
+def _document(points, off=(), chance=-1.0):
     """pareto.json of points (macs, accuracy); those in `off` are not on the front."""
     rows = [
         {"id": f"s{i:04}/base", "macs": macs, "accuracy": accuracy, "on_front": True}
@@ -27,7 +27,12 @@ def _document(points, off=()):
         {"id": f"b{i}/base", "macs": macs, "accuracy": accuracy, "on_front": False}
         for i, (macs, accuracy) in enumerate(off)
     ]
-    return {"study": "small", "objectives": ["accuracy", "macs"], "points": rows}
+    return {
+        "study": "small",
+        "objectives": ["accuracy", "macs"],
+        "points": rows,
+        "reference_point": [chance, 10**9],
+    }
 
 
 @st.composite
@@ -168,3 +173,11 @@ def test_macs_as_a_person_writes_them(text, number):
 def test_other_text_is_no_number_of_macs(text):
     with pytest.raises(ValueError, match="expected a number above 0"):
         macs_of(text)
+
+
+@given(points=_fronts(), chance=st.integers(0, 1000))
+def test_points_that_know_no_more_than_chance_are_no_knee(points, chance):
+    beyond = [point for point in points if point[1] > chance / 1000]
+    found = knee(_document(points, chance=chance / 1000))
+    expected = knee(_document(beyond or points))
+    assert (found["macs"], found["accuracy"]) == (expected["macs"], expected["accuracy"])

@@ -79,7 +79,8 @@ def knee(front: Front) -> Row:
     above the straight line between its ends, in (log10 macs, accuracy), both scaled to 0..1 over
     the front (Das, "On characterizing the 'knee' of the Pareto curve", Structural Optimization 18,
     1999); or in the logarithm of another first cost, and another metric. Of a front of three
-    objectives, those points that these two alone would keep count.
+    objectives, those points that these two alone would keep count; points that are no better than
+    chance do not, where others are.
 
     Where no point lies above the line, as on a front of two, it is the cheaper end; of equally far
     points it is the cheapest. The line depends on the ends: a front that begins or ends elsewhere
@@ -88,6 +89,10 @@ def knee(front: Front) -> Row:
     metric, cost, *_ = objectives = front["objectives"]
     line = set(corners(front["points"], cost, metric))
     rows = [row for row in on_front(front) if (row[cost], row[metric]) in line]
+    # What knows no more than chance adds nothing to the hypervolume, and is no end of a front.
+    chance = {metric: front["reference_point"][0]}
+    beyond = metric_merit(chance, objectives)
+    rows = [row for row in rows if metric_merit(row, objectives) > beyond] or rows
     first, last = rows[0], rows[-1]
     scaled = OBJECTIVES[cost].scaled
     decades = scaled(last[cost]) - scaled(first[cost])
