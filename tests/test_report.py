@@ -97,7 +97,7 @@ def test_the_page_says_what_pareto_json_says(run):
 def test_the_page_stands_alone(run):
     page = _read(run / "report.html")
     assert page.fetched == []
-    assert page.tags.count("section") == 10  # with planting, without its figure's rows
+    assert page.tags.count("section") == 11  # with planting, without its figure's rows
     text = (run / "report.html").read_text(encoding="utf-8")
     assert "@import" not in text.split("<script", 1)[0]
     assert text.count("plotly.js v") == 1  # the drawing code once, not once a figure
