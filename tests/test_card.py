@@ -15,7 +15,6 @@ from scipy.stats import binomtest
 
 import planter
 from planter.export import FORMATS
-from planter.front.intervals import wilson
 from planter.plots.pages import Markdown, rendered_markdown
 
 ENDINGS = ("onnx", "pt2", "safetensors", "xml", "pte", "tflite")
@@ -31,18 +30,6 @@ def row(place: Path) -> dict[str, Any]:
 def _needed(kind: str) -> None:
     for package in FORMATS[kind].needs:
         pytest.importorskip(package)
-
-
-@pytest.mark.parametrize(("right", "images"), [(0, 1), (1, 1), (27, 30), (288, 288), (5, 10_000)])
-def test_the_interval_of_a_share_is_scipys(right: int, images: int) -> None:
-    found = binomtest(right, images).proportion_ci(0.95, "wilson")
-    assert wilson(right, images) == pytest.approx((found.low, found.high), abs=1e-12)
-
-
-@pytest.mark.parametrize(("right", "images"), [(0, 0), (-1, 5), (6, 5)])
-def test_an_interval_of_no_share_is_refused(right: int, images: int) -> None:
-    with pytest.raises(ValueError, match="expected 0 to n successes of n > 0"):
-        wilson(right, images)
 
 
 @pytest.mark.parametrize(

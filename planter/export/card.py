@@ -18,8 +18,8 @@ from planter.driver.run_folder.read import run_study
 from planter.driver.trials.networks import baseline_id
 from planter.export import Exported
 from planter.export.formats import FORMATS
+from planter.front.certainty import wilson
 from planter.front.choose import Row
-from planter.front.intervals import wilson
 from planter.front.lineage import edits_text
 from planter.front.methods import METHODS
 from planter.latency.file import read_measurements
@@ -125,7 +125,7 @@ def _measures(row: Row, front: Mapping[str, Any], exported: Exported) -> list[tu
 
 
 def _interval(right: int, images: int) -> str:
-    low, high = wilson(right, images)
+    low, high = wilson(right / images, images)
     return f"{low:.2%} to {high:.2%}"
 
 
