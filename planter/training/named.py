@@ -27,8 +27,8 @@ NAMED: Mapping[RecipeName, Mapping[str, Any]] = {
         "no_decay": True,
         "clip_grad": 1.0,
         "schedule": "cosine",
-        "warmup": 2.0,
-        "label_smoothing": 0.1,
+        "warmup": 12.0,
+        "label_smoothing": 0.05,
         "augment": {"crop": 4, "flip": True},
     },
     # The code of channel planting's first author for the same data sets; the slides give none.
