@@ -37,6 +37,7 @@ def standing(**changes: Any) -> Watched:
         "left": 1077,
         "trainings": [Training(name, 12, 120, 0.123456, 4.0) for name in LONG],
         "points": len(POINTS),
+        "objectives": ("accuracy", "macs"),
         "front": [p for p in POINTS if p.searched],
         "hypervolume": 1.23456,
         "seconds_left": 12345.0,
