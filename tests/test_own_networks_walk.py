@@ -21,7 +21,7 @@ pytestmark = pytest.mark.long
 PAGE = Path(__file__).parent.parent / "docs" / "own-networks.md"
 
 
-def test_the_page_leads_from_a_class_to_a_smaller_network(tmp_path):
+def test_the_page_leads_from_a_class_to_a_smaller_network(tmp_path, monkeypatch):
     text = PAGE.read_text(encoding="utf-8")
     part = text[text.index("## From a class") : text.index("## Widths")]
     (_, code), (_, study), (_, commands) = re.findall(r"```(\w+)\n(.*?)```", part, re.DOTALL)
@@ -38,14 +38,13 @@ def test_the_page_leads_from_a_class_to_a_smaller_network(tmp_path):
     within = [p for p in front if p["on_front"] and p["macs"] <= 115_000]
     best = max(within, key=lambda point: point["accuracy"])
     assert best["id"] in done.stdout
-    sys.path.insert(0, str(tmp_path))
-    try:
-        loaded = planter.load(tmp_path / "runs/mine" / best["model"], own_code=True)
-        assert type(loaded).__name__ == "Net"
-        assert loaded.conv1.out_channels == loaded.conv2.out_channels < 16
-        assert f"Conv2d(1, {loaded.conv1.out_channels}," in done.stdout
-    finally:
-        sys.path.remove(str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "nets", raising=False)  # the tests have one too
+    loaded = planter.load(tmp_path / "runs/mine" / best["model"], own_code=True)
+    monkeypatch.delitem(sys.modules, "nets")
+    assert type(loaded).__name__ == "Net"
+    assert loaded.conv1.out_channels == loaded.conv2.out_channels < 16
+    assert f"Conv2d(1, {loaded.conv1.out_channels}," in done.stdout
 
 
 def test_a_trained_resnet18_is_shrunk_to_half_its_macs(tmp_path):
