@@ -13,8 +13,9 @@ from test_evolving import STUDY, children, without_seconds
 
 import planter
 from planter.driver.proposers import early_stopping, evolving
-from planter.driver.run_folder.read import opened, points_in, run_study, stopped_in
+from planter.driver.run_folder.read import points_in, stopped_in
 from planter.driver.storage.points import PointBook
+from planter.driver.storage.reading import opened, run_study
 from planter.driver.tasks import evolved
 from planter.front.halving import by_aim, by_rank
 from planter.front.history import history

@@ -13,7 +13,8 @@ import planter
 from planter.driver.backends import local
 from planter.driver.outcome import SearchFailedError
 from planter.driver.run_folder.logs import taken_by
-from planter.driver.run_folder.read import opened, points_in, run_study, stopped_in
+from planter.driver.run_folder.read import points_in, stopped_in
+from planter.driver.storage.reading import opened, run_study
 from planter.driver.tasks.context import Context
 from planter.front.history import history
 

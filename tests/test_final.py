@@ -22,7 +22,8 @@ from planter.arch import Architecture
 from planter.cli.app import app
 from planter.driver import final
 from planter.driver.backends import local
-from planter.driver.run_folder.read import read_points, run_study
+from planter.driver.run_folder.read import read_points
+from planter.driver.storage.reading import run_study
 from planter.driver.tasks.context import Context
 from planter.driver.trials.jobs import seed_of
 from planter.networks import checkpoint

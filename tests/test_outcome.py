@@ -17,7 +17,7 @@ import planter
 from planter.cli import app
 from planter.driver.dashboard.storage_view import DashboardView
 from planter.driver.outcome import SearchFailedError
-from planter.driver.run_folder.read import opened, run_study
+from planter.driver.storage.reading import opened, run_study
 from planter.driver.tasks import context as context_module
 from planter.driver.trials import budget
 from planter.driver.trials.jobs import SearchStoppedError

@@ -15,7 +15,8 @@ from test_driver import SPACE
 import planter
 from planter.driver import final
 from planter.driver.run_folder.making import jobs_behind
-from planter.driver.run_folder.read import images_of, read_points, run_study
+from planter.driver.run_folder.read import images_of, read_points
+from planter.driver.storage.reading import run_study
 from planter.driver.tasks.context import Context
 from planter.driver.tasks.run_job import TASKS
 from planter.networks import checkpoint

@@ -18,9 +18,10 @@ from test_driver import write_study
 
 import planter
 from planter.driver.run_folder import report as report_module
-from planter.driver.run_folder.read import read_points, run_study, standing
+from planter.driver.run_folder.read import read_points, standing
 from planter.driver.run_folder.report import _importances, write_report
 from planter.driver.storage.points import METRICS, PointBook, open_storage, open_study
+from planter.driver.storage.reading import run_study
 from planter.front.history import Stopped, history
 from planter.front.points import Point
 from planter.plots import HistoryLine, history_figure, importance_figure

@@ -8,8 +8,9 @@ from test_driver import Interruption, rows, write_study
 
 import planter
 from planter.driver.backends import local
-from planter.driver.run_folder.read import opened, points_in, run_study, stopped_in
+from planter.driver.run_folder.read import points_in, stopped_in
 from planter.driver.schedule import Schedule
+from planter.driver.storage.reading import opened, run_study
 from planter.front.history import history
 
 EPOCHS, TRIALS = 8, 12

@@ -58,7 +58,7 @@ def latency(
         raise ValueError(f"expected one RUN, or files; got {', '.join(targets)}")
     import torch
 
-    from planter.driver.run_folder.read import run_study
+    from planter.driver.storage.reading import run_study
     from planter.front.points import read_front
     from planter.latency.file import (
         read_measurements,

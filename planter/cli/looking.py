@@ -73,7 +73,7 @@ def pareto(
     By other axes than the study's objectives the front is chosen anew, within its bounds.
     """
     from planter.driver.run_folder.compare import other_images
-    from planter.driver.run_folder.read import run_study
+    from planter.driver.storage.reading import run_study
     from planter.front.points import columns, read_front, to_csv, write_text
     from planter.front.reranked import front_by
 
@@ -107,7 +107,8 @@ def pareto(
 def _looked_up(run: str, folder: Path, *, needed: bool = False) -> list[Point]:
     """The points of a run's database, and a word where it is not finished. Unless they are
     `needed`, a front can be shown without the database, though not what its networks are."""
-    from planter.driver.run_folder.read import opened, points_in, run_study, standing
+    from planter.driver.run_folder.read import points_in, standing
+    from planter.driver.storage.reading import opened, run_study
 
     try:
         study = run_study(folder)

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from planter.driver.run_folder.making import drawn_parameters
-from planter.driver.run_folder.read import run_study
+from planter.driver.storage.reading import run_study
 from planter.driver.trials.networks import baseline_id
 from planter.export import Exported
 from planter.export.formats import FORMATS

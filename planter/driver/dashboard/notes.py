@@ -10,7 +10,8 @@ from typing import Any
 
 from optuna.storages import BaseStorage
 
-from planter.driver.run_folder.read import points_in, read_growth, run_study, stopped_in
+from planter.driver.run_folder.read import points_in, read_growth, stopped_in
+from planter.driver.storage.reading import run_study
 from planter.front.certainty import value_text
 from planter.front.describe import with_networks
 from planter.front.history import history

@@ -11,7 +11,7 @@ from wsgiref.simple_server import WSGIRequestHandler, make_server
 import optuna_dashboard
 
 from planter.driver.dashboard.storage_view import DashboardView
-from planter.driver.run_folder.read import opened, run_study
+from planter.driver.storage.reading import opened, run_study
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment

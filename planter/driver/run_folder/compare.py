@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from planter.driver.run_folder.read import run_study
+from planter.driver.storage.reading import run_study
 from planter.report import Comparison
 from planter.study.schema import Study
 

@@ -14,7 +14,7 @@ from planter.arch import Architecture
 from planter.driver.proposers.evolving import OFFSPRING, STARTS, child_id
 from planter.driver.proposers.planting import FINAL, GROWN, START
 from planter.driver.proposers.planting_rows import row_id
-from planter.driver.run_folder.read import opened, rows_in
+from planter.driver.storage.reading import opened, rows_in
 from planter.driver.trials.jobs import Job, number_of
 from planter.driver.trials.networks import baseline_id
 from planter.front.points import Point

@@ -19,9 +19,7 @@ from planter.driver.proposers.evolving import child_id
 from planter.driver.proposers.unfinished import cost_without_point
 from planter.driver.run_folder.settings import names_of
 from planter.driver.storage.points import point_of_row
-from planter.driver.storage.reading import opened as opened
-from planter.driver.storage.reading import rows_in as rows_in
-from planter.driver.storage.reading import run_study as run_study
+from planter.driver.storage.reading import opened, rows_in, run_study
 from planter.driver.trials.jobs import trial_id
 from planter.front.history import Stopped
 from planter.front.points import Point

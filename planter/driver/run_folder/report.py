@@ -15,16 +15,9 @@ from optuna.trial import TrialState
 
 from planter.driver.run_folder.compare import compared, samplers_of
 from planter.driver.run_folder.predictions import answers_of
-from planter.driver.run_folder.read import (
-    opened,
-    points_in,
-    read_growth,
-    rows_in,
-    run_study,
-    standing,
-    stopped_in,
-)
+from planter.driver.run_folder.read import points_in, read_growth, standing, stopped_in
 from planter.driver.run_folder.settings import names_of
+from planter.driver.storage.reading import opened, rows_in, run_study
 from planter.front.choose import best_of, knee, on_front
 from planter.front.describe import with_networks
 from planter.front.history import history

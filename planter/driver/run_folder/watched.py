@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from planter.driver.run_folder.read import is_gone, opened, points_in, run_study
+from planter.driver.run_folder.read import is_gone, points_in
 from planter.driver.storage.lease import driver_of, standing_of
+from planter.driver.storage.reading import opened, run_study
 from planter.front.points import Point, covered, front_of
 
 
