@@ -85,7 +85,7 @@ def test_the_photos_become_a_front_and_a_file(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "2 classes (cat, dog)" in done.stdout
-    assert (tmp_path / "small.onnx").is_file()
+    assert "class Network(nn.Module)" in (tmp_path / "small.py").read_text()
 
 
 def test_the_parts_used_alone_print_a_line_a_pipeline(capsys):
