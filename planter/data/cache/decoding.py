@@ -19,7 +19,7 @@ from planter.data.decode import Decoded, Pixels, decode_bytes
 from planter.data.encoded import Encoded
 from planter.data.fit import FITTED, Fit, Size, fitted_photo, is_shaped, within
 
-_RULES = 1
+_RULES = 2
 """Counts up when the same file would become other pixels."""
 _NAMED = 10
 _DIM = 1 / 16

@@ -22,7 +22,7 @@ from planter.data.cache.decoding import About, Decoding, decode_all, read_unchan
 from planter.data.cache.parallel import cores
 from planter.data.cache.pixels import PIXELS, MappedPixels, StreamedPixels
 from planter.data.cache.place import ABOUT, cache_folder, make_room
-from planter.data.cache.written import written
+from planter.data.cache.written import synced_meanwhile, written
 from planter.data.encoded import Encoded
 from planter.machine.memory import available_bytes
 
@@ -130,7 +130,8 @@ def _fill(
         with written(folder / PIXELS) as new:
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(new, header)
-            about = decode_all(images, digests, how, threads, lambda one: new.write(one.data))
+            with synced_meanwhile(new) as write:
+                about = decode_all(images, digests, how, threads, lambda one: write(one.data))
     facts = {name: value for name, value in vars(about).items() if name != "moments"}
     with written(folder / _MOMENTS) as new:
         np.save(new, about.moments)

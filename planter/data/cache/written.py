@@ -5,9 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
+
+_SYNCED = 1 << 25
+"""Bytes after which a large file is brought to the disk: less waiting at its end."""
 
 
 @contextlib.contextmanager
@@ -25,3 +29,21 @@ def written(file: Path) -> Iterator[BinaryIO]:
         with contextlib.suppress(OSError):
             os.unlink(name)
         raise
+
+
+@contextlib.contextmanager
+def synced_meanwhile(file: BinaryIO) -> Iterator[Callable[[memoryview], None]]:
+    """Writes to a file that is brought to the disk in between, by a thread. Raises OSError."""
+    left = _SYNCED
+    syncing: Future[None] | None = None
+
+    def write(part: memoryview) -> None:
+        nonlocal left, syncing
+        left -= file.write(part)
+        if left < 0 and (syncing is None or syncing.done()):
+            if syncing is not None:
+                syncing.result()
+            left, syncing = _SYNCED, beside.submit(os.fdatasync, file.fileno())
+
+    with ThreadPoolExecutor(1) as beside:
+        yield write
