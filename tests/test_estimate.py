@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from planter.arch import Architecture
 from planter.costs.macs import activation_numbers, cost
@@ -15,6 +17,7 @@ from planter.driver.checking.check import prepare
 from planter.driver.checking.estimate import estimate_seconds, timed_batch
 from planter.networks.assembly import build
 from planter.study.file import read_study
+from planter.training.augmentation import AUGMENTATIONS
 
 
 def resnet(pixels: int, width: int = 16) -> Architecture:
@@ -83,3 +86,29 @@ def test_when_the_time_is_up_the_pace_of_what_was_timed_stands_for_the_rest(
     images = len(prepared.data.train) * study.recipe.epochs
     assert estimate_seconds(study, prepared) == pytest.approx(3 * macs * images / 1e9)
     assert len(timed) == 1
+
+
+def test_a_timed_step_changes_and_mixes_its_images_as_the_recipe_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    changes = "recipe.augment={flip: true, mixup: 0.2}"
+    study = read_study("quickstart", ["sample=null", "plant=null", "evolve=null", changes])
+    prepared = prepare(study)
+    seen: list[int] = []
+    way = AUGMENTATIONS["flip"]
+
+    def flipped(images: Tensor, *given: Any) -> Tensor:
+        seen.append(len(images))
+        time.sleep(0.05)
+        return way.apply(images, *given)
+
+    monkeypatch.setitem(AUGMENTATIONS, "flip", replace(way, apply=flipped))
+    monkeypatch.setattr(estimate, "worker_count", lambda study: 1)
+    found = estimate_seconds(study, prepared)
+    steps = sum(
+        planned.recipe.epochs * len(prepared.data.train) / planned.recipe.batch
+        for planned in prepared.networks.values()
+        if planned.trained
+    )
+    assert found >= 0.05 * steps  # a step takes what its augmentation takes, at least
+    assert set(seen) == {study.recipe.batch}
