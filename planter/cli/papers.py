@@ -13,7 +13,7 @@ from rich.table import Table
 from planter.cli.app import app, err, expanded, out, shown_path
 from planter.driver.run_folder.names import run_folder
 from planter.front.points import to_csv, write_text
-from planter.machine.commands import command
+from planter.machine.commands import word_of
 
 if TYPE_CHECKING:
     from planter.front.tabled import Tabled
@@ -56,7 +56,9 @@ def table(
         from planter.report.paper import markdown as page
 
     found = tabled(folders)
-    given = command("table", *map(Path, runs), *(["--out", str(out_folder)] if out_folder else []))
+    words = [*map(Path, runs), *(["--out", Path(shown_path(out_folder))] if out_folder else [])]
+    # On a page that others read: by the name planter has there.
+    given = " ".join(["planter table", *map(word_of, words)])
     texts = {csv: to_csv(rows(found), COLUMNS), markdown: page(found, given)}
     if out_folder is not None:
         out_folder.mkdir(parents=True, exist_ok=True)
@@ -96,9 +98,13 @@ def _print(found: Tabled) -> None:
         shown.add_row(escape(row), *map(escape, cells))
     out.print(shown)
     out.print(spread_told(found), soft_wrap=True)
-    for claim in found.claims():
-        value = "not measured" if claim["value"] is None else claim["value"]
-        mark = "holds" if claim["holds"] else "does not hold"
-        told = f"{claim['name']}: {value} ({claim['target']}) {mark}"
-        out.print(escape(told), soft_wrap=True)
-    out.print(escape("; ".join(f"{name}: {told}" for name, told in found.facts.items())))
+    claims = found.claims()
+    for claim in claims:
+        if claim["value"] is not None:
+            mark = "holds" if claim["holds"] else "does not hold"
+            told = f"{claim['name']}: {claim['value']} ({claim['target']}) {mark}"
+            out.print(escape(told), soft_wrap=True)
+    if open_ := sum(claim["value"] is None for claim in claims):
+        out.print(f"{open_} of {len(claims)} claims are not measured")
+    facts = "; ".join(f"{name}: {told}" for name, told in found.facts.items())
+    out.print(escape(facts), soft_wrap=True)

@@ -92,10 +92,14 @@ def markdown(found: Tabled, command: str) -> str:
     """The page: the table, its claims, what is to be known of its figures, the `command` that made
     it."""
     table = found.table
-    lines = [f"# {table.title}", "", f"{table.source}. In each cell: ours / published, below it the"]
+    lines = [
+        f"# {table.title}",
+        "",
+        f"{table.source}. In each cell: ours / published, below it the",
+    ]
     lines[-1] += " difference of the two with its 95 % interval."
     if found.shortened is not None:
-        lines += ["", f"**{found.shortened[0].upper()}{found.shortened[1:]}.**"]
+        lines += ["", f"**Tried out only**: {found.shortened}."]
     heads = ["", *(_head(found, column) for column in table.columns)]
     lines += ["", _line(heads), _line(["---"] * len(heads))]
     for row in table.rows:

@@ -55,7 +55,9 @@ class Where(Section):
         found = {
             key: {**mine[key], **theirs[key]}
             if isinstance(mine[key], dict)
-            else mine[key] if theirs[key] is None else theirs[key]
+            else mine[key]
+            if theirs[key] is None
+            else theirs[key]
             for key in keys
         }
         return Where.model_validate(found)
@@ -140,9 +142,9 @@ class PaperTable(Section):
     def cell(self, row: str, column: str) -> Where:
         """Which networks a cell means."""
         found = self.rows[row].joined(self.columns[column])
-        if not found.sample:
-            return found
-        return found.model_copy(update={"sample": {**self.sample, **found.sample}})
+        means_trial = found.sample and self._means_trial(row)
+        sample = {**self.sample, **found.sample} if means_trial else {}
+        return found.model_copy(update={"sample": sample})
 
     def points(self) -> list[dict[str, Any]]:
         """The points of the search space in its cells, each once, in the order of training."""
@@ -161,7 +163,7 @@ class PaperTable(Section):
             part = []
             for row, column in line:
                 point = self.cell(row, column).sample
-                if point and self._means_trial(row) and point not in seen:
+                if point and point not in seen:
                     seen.append(point)
                     part.append(point)
             if part:
@@ -169,7 +171,8 @@ class PaperTable(Section):
         return found
 
     def _means_trial(self, row: str) -> bool:
-        """Whether cells of a row are trained: where rows differ by values, those that have some."""
+        """Whether cells of a row are sampled trials: where rows differ by values, of those alone
+        that have some."""
         return bool(self.rows[row].sample) or not any(one.sample for one in self.rows.values())
 
     def cells(self) -> Iterator[tuple[str, str]]:

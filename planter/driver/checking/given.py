@@ -32,8 +32,10 @@ def check_enqueued(study: Study, drawn: Drawn, data: Data, found: Findings) -> l
     points, ranges = [], drawn.ranges
     places = {f"sample.enqueue.{n}": point for n, point in enumerate(study.sample.enqueue)}
     in_table = study.table.points() if study.table is not None else []
+    if study.budget.scale < 1:  # no others are reached
+        in_table = in_table[: study.sample.trials]
     places |= {f"table ({point_text(point)})": point for point in in_table}
-    if study.sample.trials < len(places) and study.budget.scale == 1:
+    if study.sample.trials < len(places):
         found.warnings.append(
             f"sample.trials {study.sample.trials}: the study names {len(places)} points to train "
             f"(table, sample.enqueue); sample.trials={len(places)} trains them all"

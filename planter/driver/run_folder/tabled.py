@@ -141,7 +141,7 @@ def _points(run: _Run, where: Where) -> list[Mapping[str, Any]]:
 
 
 def _has(drawn: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    """Whether a trial was drawn with these values; YAML may write them otherwise (`1` for `1.0`)."""
+    """Whether a trial was drawn with these values, which YAML may write otherwise (1 for 1.0)."""
     return all(
         name in drawn and (drawn[name] == value or str(drawn[name]) == str(value))
         for name, value in wanted.items()

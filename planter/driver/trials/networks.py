@@ -111,9 +111,7 @@ def candidate_architecture(drawn: object, study: Study, data: Data) -> Architect
     return architecture
 
 
-def _changed(
-    what: str, recipe: Recipe, changes: Mapping[str, Any], scale: float
-) -> dict[str, Any]:
+def _changed(what: str, recipe: Recipe, changes: Mapping[str, Any], scale: float) -> dict[str, Any]:
     """The keys of a recipe with those a candidate changes, their lengths as short as the study's by
     its `budget.scale`; 6.0 epochs are 6. Where these name a recipe to start from, they stand beside
     that one's. Raises ValueError for keys that no recipe has."""
