@@ -17,7 +17,7 @@ from planter.driver.run_folder.read import read_points
 
 COMMANDS = [
     "search", "check", "pareto", "report", "show", "cost", "dashboard", "export", "latency",
-    "train",
+    "table", "train",
 ]  # fmt: skip
 
 

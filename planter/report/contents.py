@@ -68,7 +68,8 @@ class Chosen:
 class Report:
     """All that the page says. `comparison` is that with `control`, a second run; `standing` tells
     why a run is not finished; `importances` is None below `enough` trials; `growth` are the rows of
-    planting.csv; `samplers` the keys of the study's samplers; `class_names` those of the labels."""
+    planting.csv; `samplers` the keys of the study's samplers; `class_names` those of the labels;
+    `shortened` tells of a study that was only tried out."""
 
     run: Facts
     control: Facts | None
@@ -82,3 +83,4 @@ class Report:
     samplers: Sequence[str] = ("sample.sampler",)
     chosen: Sequence[Chosen] = ()
     class_names: Sequence[str] = ()
+    shortened: str | None = None

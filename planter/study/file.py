@@ -119,9 +119,11 @@ def find_study(source: str | Path) -> Path:
     with contextlib.suppress(OSError):  # a name too long for the file system is no file either
         if (path := user_path(source)).is_file():
             return path.resolve()
-        if (named := shipped / f"{source}.yaml").is_file():
-            return named
-    names = ", ".join(sorted(file.stem for file in shipped.glob("*.yaml")))
+        for folder in (shipped, shipped / "tables"):
+            if (named := folder / f"{source}.yaml").is_file():
+                return named
+    files = sorted(shipped.glob("*.yaml")) + sorted(shipped.glob("tables/*.yaml"))
+    names = ", ".join(file.stem for file in files)
     raise StudyError(
         str(source),
         [Problem("STUDY", str(source), f"a study file, or the name of a shipped study: {names}")],

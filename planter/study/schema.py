@@ -11,10 +11,12 @@ from pydantic import Field, field_validator, model_validator
 from planter.data import CACHE_GB, NAMES, Fit
 from planter.planting.round import refused_of_round
 from planter.planting.starts import Filters, Outgoing, check_init
+from planter.study.budget import Budget, shortened
 from planter.study.evolve import Evolve
 from planter.study.networks import Baseline, Teacher, with_recipe
 from planter.study.samplers import SamplerName
 from planter.study.section import Amount, Count, EarlyStopping, Network, Section, Widths
+from planter.study.table import PaperTable
 from planter.training.recipe import Recipe
 
 Side = Annotated[int, Field(ge=1)]
@@ -276,26 +278,6 @@ class Resources(Section):
     ] = 10
 
 
-class Budget(Section):
-    """Where a search ends though trials are left, in sum over all commands on its run. The front is
-    reported; the same command with more goes on."""
-
-    hours: Annotated[
-        float | None,
-        Field(
-            gt=0, description="of the run; a training that runs then ends at its next checkpoint"
-        ),
-    ] = None
-    train_macs: Annotated[
-        Amount | None,
-        Field(
-            gt=0,
-            description="of all trainings of the run; one that would take more than is left does "
-            "not begin",
-        ),
-    ] = None
-
-
 class Study(Section):
     """One search: what is given, what is planted, sampled and evolved."""
 
@@ -321,6 +303,13 @@ class Study(Section):
     ] = None
     resources: Annotated[Resources, Field(description="workers, cores, GPUs")] = Resources()
     budget: Annotated[Budget, Field(description="hours, training multiply-adds")] = Budget()
+    table: Annotated[
+        PaperTable | None,
+        Field(
+            exclude_if=lambda table: table is None,
+            description="a table of a paper, which planter table prints of runs of this study",
+        ),
+    ] = None
     keep: Annotated[
         Literal["front", "all"],
         Field(description="models kept: front, teacher, baselines, last planted; or all"),
@@ -339,6 +328,13 @@ class Study(Section):
             object.__setattr__(self, "teacher", with_recipe(self.teacher, self.recipe))
         made = [with_recipe(one, self.recipe) for one in self.baselines]
         object.__setattr__(self, "baselines", made)
+        return self
+
+    @model_validator(mode="after")
+    def _as_short_as_asked(self) -> Study:
+        made = shortened(self)
+        for key in type(self).model_fields if made is not self else ():
+            object.__setattr__(self, key, getattr(made, key))
         return self
 
     @field_validator("name")

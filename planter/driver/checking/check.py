@@ -22,6 +22,7 @@ from planter.driver.checking.recipes import check_recipes
 from planter.driver.checking.reference import check_metric, macs_reference, reference_of
 from planter.driver.checking.samplers import check_samplers
 from planter.driver.checking.saved import given_teacher, saved_network, starts_of
+from planter.driver.checking.shortened import with_shorter_test
 from planter.driver.checking.space import Drawn, check_space
 from planter.driver.checking.weights import check_weights
 from planter.driver.storage.points import check_url
@@ -98,6 +99,8 @@ def prepare(study: Study, *, elsewhere: bool = False, begun: bool = False) -> Pr
     """
     found = Findings()
     _whole(study, found)
+    if (told := study.budget.shortened) is not None:
+        found.warnings.append(told)
     if study.resources.gpu and not elsewhere and not torch.cuda.is_available():
         found.add("resources.gpu", study.resources.gpu, "0: this machine has no GPU torch can use")
     _storage(study, found)
@@ -187,7 +190,8 @@ def _data(study: Study, found: Findings) -> Data | None:
 
     def loaded() -> Data:
         try:
-            return load_data(**settings.model_dump(), seed=study.seed)
+            data = load_data(**settings.model_dump(), seed=study.seed)
+            return with_shorter_test(data, study.budget.scale)
         except RuntimeError as error:  # torch's, for images it has no memory for
             raise ValueError(f"{error}; a smaller resize or subset") from error
         except ValueError as error:

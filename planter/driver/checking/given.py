@@ -27,17 +27,28 @@ _SHOWN = 3
 
 
 def check_enqueued(study: Study, drawn: Drawn, data: Data, found: Findings) -> list[dict[str, Any]]:
-    """The points of `sample.enqueue` in the words of the space."""
+    """The points of `sample.enqueue`, then those of the table, in the words of the space."""
     assert study.sample is not None
     points, ranges = [], drawn.ranges
-    for number, point in enumerate(study.sample.enqueue):
-        place, got = f"sample.enqueue.{number}", point_text(point)
+    places = {f"sample.enqueue.{n}": point for n, point in enumerate(study.sample.enqueue)}
+    in_table = study.table.points() if study.table is not None else []
+    if study.budget.scale < 1:  # no others are reached
+        in_table = in_table[: study.sample.trials]
+    places |= {f"table ({point_text(point)})": point for point in in_table}
+    if study.sample.trials < len(places):
+        found.warnings.append(
+            f"sample.trials {study.sample.trials}: the study names {len(places)} points to train "
+            f"(table, sample.enqueue); sample.trials={len(places)} trains them all"
+        )
+    for place, point in places.items():
+        got = point_text(point)
         given = found.attempt(place, got, partial(given_point, point, drawn.space, ranges))
         if given is None:
             continue
         points.append(given.params)
         if (why := _refused(given, study, data)) is not None:
-            found.warnings.append(f"{place} ({got}) will not be trained: {why}")
+            told = place if got in place else f"{place} ({got})"
+            found.warnings.append(f"{told} will not be trained: {why}")
     return points
 
 
@@ -53,6 +64,8 @@ def _refused(given: Given, study: Study, data: Data) -> str | None:
         return f"the space prunes it ({given.pruned})"
     limits = {k: v for k, v in study.objectives.bounds.limits().items() if k != LATENCY}
     architecture = candidate_architecture(given.candidate, study, data)
+    if not limits:  # networks of a table may be large: what they cost is not asked for
+        return None
     costs = cost(architecture).pipelines
     ways: list[dict[str, Any]] = [
         {"macs": costs[name].macs, "params": costs[name].params} for name in given.candidate.trained

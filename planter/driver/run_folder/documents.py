@@ -67,7 +67,7 @@ class Documents:
         self._late = False
         self._dropped: set[str] = set()
         self._failed: Mapping[str, str] = {}
-        self._notes: Mapping[str, str] = {}
+        self._notes: dict[str, str] = {}
         self._ended: Mapping[str, Any] | None = None
 
     def out_of_date(self) -> None:
@@ -108,7 +108,9 @@ class Documents:
         """Reads the test data for what is reported and writes everything, with how the search
         `ended`, why trainings `failed`, by trial, and `notes` of why there are no more, by what
         they are about; of a run that is `complete`, what only a search needs is removed."""
-        self._failed, self._notes, self._ended = failed, notes, ended
+        self._failed, self._notes, self._ended = failed, dict(notes), ended
+        if (told := self._study.budget.shortened) is not None:
+            self._notes["scale"] = told
         known = self._tested()
         if (test := self._data.test) is not None:
             for point in self._reported():
@@ -135,13 +137,16 @@ class Documents:
         return trained_macs(self._book.points) + others
 
     def _reported(self) -> list[Point]:
-        """The front, the best family where one is asked for, the teacher and the baselines."""
+        """The front, the best family where one is asked for, the teacher and the baselines; for a
+        table of a paper, what was sampled."""
         points = self._book.points
         others = [point for point in points if not point.searched]
         front = self._book.front
+        if self._study.table is not None:
+            others += [p for p in points if p.method == "sample" and p not in front]
         if self._family:
             family = best_family(points, self._reference, self._limits, self._objectives)
-            others += [point for point in family if point not in front]
+            others += [point for point in family if point not in [*front, *others]]
         return front + others
 
     def _test(self, point: Point, test: Split) -> dict[str, float]:

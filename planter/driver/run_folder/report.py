@@ -63,6 +63,7 @@ def write_report(run: Path, control: Path | None = None, *, ended: bool = False)
         chosen=_chosen(run, front),
         class_names=names_of(run) or (),
         standing=why,
+        shortened=study.budget.shortened,
         study=(run / "study.yaml").read_text(encoding="utf-8"),
         environment=json.loads((run / "environment.json").read_text(encoding="utf-8")),
     )

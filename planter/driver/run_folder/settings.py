@@ -34,7 +34,7 @@ _PACKAGES = (
     "planter", "torch", "torchvision", "optuna", "ray", "numpy", "scikit-learn", "pillow",
 )  # fmt: skip
 _MAY_GROW = (("sample", "trials"), ("plant", "rounds"), ("evolve", "trials"))
-_MAY_CHANGE = ("resources", "budget", "keep", "tensorboard")
+_MAY_CHANGE = ("resources", "budget", "keep", "tensorboard", "table")
 _DATA_MAY_CHANGE = ("workers", "cache_gb")
 _MAY_STEER = (("sample", "enqueue"), ("sample", "warm_start"))
 _CHOICES = ("edits", "shrink_rules", "grow_rules", "forms")
@@ -313,8 +313,8 @@ def _changes(before: Study, now: Study) -> str:
     """A readable difference of two studies; empty where the second may go on with the first."""
     old, new = before.model_dump(), now.model_dump()
     for key in _MAY_CHANGE:
-        old.pop(key)
-        new.pop(key)
+        old.pop(key, None)
+        new.pop(key, None)
     for key in _DATA_MAY_CHANGE:
         old["data"].pop(key)
         new["data"].pop(key)

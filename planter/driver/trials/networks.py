@@ -27,6 +27,7 @@ from planter.edits.expand import check_kernels
 from planter.kernels.forms import Kernels
 from planter.networks import checkpoint
 from planter.networks.assembly import build_without_data, check_architecture
+from planter.study.budget import shorter, shorter_keys
 from planter.study.findings import NEEDS_TEACHER
 from planter.study.networks import Baseline
 from planter.study.schema import Plant, Study
@@ -110,10 +111,10 @@ def candidate_architecture(drawn: object, study: Study, data: Data) -> Architect
     return architecture
 
 
-def _changed(what: str, recipe: Recipe, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of a recipe with those a candidate changes; 6.0 epochs are 6. Where these name a
-    recipe to start from, they stand beside that one's. Raises ValueError for keys that no recipe
-    has."""
+def _changed(what: str, recipe: Recipe, changes: Mapping[str, Any], scale: float) -> dict[str, Any]:
+    """The keys of a recipe with those a candidate changes, their lengths as short as the study's by
+    its `budget.scale`; 6.0 epochs are 6. Where these name a recipe to start from, they stand beside
+    that one's. Raises ValueError for keys that no recipe has."""
     known = Recipe.model_fields
     if unknown := [key for key in changes if key not in known]:
         near = difflib.get_close_matches(unknown[0], known, n=1)
@@ -123,7 +124,11 @@ def _changed(what: str, recipe: Recipe, changes: Mapping[str, Any]) -> dict[str,
             f"({', '.join(known)})"
         )
     whole = {key: whole_number(value) if key in _WHOLE else value for key, value in changes.items()}
-    return whole if whole.get("base") is not None else {**recipe.model_dump(), **whole}
+    if whole.get("base") is None:
+        whole = {**recipe.model_dump(), **(whole if scale == 1 else shorter_keys(whole, scale))}
+    elif scale < 1:
+        whole = shorter(Recipe.model_validate(whole), scale).model_dump()
+    return whole
 
 
 class Recipes(NamedTuple):
@@ -137,14 +142,15 @@ class Recipes(NamedTuple):
 def recipes_of(candidate: Candidate, study: Study) -> Recipes:
     """The study's recipes with the candidate's keys. Raises ValueError for a key or value that no
     recipe has."""
-    network = Recipe.model_validate(_changed("recipe", study.recipe, candidate.recipe))
+    scale = study.budget.scale
+    network = Recipe.model_validate(_changed("recipe", study.recipe, candidate.recipe, scale))
     plant = study.plant or Plant()
     plants = Plant.model_validate(
-        {"recipe": _changed("plant_recipe", plant.recipe, candidate.plant_recipe)}
+        {"recipe": _changed("plant_recipe", plant.recipe, candidate.plant_recipe, scale)}
     ).recipe
     again = None
     if candidate.finetune is not None:
-        again = Recipe.model_validate(_changed("finetune", network, candidate.finetune))
+        again = Recipe.model_validate(_changed("finetune", network, candidate.finetune, scale))
     return Recipes(network, plants, again)
 
 
