@@ -18,9 +18,13 @@ from torch.nn.utils import parametrize
 
 from planter import KernelFilter, evaluate, expand_kernels_, fit, load, save
 from planter.arch import Architecture
+from planter.driver.checking import precision as checking
+from planter.driver.trials.networks import Planned
 from planter.networks.assembly import build_network
 from planter.networks.checkpoint import content_key
 from planter.planting.round import train_round
+from planter.study.findings import Findings
+from planter.study.schema import Study
 from planter.training import loop
 from planter.training.augment import Augment
 from planter.training.batches import Batch, batch_order, layout_of
@@ -256,6 +260,19 @@ def test_float16_without_a_gpu_is_refused() -> None:
         fit(awkward(), entropy, DATA, recipe, seed=0)
     with pytest.raises(ValueError, match="float16 needs a GPU"):
         predict(awkward(), DATA, "float16")
+
+
+@pytest.mark.parametrize("precision", ["float16", "bfloat16", "float32", "auto"])
+def test_a_study_is_told_before_it_trains(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checking, "build", lambda architecture: refusing())
+    spec = Architecture("convnet", {f"conv{i}": 6 for i in range(1, 6)}, {"image": [3, 8, 8]})
+    recipe = Recipe.model_validate({"precision": precision})
+    networks = {"teacher": Planned(spec, recipe), "frozen": Planned(spec, recipe, trained=False)}
+    checking.check_precisions(Study(name="one", recipe=recipe), networks, found := Findings())
+    told = {"float16": "needs a GPU", "bfloat16": "module '0.1' (Refusing) cannot compute in it"}
+    problems = [(p.place, p.got, told[precision] in p.expected) for p in found.problems]
+    expected = [("teacher: recipe.precision", precision, True)] if precision in told else []
+    assert problems == expected
 
 
 @pytest.mark.parametrize("given", [{"precision": "half"}, {"compile": "yes"}, {"compile": 1}])

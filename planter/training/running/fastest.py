@@ -167,6 +167,7 @@ def _measured(
             rounds[name].append(seconds(name, batch))
         if time.monotonic() - began > _SECONDS and len(rounds[reference]) > 2:
             break
+    model.to(memory_format=torch.contiguous_format)
     return {
         "step_ms": {name: 1000 * statistics.median(taken) for name, taken in rounds.items()},
         "first_s": first,
