@@ -33,6 +33,7 @@ from planter.networks.normalisation import as_taken
 from planter.study.file import names_base, read_study
 from planter.study.schema import Study
 from planter.training.recipe import Recipe
+from planter.training.running.forward import check_precision
 from planter.training.scores import evaluate
 
 _SMALLER = 10
@@ -74,6 +75,8 @@ def train_points(
             f"resources.gpu {study.resources.gpu}: this machine has no GPU torch can use; "
             "--set resources.gpu=0"
         )
+    for kind in set(kinds) - {REPEATED}:
+        check_precision(recipes[kind].precision, "cuda" if study.resources.gpu else "cpu")
     data = images_of(run)
     _check_sizes(points, data)
     if (unfinished := run_standing(run)) is not None:

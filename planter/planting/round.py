@@ -157,6 +157,13 @@ def refused_of_round(recipe: Recipe) -> str | None:
         if (value := getattr(recipe, key)) is not None:
             told = "a round of planting scores its candidates when it has ended"
             return f"{told}: {key} {value}, not null"
+    for key, value, plain in (
+        ("precision", recipe.precision, "float32"),
+        ("compile", recipe.compile, False),
+    ):
+        if value != plain:
+            told = "a round of planting computes the new channels beside those that are frozen"
+            return f"{told}, in float32 and as they are: {key} {value}, not {str(plain).lower()}"
     return None
 
 

@@ -104,7 +104,10 @@ class Augment(BaseModel):
     def chosen(self) -> dict[str, Any]:
         """All that changes an image, in the order in which it does: every setting that is not off
         but `views`, which says how often."""
-        return self.model_dump(exclude={"views"}, exclude_defaults=True)
+        # By hand: asked for in each step, and pydantic's dump takes 0.2 ms.
+        fields = {name: (getattr(self, name), f) for name, f in type(self).model_fields.items()}
+        own = {n: v for n, (v, f) in fields.items() if n != "views" and v != f.default}
+        return own | (self.model_extra or {})
 
     def mixes(self) -> dict[str, Any]:
         """What of it mixes the images of a batch, and their labels."""

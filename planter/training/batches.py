@@ -213,7 +213,7 @@ def layout_of(model: nn.Module, fewest: float = 16) -> torch.memory_format:
 
     Not where torch's backward pass on the CPU (2.14, 2.15) would write beyond its memory: a strided
     1x1 convolution of fewer than `fewest` channels, which is what a processor's vectors hold: 8
-    numbers of AVX2, 16 of AVX-512.
+    numbers of AVX2, 16 of AVX-512 (see `Running.fewest`).
     """
     for m in model.modules():
         if not isinstance(m, nn.Conv2d) or m.kernel_size != (1, 1):

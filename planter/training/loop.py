@@ -17,6 +17,7 @@ from torch.nn.utils import parametrize
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from planter.data import Split
+from planter.kernels.filters import generated
 from planter.networks.checkpoint import keep_training, read_training
 from planter.training.batches import (
     Batch,
@@ -30,6 +31,8 @@ from planter.training.batches import (
 )
 from planter.training.class_weights import relative_weights
 from planter.training.recipe import Recipe, make_optimizer
+from planter.training.running.forward import PLAIN
+from planter.training.running.ways import ways_of
 from planter.training.scores import Score, evaluate, recalibrate_batchnorm_
 from planter.training.step import Part, shares, take_step
 
@@ -106,16 +109,22 @@ def fit(
 
     The loss is the caller's: `label_smoothing` and `class_weights` of the recipe are for it (see
     `classification_loss`). With `validation` images, epochs are followed by `validate` as the
-    recipe says, of the moving average where there is one; it changes nothing. With
+    recipe says, of the moving average where there is one; it changes nothing, and is in float32
+    whatever the recipe's `precision`, which is that of training passes, the teacher's among them.
+    A training that is taken up keeps what `auto` came to when it began. With
     `recipe.patience` the training may end early, and leaves weights, statistics and optimiser as
     they were after the best epoch, also `until` an epoch. `on_end` is told how many epochs were
     trained. Raises FloatingPointError when the loss is no longer a number, ValueError for patience
-    without validation images.
+    without validation images, for float16 without a GPU, and for a module that does not compute in
+    the recipe's precision.
     """
     if recipe.patience is not None and not validation:
         raise ValueError(f"patience {recipe.patience} needs validation images to go by")
     split = training_images(split, recipe, teacher)
-    model.to(memory_format=layout_of(model))
+    state = None if checkpoint is None else read_training(checkpoint)
+    ways = ways_of(model, loss, split, recipe, seed=seed, teacher=teacher, state=state)
+    layout = layout_of(model, ways.running.fewest)
+    model.to(memory_format=layout)
     if optimizer is None:
         optimizer = make_optimizer(model, recipe)
     lay_out_moments_(optimizer)
@@ -127,12 +136,14 @@ def fit(
             use_buffers=True,
         )
     best: _Best | None = None
-    if checkpoint is not None and (state := read_training(checkpoint)) is not None:
+    if state is not None:
         if _shapes(state["model"]) == _shapes(model.state_dict()):
             model.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
             if average is not None and "average" in state:  # the setting may be newer
                 average.load_state_dict(state["average"])
+            if ways.scaler is not None and "scaler" in state:
+                ways.scaler.load_state_dict(state["scaler"])
             if recipe.patience is not None and "best" in state:
                 best = _Best(*state["best"])
             start = state["epoch"]
@@ -144,14 +155,17 @@ def fit(
     end = recipe.epochs if until is None else min(until, recipe.epochs)
     images = len(split) // (recipe.augment.views or 1)
     weights = relative_weights(recipe, split.labels)
+    generates = bool(generated(model))
     epoch = start
     while epoch < end and not _over(recipe, epoch, best):
         began = time.monotonic()
         score: Score | None = None
         with torch.random.fork_rng(devices=_cuda_devices(split)):
-            mean = _epoch(
-                model, loss, split, recipe, optimizer, epoch, seed, teacher, average, weights
-            )
+            with ways.taken(model, teacher):
+                mean = _epoch(
+                    model, loss, split, recipe, optimizer, epoch, seed, teacher, average,
+                    weights, layout, ways.scaler, generates=generates,
+                )  # fmt: skip
             if validation and recipe.validates(epoch + 1, images, len(validation)):
                 with parametrize.cached():
                     score = validate(model if average is None else average.module, validation)
@@ -171,6 +185,10 @@ def fit(
         due = over or pausing or time.monotonic() - saved_at > _CHECKPOINT_EVERY_S
         if checkpoint is not None and due and epoch < recipe.epochs:
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            if ways.running != PLAIN:
+                state["running"] = tuple(ways.running)
+            if ways.scaler is not None:
+                state["scaler"] = ways.scaler.state_dict()
             if average is not None:
                 state["average"] = average.state_dict()
             if best is not None:
@@ -220,6 +238,10 @@ def _epoch(
     teacher: Tensor | nn.Module | None,
     average: AveragedModel | None,
     weights: Tensor | None,
+    layout: torch.memory_format,
+    scaler: torch.amp.GradScaler | None,
+    *,
+    generates: bool,
 ) -> float:
     """One pass; the mean loss over the images."""
     torch.manual_seed(mix_seed(seed, epoch))  # for dropout and whatever else draws in the model
@@ -234,7 +256,7 @@ def _epoch(
             recipe.augment,
             generator,
             teacher,
-            layout_of(model),
+            layout,
             classes=classes,
             parts=many,
         )
@@ -246,8 +268,9 @@ def _epoch(
             optimizer,
             [Part(partial(loss, model, part), share) for part, share in sharing],
             lr=recipe.lr_at(epoch + i / len(steps)),
-            kernel_weight_decay=recipe.weight_decay,
+            kernel_weight_decay=recipe.weight_decay if generates else 0.0,
             clip_grad=recipe.clip_grad,
+            scaler=scaler,
         )
         if average is not None:
             average.update_parameters(model)

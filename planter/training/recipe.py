@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from planter.kernels.filters import decays_of_factors
 from planter.training.augment import Augment
 from planter.training.named import NAMED, RecipeName, named
+from planter.training.running.forward import Compile, Precision
 
 _MOST_VALIDATION = 0.02
 """Of a training's multiply-adds, for what is validated on the way without being asked for."""
@@ -124,6 +125,22 @@ class Recipe(BaseModel):
             "which the training ends, and the best epoch's weights stay; default: all epochs",
         ),
     ] = None
+    precision: Annotated[
+        Precision,
+        Field(
+            exclude_if=lambda precision: precision == "float32",
+            description="in which layers compute while they train: float32, bfloat16, float16 (on "
+            "a GPU), or auto: what this machine is fastest with, measured once and kept",
+        ),
+    ] = "float32"
+    compile: Annotated[
+        Compile,
+        Field(
+            exclude_if=lambda on: on is False,
+            description="whether networks are compiled to train (torch.compile); auto: where that "
+            "saves more than it takes, measured once and kept",
+        ),
+    ] = False
     augment: Annotated[Augment, Field(description="random changes of the images")] = Augment()
 
     @model_validator(mode="before")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -22,6 +23,14 @@ from planter.training.batches import (
     training_images,
 )
 from planter.training.recipe import Recipe
+from planter.training.running.fastest import chosen_to_answer
+from planter.training.running.forward import (
+    Precision,
+    Running,
+    check_precision,
+    in_place_of,
+    tried,
+)
 
 
 class Score(NamedTuple):
@@ -63,9 +72,20 @@ def answers(model: nn.Module, split: Split) -> Answers:
     return Answers(label, predicted, among, losses, classes, loss / len(split))
 
 
-def predict(model: nn.Module, split: Split) -> Tensor:
-    """Logits `[n, classes]` of a network for every image of a split, in eval mode."""
-    return torch.cat([eval_logits(model, images) for images, _ in plain_batches(split)])
+def predict(model: nn.Module, split: Split, precision: Precision = "float32") -> Tensor:
+    """Logits `[n, classes]` of a network for every image of a split, in eval mode: float32,
+    computed in a precision. Raises ValueError for one in which the network does not compute."""
+    check_precision(precision, split.labels.device)
+    forward, layout = None, torch.contiguous_format
+    if precision != "float32":
+        images = next(plain_batches(split))[0]
+        how = chosen_to_answer(model, images) if precision == "auto" else precision
+        forward = tried(model, Running(how), partial(eval_logits, model, images[:1]))
+        # 1.2 to 1.6 times as fast; sums in another order, so not where older logits are to be met.
+        layout = torch.channels_last
+    with in_place_of(model, forward):
+        batches = (images.contiguous(memory_format=layout) for images, _ in plain_batches(split))
+        return torch.cat([eval_logits(model, images) for images in batches])
 
 
 def recalibrate_batchnorm_(

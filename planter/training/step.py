@@ -41,6 +41,7 @@ def take_step(
     kernel_weight_decay: float = 0.0,
     expanded: bool = True,
     clip_grad: float | None = None,
+    scaler: torch.amp.GradScaler | None = None,
 ) -> Tensor:
     """Updates the optimiser's parameters at a learning rate; the loss before, a detached number:
     that of one part, or the sum of those of several by their shares, which go through the model
@@ -48,7 +49,9 @@ def take_step(
 
     The norm of all gradients together is at most `clip_grad`. Generated kernels decay by
     `kernel_weight_decay` in the loss (KFLO, sec. 3.3: their factors do not). A model that is not
-    `expanded` has none, and may take its steps beside others in threads.
+    `expanded` has none, and may take its steps beside others in threads. A `scaler` keeps small
+    gradients of float16 from becoming 0, and leaves out the updates of steps in which it made
+    others infinite.
     """
     for group in optimizer.param_groups:
         group["lr"] = lr
@@ -62,9 +65,16 @@ def take_step(
             decays = kernel_weight_decay and number == 0
             if decays and (decay := kernel_decay(model)) is not None:
                 decayed = value + kernel_weight_decay * decay
-            decayed.backward()  # type: ignore[no-untyped-call]
+            scaled = decayed if scaler is None else scaler.scale(decayed)
+            scaled.backward()  # type: ignore[no-untyped-call]
         values.append(value.detach())
     if clip_grad is not None:
+        if scaler is not None:
+            scaler.unscale_(optimizer)
         clip_grad_norm_((p for group in optimizer.param_groups for p in group["params"]), clip_grad)
-    optimizer.step()
+    if scaler is None:
+        optimizer.step()
+    else:
+        scaler.step(optimizer)
+        scaler.update()
     return values[0] if len(values) == 1 else torch.stack(values).sum()

@@ -18,6 +18,7 @@ from planter.data import NAMES, Data, load_data
 from planter.driver.checking.given import check_enqueued, check_warm_start
 from planter.driver.checking.growable import layers_to_plant, named_layers
 from planter.driver.checking.importable import REMEDY, only_here
+from planter.driver.checking.precision import check_precisions
 from planter.driver.checking.recipes import check_recipes
 from planter.driver.checking.reference import check_metric, macs_reference, reference_of
 from planter.driver.checking.samplers import check_samplers
@@ -161,6 +162,7 @@ def prepare(study: Study, *, elsewhere: bool = False, begun: bool = False) -> Pr
     check_samplers(study, drawn, found)
     starts = starts_of(study, data, fingerprint, found)
     _importable(study, networks, found, elsewhere=elsewhere)
+    check_precisions(study, networks, found)
     check_metric(study, data, found)
     reference = reference_of(study, data, networks, latencies, found)
     if found.problems:

@@ -40,6 +40,7 @@ from planter.training.batches import Batch, view_pool
 from planter.training.class_weights import EntropySettings, entropy_settings
 from planter.training.loop import Epoch, PausedError, Validate, fit
 from planter.training.recipe import Recipe
+from planter.training.running.forward import Precision
 from planter.training.scores import answers, evaluate, predict
 
 log = logging.getLogger(__name__)
@@ -238,7 +239,8 @@ class Context:
         if recipe.augment.views is None:
             return self.teacher_logits
         network, images = self._teacher_network, self.images(recipe)
-        return self._kept_logits(_pool_logits(recipe), network, images, trial)
+        file = _pool_logits(recipe)
+        return self._kept_logits(file, network, images, trial, precision=recipe.precision)
 
     def pool_macs(self, trial: str, recipe: Recipe) -> int:
         """Multiply-adds of the teacher's logits of a pool of views, where that training was the
@@ -306,7 +308,13 @@ class Context:
         return self.run / "trials" / "teacher" / name
 
     def _kept_logits(
-        self, name: str, teacher: nn.Module, images: Split, trial: str = "teacher"
+        self,
+        name: str,
+        teacher: nn.Module,
+        images: Split,
+        trial: str = "teacher",
+        *,
+        precision: Precision = "float32",
     ) -> Tensor:
         """The teacher's logits of images, from a file that is written where it is missing, for a
         `trial` whose name it keeps."""
@@ -318,7 +326,7 @@ class Context:
                 log.info("%s is written", file)
             except SafetensorError as error:
                 log.warning("%s is cut short or damaged, and written again: %s", file, error)
-            logits = predict(teacher, images)
+            logits = predict(teacher, images, precision)
             kept = {"logits": logits.cpu()}
             when_there_is_space(
                 lambda: checkpoint.write_tensors(file, kept, {"first": trial}), file.parent
@@ -357,7 +365,9 @@ class Context:
 
 def _pool_logits(recipe: Recipe) -> str:
     """The name of the file of a teacher's logits of the pool that a recipe asks for."""
-    key = checkpoint.content_key([recipe.augment.model_dump()])
+    asked = [recipe.augment.model_dump()]
+    other = [] if recipe.precision == "float32" else [recipe.precision]
+    key = checkpoint.content_key([*asked, *other])
     return f"logits-{key}.safetensors"
 
 

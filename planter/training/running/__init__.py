@@ -1,0 +1,1 @@
+"""What a training runs in: its precision, and whether its network is compiled."""
