@@ -24,6 +24,7 @@ from planter.driver.run_folder.settings import drop_half_written, drop_locks, fi
 from planter.driver.schedule import Schedule
 from planter.driver.tasks.context import Context
 from planter.driver.trials.jobs import Job, Outcome, Queue
+from planter.driver.trials.stacks import shape_of_job
 from planter.front.points import Point, front_of, read_front
 from planter.machine.commands import command
 from planter.machine.disk import when_there_is_space
@@ -109,6 +110,8 @@ def train_points(
             for trial, names in repeated.items()
             if None in [file.take_up(name, REPEATED, seed) for name in names]
         ]
+        if study.resources.stack > 1:  # seeds of one point one behind the other
+            jobs.sort(key=lambda job: shape_of_job(job, study) or "")
         file.write()
         # A training that failed is told and tried again by the same command: none ends the others.
         schedule = Schedule([_Trainings(jobs, file)], max_failures=len(jobs))

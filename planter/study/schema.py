@@ -261,6 +261,16 @@ class Resources(Section):
     ] = None
     cpu: Annotated[int, Field(ge=1, le=1024, description="cores, and threads, of a worker")] = 1
     gpu: Annotated[float, Field(ge=0, description="GPUs of a worker, or a fraction")] = 0.0
+    stack: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=64,
+            exclude_if=lambda most: most == 1,
+            description="trainings of one shape that a worker takes on at a time, at most: as one "
+            "program where that is faster, which is measured once a machine and kept",
+        ),
+    ] = 1
     memory_gb: Annotated[
         float | None,
         Field(gt=0, description="GB a worker may hold; a training that needs more fails"),

@@ -34,6 +34,7 @@ from planter.training.recipe import Recipe, make_optimizer
 from planter.training.running.forward import PLAIN
 from planter.training.running.ways import ways_of
 from planter.training.scores import Score, evaluate, recalibrate_batchnorm_
+from planter.training.stacked.passes import Company, Pass
 from planter.training.step import Part, shares, take_step
 
 log = logging.getLogger(__name__)
@@ -93,6 +94,7 @@ def fit(
     validation: Split | None = None,
     validate: Validate = evaluate,
     on_end: Callable[[int], None] = lambda epochs: None,
+    together: Company | None = None,
 ) -> nn.Module:
     """Trains the model's trainable parameters in place and returns it.
 
@@ -114,9 +116,10 @@ def fit(
     A training that is taken up keeps what `auto` came to when it began. With
     `recipe.patience` the training may end early, and leaves weights, statistics and optimiser as
     they were after the best epoch, also `until` an epoch. `on_end` is told how many epochs were
-    trained. Raises FloatingPointError when the loss is no longer a number, ValueError for patience
-    without validation images, for float16 without a GPU, and for a module that does not compute in
-    the recipe's precision.
+    trained. A training that goes on `together` with others has its passes made there, at once with
+    theirs where that is possible (`training/stacked`). Raises FloatingPointError when the loss is
+    no longer a number, ValueError for patience without validation images, for float16 without a
+    GPU, and for a module that does not compute in the recipe's precision.
     """
     if recipe.patience is not None and not validation:
         raise ValueError(f"patience {recipe.patience} needs validation images to go by")
@@ -156,16 +159,16 @@ def fit(
     images = len(split) // (recipe.augment.views or 1)
     weights = relative_weights(recipe, split.labels)
     generates = bool(generated(model))
+    clock = time.monotonic if together is None else together.clock
     epoch = start
     while epoch < end and not _over(recipe, epoch, best):
-        began = time.monotonic()
+        began = clock()
         score: Score | None = None
         with torch.random.fork_rng(devices=_cuda_devices(split)):
             with ways.taken(model, teacher):
-                mean = _epoch(
-                    model, loss, split, recipe, optimizer, epoch, seed, teacher, average,
-                    weights, layout, ways.scaler, generates=generates,
-                )  # fmt: skip
+                parts = model, loss, split, recipe, optimizer, epoch, seed, teacher, average
+                alone = partial(_epoch, *parts, weights, layout, ways.scaler, generates=generates)
+                mean = alone() if together is None else together.run(Pass(*parts, alone))
             if validation and recipe.validates(epoch + 1, images, len(validation)):
                 with parametrize.cached():
                     score = validate(model if average is None else average.module, validation)
@@ -178,7 +181,7 @@ def fit(
         if recipe.patience is not None and score and (best is None or best.beaten_by(score)):
             states = _left(model, average), optimizer.state_dict()
             best = _Best(epoch, *score, *copy.deepcopy(states))
-        seconds = time.monotonic() - began
+        seconds = clock() - began
         on_epoch(Epoch(epoch, mean, recipe.lr_at(epoch - 1), seconds, *(score or ())))
         over = epoch == end or _over(recipe, epoch, best)
         pausing = checkpoint is not None and not over and pause()

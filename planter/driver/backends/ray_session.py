@@ -17,6 +17,7 @@ from typing import Any
 from planter.driver.backends.parcel import pack
 from planter.driver.backends.ray_cluster import join, room_for, watched
 from planter.driver.backends.session_folder import places, remove_left_folders, session_folder
+from planter.driver.backends.stacking import stacking
 from planter.driver.tasks.context import Context
 from planter.driver.trials.budget import seconds_for
 from planter.driver.trials.jobs import Queue, SearchStoppedError
@@ -71,7 +72,7 @@ def run_on_ray(context: Context, queue: Queue, workers: int, address: str | None
         room = room_for(asked, address) if address is not None else lambda: workers
         run_tune(
             pack(context),
-            queue,
+            stacking(queue, context.study),
             workers,
             shares,
             folder,

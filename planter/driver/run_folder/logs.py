@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -31,24 +33,39 @@ class _TrialLog(logging.FileHandler):
             logging.lastResort.handle(record)
 
 
+_LOGGERS = [logging.getLogger("planter"), logging.getLogger("py.warnings")]
+_writing: Counter[int] = Counter()
+"""Open logs, by the thread whose trial they are of."""
+_levels_before: list[int] = []
+
+
 @contextmanager
 def logged_to(file: Path) -> Iterator[None]:
-    """Sends the package's log and Python's warnings to a trial's own file."""
+    """Sends the package's log and Python's warnings to a trial's own file, but for what a thread
+    says that has another trial's log open."""
     handler = _TrialLog(file, delay=True, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    loggers = [logging.getLogger("planter"), logging.getLogger("py.warnings")]
-    levels = [logger.level for logger in loggers]
-    logging.captureWarnings(True)
-    for logger in loggers:
+    me = threading.get_ident()
+    handler.addFilter(lambda record: record.thread == me or record.thread not in _writing)
+    if not _writing:
+        _levels_before[:] = [logger.level for logger in _LOGGERS]
+        logging.captureWarnings(True)
+    _writing[me] += 1
+    for logger in _LOGGERS:
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
     try:
         yield
     finally:
-        logging.captureWarnings(False)
-        for logger, level in zip(loggers, levels, strict=True):
+        for logger in _LOGGERS:
             logger.removeHandler(handler)
-            logger.setLevel(level)
+        _writing[me] -= 1
+        if not _writing[me]:
+            del _writing[me]
+        if not _writing:  # logs of several threads close in any order
+            logging.captureWarnings(False)
+            for logger, level in zip(_LOGGERS, _levels_before, strict=True):
+                logger.setLevel(level)
         with suppress(OSError):  # of what is still unwritten
             handler.close()
 

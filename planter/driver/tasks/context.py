@@ -42,6 +42,7 @@ from planter.training.loop import Epoch, PausedError, Validate, fit
 from planter.training.recipe import Recipe
 from planter.training.running.forward import Precision
 from planter.training.scores import answers, evaluate, predict
+from planter.training.stacked.passes import Company
 
 log = logging.getLogger(__name__)
 _LOGITS = "logits.safetensors"
@@ -51,7 +52,7 @@ _WAITED_S = 1.0
 """For a lock, before it is asked whether to wait on."""
 
 
-def _nothing() -> None:
+def nothing() -> None:
     """No driver's books to keep."""
 
 
@@ -62,7 +63,7 @@ class Context:
 
     The network of `teacher_trial` is the one that others learn from. `tick` is called after epochs,
     of a training in the driver's process, and while it waits. Past `ends`, seconds since 1970, a
-    training is to end at its next checkpoint.
+    training is to end at its next checkpoint. Trainings that go on `together` share a context.
     """
 
     study: Study
@@ -72,8 +73,13 @@ class Context:
     teachers: Path
     device: str = "cpu"
     teacher_trial: str = "teacher"
-    tick: Callable[[], None] = _nothing
+    tick: Callable[[], None] = nothing
     ends: float | None = None
+    together: Company | None = None
+
+    def clock(self) -> float:
+        """Seconds that the training at hand has taken, from any moment on."""
+        return time.monotonic() if self.together is None else self.together.clock()
 
     def pause(self) -> bool:
         """Whether the training at hand is to end at its next checkpoint."""
@@ -134,6 +140,7 @@ class Context:
                 validation=validation,
                 validate=validate,
                 on_end=note,
+                together=self.together,
             )
         except FloatingPointError:
             lost_epoch_to(self.metrics_of(trial), macs_after, recipe.lr_at)

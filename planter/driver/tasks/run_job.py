@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import logging
-import time
 import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 
 from planter.driver.run_folder.logs import logged_to
 from planter.driver.run_folder.settings import drop_checkpoints
 from planter.driver.run_folder.tensorboard import write_scalars
-from planter.driver.tasks.context import Context, locked
+from planter.driver.tasks.context import Context, locked, nothing
 from planter.driver.tasks.evolved import adopt, evolve
 from planter.driver.tasks.final import train_point
 from planter.driver.tasks.plain import train_baseline, train_start
 from planter.driver.tasks.planting import grow, plant_round
 from planter.driver.tasks.sampled import sample
 from planter.driver.tasks.teacher import train_teacher
-from planter.driver.trials.jobs import Job, Outcome, SearchStoppedError
+from planter.driver.trials.jobs import STACK, Job, Outcome, SearchStoppedError
 from planter.machine.disk import NoSpaceError
 from planter.training.loop import PausedError
+from planter.training.stacked.together import Together
 
 log = logging.getLogger(__name__)
 
@@ -62,11 +63,32 @@ TASKS["repeat"] = repeat
 
 def run_job(context: Context, job: Job) -> Outcome:
     """Does the task of a job; an exception becomes an `error`. Raises KeyError for a job of no
-    known kind: that is no trial's failure."""
+    known kind: that is no trial's failure. Those of a stack are done together."""
+    context.ends = job.ends
+    return _run_stack(context, job) if job.kind == STACK else _run(context, job)
+
+
+def _run_stack(context: Context, job: Job) -> Outcome:
+    """Does the jobs in `jobs`, their trainings at once where that is faster."""
+    parts = job.parts()
+    together: Together[Outcome] = Together()
+    alone, context.together, context.tick = context.tick, together, nothing
+    try:
+        outcomes = together.all([partial(_run, context, part) for part in parts], alone)
+    finally:
+        context.together, context.tick = None, alone
+    trials: dict[str, Outcome] = {}
+    for part, outcome in zip(parts, outcomes, strict=True):
+        if isinstance(outcome, BaseException):
+            raise outcome
+        trials[part.id] = outcome
+    return {"trials": trials}
+
+
+def _run(context: Context, job: Job) -> Outcome:
     task = TASKS[job.kind]
     folders = [context.run / "trials" / trial for trial in job.trials]
-    context.ends = job.ends
-    began = time.monotonic()
+    began = context.clock()
     with ExitStack() as stack:
         try:
             for folder in sorted(folders):
@@ -87,7 +109,7 @@ def run_job(context: Context, job: Job) -> Outcome:
             return {"error": f"{type(error).__name__}: {error}"}
         for folder in folders if "partial" not in outcome else []:
             drop_checkpoints(folder)
-        outcome["seconds"] = round(time.monotonic() - began, 3)
+        outcome["seconds"] = round(context.clock() - began, 3)
         if context.study.tensorboard:
             for trial, one in job.outcomes(outcome).items():
                 write_scalars(context.run / "trials" / trial, one)

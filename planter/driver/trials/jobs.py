@@ -39,6 +39,8 @@ class Outcome(TypedDict, total=False):
     widths: dict[str, int]
 
 
+STACK = "stack"
+"""The kind of a job that stands for several, which one worker does together: those in `jobs`."""
 ANOTHER_NAME = "another name (--set name=..., and another --out where one is given)"
 """What a study needs that may not go on with a run; a run folder given by hand stays the same."""
 
@@ -55,9 +57,10 @@ class SearchStoppedError(RuntimeError):
 @dataclass(frozen=True)
 class Job:
     """One training, or of kind "plant" those of a round's candidates that one worker trains
-    together. `params` is all its kind needs beside the study, fit for JSON. Past `ends`, seconds
-    since 1970, it ends at its next checkpoint. `macs` are the multiply-adds that it is expected to
-    take, and `epochs` those of its (first) training, 0 where nobody knows."""
+    together, or a stack of jobs. `params` is all its kind needs beside the study, fit for JSON.
+    Past `ends`, seconds since 1970, it ends at its next checkpoint. `macs` are the multiply-adds
+    that it is expected to take, and `epochs` those of its (first) training, 0 where nobody
+    knows."""
 
     id: str
     kind: str
@@ -70,7 +73,13 @@ class Job:
     def trials(self) -> list[str]:
         """Ids of the trials it trains."""
         plants = self.params.get("plants") if self.kind == "plant" else None
+        if self.kind == STACK:
+            return [trial for part in self.parts() for trial in part.trials]
         return [self.id] if plants is None else [plant["id"] for plant in plants]
+
+    def parts(self) -> list[Job]:
+        """The jobs of a stack."""
+        return [Job(**part) for part in self.params["jobs"]]
 
     def outcomes(self, outcome: Outcome) -> dict[str, Outcome]:
         """What came back, by trial."""

@@ -1,0 +1,1 @@
+"""Several small trainings as one program: networks of one shape, their layers side by side."""
