@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from planter.driver.run import Progress as Standing
+from planter.driver.progress import Progress as Standing
 from planter.front.objectives import OBJECTIVES, metric_merit
 from planter.study.quantities import duration
 
