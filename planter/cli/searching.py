@@ -80,7 +80,7 @@ def search(
         given.append(f"evolve.start={json.dumps(str(other))}")
     keep_memory()  # with workers: 0 it is this process that trains
     try:
-        with ProgressDisplay(out) as display:
+        with ProgressDisplay(out, run) as display:
             front = run_search(
                 file,
                 out=run,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from planter.front.objectives import OBJECTIVES, SEARCHED
@@ -17,7 +17,8 @@ class Progress:
     """Where a search stands after an `event`, in words, for whoever shows it.
 
     Its `kind`: trainings "start", are "compared" with others on their way, are "done", "failed"
-    (perhaps to be tried again) or "paused"; anything else is "told".
+    (perhaps to be tried again) or "paused"; anything else is "told". `epochs` are those of each
+    running training, by trial, 0 where nobody knows.
     """
 
     kind: Event
@@ -30,6 +31,7 @@ class Progress:
     hypervolume: float
     seconds_left: float | None
     objectives: Sequence[str] = SEARCHED
+    epochs: Mapping[str, int] = field(default_factory=dict)
 
 
 Observer = Callable[[Progress], None]

@@ -363,6 +363,7 @@ class _Search(Queue):
                 covered(front, self._reference, self._limits, self._objectives),
                 self._schedule.seconds_left(self._workers),
                 self._objectives,
+                self._schedule.epochs(self._study),
             )
         )
         if time.monotonic() - self._shown_at > _SHOWN_EVERY_S:
