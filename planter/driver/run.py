@@ -38,6 +38,7 @@ from planter.driver.storage.lease import Lease
 from planter.driver.storage.points import PointBook, database_url, open_storage
 from planter.driver.storage.retrying import RetryingStorage
 from planter.driver.tasks.context import Context
+from planter.driver.trackers.tracking import tracked
 from planter.driver.trials.budget import Account
 from planter.driver.trials.jobs import Job, Outcome, Queue, SearchStoppedError
 from planter.front.points import covered
@@ -219,13 +220,14 @@ class _Search(Queue):
         if self._schedule.complete():
             return
         try:
-            if self._workers == 0:
-                run_here(replace(self._context, tick=self._count_time), self)
-            else:
-                from planter.driver.backends.ray_session import run_on_ray
+            with tracked(self, self._run, self._study) as queue:
+                if self._workers == 0:
+                    run_here(replace(self._context, tick=self._count_time), queue)
+                else:
+                    from planter.driver.backends.ray_session import run_on_ray
 
-                self._tell(f"{self._workers} workers start", "start")
-                run_on_ray(self._context, self, self._workers, ray_address)
+                    self._tell(f"{self._workers} workers start", "start")
+                    run_on_ray(self._context, queue, self._workers, ray_address)
         except BaseException:
             self._wait_no_longer()
             raise

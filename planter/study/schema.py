@@ -15,6 +15,7 @@ from planter.study.evolve import Evolve
 from planter.study.networks import Baseline, Teacher, with_recipe
 from planter.study.samplers import SamplerName
 from planter.study.section import Amount, Count, EarlyStopping, Network, Section, Widths
+from planter.study.trackers import TrackerName
 from planter.training.recipe import Recipe
 
 Side = Annotated[int, Field(ge=1)]
@@ -328,6 +329,13 @@ class Study(Section):
     tensorboard: Annotated[
         bool, Field(description="write each trial's scalars for TensorBoard as well")
     ] = False
+    trackers: Annotated[
+        list[TrackerName],
+        Field(
+            description="who is told of each training as it goes: tensorboard, mlflow, wandb, or "
+            "the place of a function that makes a tracker, my_pkg:make"
+        ),
+    ] = []
     storage: Annotated[
         str | None, Field(description="any Optuna storage URL; default: study.db in the run folder")
     ] = None
@@ -340,6 +348,11 @@ class Study(Section):
         made = [with_recipe(one, self.recipe) for one in self.baselines]
         object.__setattr__(self, "baselines", made)
         return self
+
+    @property
+    def tracked(self) -> list[str]:
+        """The trackers, each once."""
+        return list(dict.fromkeys([*["tensorboard"] * self.tensorboard, *self.trackers]))
 
     @field_validator("name")
     @classmethod

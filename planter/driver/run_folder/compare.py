@@ -12,7 +12,7 @@ from planter.driver.storage.reading import run_study
 from planter.report import Comparison
 from planter.study.schema import Study
 
-_NO_DIFFERENCE = ("name", "resources", "budget", "keep", "tensorboard", "storage")
+_NO_DIFFERENCE = ("name", "resources", "budget", "keep", "tensorboard", "trackers", "storage")
 """Keys of a study that decide nothing of what its networks are."""
 
 
