@@ -19,8 +19,8 @@ from torch import Tensor, nn
 import planter
 from planter import Architecture, cost
 from planter.driver.backends import local
+from planter.driver.progress import Progress
 from planter.driver.proposers import planting as rounds_module
-from planter.driver.run import Progress
 from planter.driver.tasks import context as context_module
 from planter.driver.tasks.context import Context
 

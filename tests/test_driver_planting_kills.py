@@ -19,7 +19,7 @@ from test_driver_planting import (
 )
 
 import planter
-from planter.driver.run import Progress
+from planter.driver.progress import Progress
 from planter.driver.tasks.context import Context
 from planter.planting import round as fast_round
 from planter.training import loop as train

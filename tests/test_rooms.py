@@ -15,7 +15,8 @@ ORDER = [
     "machine", "arch", "kernels", "tracing", "backbones", "data", "networks", "channels", "edits",
     "costs", "training", "planting", "evolution", "study", "front", "latency", "plots", "report",
     "driver.trials", "driver.storage", "driver.proposers", "driver.checking", "driver.run_folder",
-    "driver.tasks", "driver.backends", "driver.dashboard", "driver", "export", "cli", "__main__",
+    "driver.tasks", "driver.backends", "driver.trackers", "driver.dashboard", "driver", "export",
+    "cli", "__main__",
 ]  # fmt: skip
 MOST_FILES, MOST_LINES = 14, 400
 FILES = sorted(ROOT.rglob("*.py"))

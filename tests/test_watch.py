@@ -35,7 +35,7 @@ def standing(**changes: Any) -> Watched:
         "done": 123,
         "failed": 2,
         "left": 1077,
-        "trainings": [Training(name, 12, 120, 0.123456, 4.0) for name in LONG],
+        "trainings": [Training(name, 12, 120, 0.123456, 4.0, 0.91234, 95.0) for name in LONG],
         "points": len(POINTS),
         "objectives": ("accuracy", "macs"),
         "front": [p for p in POINTS if p.searched],
@@ -59,6 +59,8 @@ def test_ids_and_counts_are_whole_at_every_width(width: int) -> None:
     for trial in LONG:
         (line,) = [line for line in lines if trial in line]
         assert "epoch 12/120  loss 0.1235" in line
+        after = line + lines[lines.index(line) + 1]
+        assert "  val 91.23 %  1 min 35 s left" in after
     assert sum("123/1200 done, 2 failed" in line for line in lines) == 1
     assert "(s0002/base)" in " ".join(lines)
     assert "hypervolume 1.235" in lines[-1]
@@ -97,10 +99,10 @@ def test_a_log_that_is_being_written_tells_its_last_whole_line(tmp_path: Path) -
     file = tmp_path / "trials" / "s0001" / "plant" / "metrics.jsonl"
     file.parent.mkdir(parents=True)
     file.write_text('{"epoch": 1, "loss": 2.0}\n{"epoch": 2, "loss": 1.5}\n{"epoch": 3, "lo')
-    found = looked._training(tmp_path, "s0001", 9)
+    found = looked.training_of(tmp_path, "s0001", 9)
     assert found[:4] == ("s0001", 2, 9, 1.5)
     assert found.age is not None
-    assert looked._training(tmp_path, "s0002", 9)[1:] == (0, 9, None, None)
+    assert looked.training_of(tmp_path, "s0002", 9)[1:5] == (0, 9, None, None)
 
 
 @pytest.fixture

@@ -37,6 +37,15 @@ def search(
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write scalars for TensorBoard as well.")
     ] = False,
+    trackers: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--tracker",
+            metavar="NAME",
+            help="Tell mlflow, wandb, tensorboard or MODULE:FUNCTION of each training as well. "
+            "Repeatable.",
+        ),
+    ] = None,
     ray_address: Annotated[
         str | None,
         typer.Option(help="A running Ray cluster, host:port. Default: Ray started here."),
@@ -67,6 +76,7 @@ def search(
 
     given = _overrides(overrides, workers, storage)
     given += ["tensorboard=true"] if tensorboard else []
+    given += [f"trackers={json.dumps(trackers)}"] if trackers else []
     file = StudyFile.of(study)
     name = file.study(given).name
     run = (out_folder if out_folder is not None else Path("runs") / name).resolve()
@@ -80,7 +90,7 @@ def search(
         given.append(f"evolve.start={json.dumps(str(other))}")
     keep_memory()  # with workers: 0 it is this process that trains
     try:
-        with ProgressDisplay(out) as display:
+        with ProgressDisplay(out, run) as display:
             front = run_search(
                 file,
                 out=run,

@@ -10,20 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
-from rich.console import Group, RenderableType
+from rich.console import RenderableType
 from rich.live import Live
-from rich.text import Text
 
 from planter.cli.app import RunArgument, app, err, expanded, out
+from planter.cli.progress import Picture, count, found_words, training_words
 from planter.driver.run_folder.names import run_folder
-from planter.front.objectives import OBJECTIVES, metric_merit
 from planter.machine.commands import command
 from planter.study.quantities import duration
 
 if TYPE_CHECKING:
-    from planter.driver.run_folder.watched import Training, Watched
-
-_BAR = 20
+    from planter.driver.run_folder.watched import Watched
 
 
 @app.command(epilog="Example: planter enqueue quickstart width=16 lr=0.01")
@@ -166,7 +163,8 @@ def _print_lines(folder: Path, now: Watched, every: float) -> None:
         trials = [training.trial for training in now.trainings]
         if shown != (seen := (now.done, now.failed, now.points, trials, now.searching)):
             shown = seen
-            parts = [_count(now), *(_training(one) for one in now.trainings), *_found(now)]
+            each = ("  ".join(training_words(one, now.objectives[0])) for one in now.trainings)
+            parts = [count(now, left=now.searching), *each, *found_words(now)]
             out.print("; ".join(parts), soft_wrap=True, markup=False)
         if not now.searching:
             return
@@ -175,17 +173,7 @@ def _print_lines(folder: Path, now: Watched, every: float) -> None:
 
 
 def _picture(now: Watched) -> RenderableType:
-    """The search on a terminal: what must not be cut stands first in its line, and lines wrap
-    between words."""
-    width = max((len(training.trial) for training in now.trainings), default=0)
-    lines = [Text(f"{now.name}: {_state(now)}", style="bold")]
-    if total := now.done + now.left:
-        filled = round(_BAR * now.done / total)
-        bar = [("━" * filled, "green"), ("━" * (_BAR - filled), "bright_black")]
-        lines.append(Text.assemble(*bar, f" {_count(now)}"))
-    lines += [Text(f"  {_training(training, width)}") for training in now.trainings]
-    lines += [Text(part) for part in _found(now)]
-    return Group(*lines)
+    return Picture(now, now.trainings, f"{now.name}: {_state(now)}", left=now.searching)
 
 
 def _state(now: Watched) -> str:
@@ -196,33 +184,3 @@ def _state(now: Watched) -> str:
         return f"its search was killed ({who})"
     silent = f", silent for {duration(now.age)}" if now.age is not None and now.age > 60 else ""
     return f"searching, {who}{silent}"
-
-
-def _count(now: Watched) -> str:
-    told = f"{now.done}/{now.done + now.left} done"
-    if now.failed:
-        told += f", {now.failed} failed"
-    if now.searching and now.seconds_left is not None and now.left:
-        told += f", about {duration(now.seconds_left)} left"
-    return told
-
-
-def _training(training: Training, width: int = 0) -> str:
-    told = f"{training.trial:{width}}"
-    if not training.epoch:
-        return f"{told}  starting"
-    of = f"/{training.epochs}" if training.epochs >= training.epoch else ""
-    told += f"  epoch {training.epoch}{of}"
-    return told if training.loss is None else f"{told}  loss {training.loss:.4f}"
-
-
-def _found(now: Watched) -> list[str]:
-    if not now.front:
-        return ["nothing on the front yet"]
-    best = max(now.front, key=lambda point: metric_merit(point.values, now.objectives))
-    metric = now.objectives[0]
-    reached = OBJECTIVES[metric].text(best.values[metric])
-    told = [f"front {len(now.front)}, best {reached} ({best.id})"]
-    if now.hypervolume is not None:
-        told.append(f"hypervolume {now.hypervolume:.3f}")
-    return told

@@ -18,6 +18,7 @@ from planter.data.cache.sets import decoded_set
 from planter.data.draw import ImpossibleDrawError, count_of, noisy, stratified
 from planter.data.encoded import Listed
 from planter.data.fit import FITTED, Fit, check_fit, fitted, is_shaped, size_of
+from planter.data.folders.npy import ARRAYS, HELD, read_arrays
 from planter.data.folders.read import read_folder
 from planter.data.own import read_own
 from planter.data.raw import Pair, Raw
@@ -27,7 +28,7 @@ from planter.data.split import Data, InMemorySplit, RowSplit, Split
 from planter.data.statistics import constant_channels, constant_of, statistics, statistics_of
 from planter.machine.paths import user_path
 
-NAMES = ("digits", *TORCHVISION, "folder", *SHARDS)
+NAMES = ("digits", *TORCHVISION, "folder", *SHARDS, ARRAYS)
 CACHE_GB = 20.0
 OLD_FIT: Fit = "squash"
 """How images were fitted before there was a choice."""
@@ -54,7 +55,8 @@ def load_data(
     `name` is "digits" (scikit-learn, embedded), one of torchvision's (cifar10, cifar100, stl10,
     mnist, fashion_mnist, svhn; under `root`, fetched only with `download`), "folder" (class
     folders under `root`, or under `root/train`, `root/validation` and `root/test`), "webdataset" or
-    "parquet" (shards under `root`),
+    "parquet" (shards under `root`), "arrays" (numpy's files under `root`: train-images.npy,
+    train-labels.npy and so on),
     "my_pkg.data:make" (a function without arguments that returns `{"train": (images, labels),
     "validation": ..., "test": ..., "class_names": [...]}`, all but the first optional, or the same
     with torch data sets) or a run folder, whose settings are then used. docs/data.md has the rules.
@@ -81,6 +83,8 @@ def load_data(
         # An older run may lack what came later.
         later = {**(load_data.__kwdefaults__ or {}), "fit": OLD_FIT}
         given = {**later, **study["data"], "seed": study["seed"]}
+        if given["name"] == ARRAYS and (held := resolved.with_name(HELD)).is_dir():
+            given["root"] = held  # wherever the run is now
         return _loaded(_Settings(**given, of_run=True))
     return _loaded(
         _Settings(
@@ -173,6 +177,8 @@ def _read(settings: _Settings) -> Raw:
         return read_torchvision(name, _need_root(settings), settings.download)
     if name in SHARDS:
         return read_shards(name, _need_root(settings))
+    if name == ARRAYS:
+        return read_arrays(_need_root(settings), settings.decoding)
     if ":" in name:
         return read_own(name, settings.decoding)
     raise ValueError(

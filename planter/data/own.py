@@ -19,10 +19,14 @@ from planter.data.encoded import Listed
 from planter.data.folders.layout import PARTS
 from planter.data.labels import as_array, class_names_of, numbered, refuse_masked
 from planter.data.raw import Pair, Raw
-from planter.data.shards.loaders import batches_of, files_of
+from planter.data.shards.loaders import Files, batches_of, files_of
 
 _Result = TypeVar("_Result")
 _NAMES = "class_names"
+_RULE = (
+    "a mapping with 'train' and, if there are such, 'validation', 'test' and 'class_names': a part "
+    "is (images [n, channels, height, width], labels [n]) or a torch data set of such pairs"
+)
 _READ_TWICE = 32
 """Items of a data set that are read again: one that flips a coin is missed once in 4 thousand
 million times."""
@@ -33,11 +37,7 @@ def read_own(name: str, how: Decoding) -> Raw:
     of an `ImageFolder` are not read. Raises ValueError, with the function's name and the rule, for
     anything that is none."""
     make: Callable[[], Any] = import_object(name)
-    rule = (
-        f"{name} must return a mapping with 'train' and, if there are such, 'validation', 'test' "
-        "and 'class_names': a part is (images [n, channels, height, width], labels [n]) or a torch "
-        "data set of such pairs"
-    )
+    rule = f"{name} must return {_RULE}"
     if not callable(make):
         raise ValueError(f"{rule}; got {make!r}, which is no function")
     try:
@@ -46,14 +46,33 @@ def read_own(name: str, how: Decoding) -> Raw:
         raise ValueError(f"{name} raised {type(error).__name__}: {error}") from error
     if not isinstance(made, Mapping):
         raise ValueError(f"{rule}; got {type(made).__name__}")
-    given = _parts(made, name)
-    if "train" not in given:
+    if "train" not in (given := _parts(made, name)):
         raise ValueError(f"{rule}; got {type(made).__name__} without 'train'")
+    listed = files_of({part: value for part, (_, value) in given.items()})
+    return _read(made, given, name, how, listed)
+
+
+def read_given(made: Mapping[Any, Any], name: str, how: Decoding) -> Raw:
+    """The data of a mapping such as a function of the user's returns, all of it in memory; `name`
+    begins the sentence of what is wrong. Raises ValueError as `read_own` does."""
+    if "train" not in (given := _parts(made, name)):
+        raise ValueError(f"{name}: expected {_RULE}; got {', '.join(map(repr, made)) or 'nothing'}")
+    return _read(made, given, name, how, None)
+
+
+def _read(
+    made: Mapping[Any, Any],
+    given: Mapping[str, tuple[str, Any]],
+    name: str,
+    how: Decoding,
+    listed: Files | None,
+) -> Raw:
+    """Parts under their keys; `listed` are those whose files are not read here."""
     names = _told(name, "", lambda: class_names_of(made.get(_NAMES)))
     images: dict[str, Tensor | Listed] = {}
     labels: dict[str, NDArray[Any]] = {}
     warning = None
-    if (listed := files_of({part: value for part, (_, value) in given.items()})) is not None:
+    if listed is not None:
         images |= listed.images
         labels, names = listed.labels, names or listed.names
     else:

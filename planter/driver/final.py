@@ -23,6 +23,7 @@ from planter.driver.run_folder.read import images_of, read_points, run_standing
 from planter.driver.run_folder.settings import drop_half_written, drop_locks, fitting_as_begun
 from planter.driver.schedule import Schedule
 from planter.driver.tasks.context import Context
+from planter.driver.trackers.tracking import tracked
 from planter.driver.trials.jobs import Job, Outcome, Queue
 from planter.driver.trials.stacks import shape_of_job
 from planter.front.points import Point, front_of, read_front
@@ -362,13 +363,13 @@ class _Told(Queue):
 
 
 def _train(context: Context, schedule: Schedule, observe: Callable[[str], None]) -> None:
-    queue = _Told(schedule, observe)
-    if workers := min(worker_count(context.study), schedule.left()):
-        from planter.driver.backends.ray_session import run_on_ray
+    with tracked(_Told(schedule, observe), context.run, context.study) as queue:
+        if workers := min(worker_count(context.study), schedule.left()):
+            from planter.driver.backends.ray_session import run_on_ray
 
-        run_on_ray(context, queue, workers)
-    else:
-        run_here(context, queue)
+            run_on_ray(context, queue, workers)
+        else:
+            run_here(context, queue)
 
 
 def _read_test(run: Path, study: Study, file: FinalFile, data: Data, *, shared: bool) -> None:

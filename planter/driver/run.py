@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from planter.backbones import BUILDERS
 from planter.backbones.outside.own import Made, register
@@ -18,9 +18,11 @@ from planter.driver.checking.check import Prepared, prepare, worker_count
 from planter.driver.checking.given import check_not_itself
 from planter.driver.found import Run
 from planter.driver.outcome import SearchFailedError, ending, worse_teacher
+from planter.driver.progress import Event, Observer, Progress, points_in_words
 from planter.driver.proposers.proposer import SearchContext
 from planter.driver.proposers.registry import proposers_for
 from planter.driver.run_folder.documents import Documents
+from planter.driver.run_folder.images import with_images
 from planter.driver.run_folder.logs import taken_by
 from planter.driver.run_folder.settings import (
     drop_checkpoints,
@@ -36,48 +38,25 @@ from planter.driver.storage.lease import Lease
 from planter.driver.storage.points import PointBook, database_url, open_storage
 from planter.driver.storage.retrying import RetryingStorage
 from planter.driver.tasks.context import Context
+from planter.driver.trackers.tracking import tracked
 from planter.driver.trials.budget import Account
 from planter.driver.trials.jobs import Job, Outcome, Queue, SearchStoppedError
-from planter.front.objectives import OBJECTIVES, SEARCHED
-from planter.front.points import Point, covered
+from planter.front.points import covered
 from planter.machine.paths import user_path
 from planter.machine.torch_state import plain_torch
 from planter.study.file import StudyFile, study_of
 from planter.study.schema import Study
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a search stands after an `event`, in words, for whoever shows it.
-
-    Its `kind`: trainings "start", are "compared" with others on their way, are "done", "failed"
-    (perhaps to be tried again) or "paused"; anything else is "told".
-    """
-
-    kind: Event
-    event: str
-    done: int
-    failed: int
-    running: tuple[str, ...]
-    left: int
-    front: tuple[Point, ...]
-    hypervolume: float
-    seconds_left: float | None
-    objectives: Sequence[str] = SEARCHED
-
-
 _ASKED = "the search was asked to stop"
 _SHOWN_EVERY_S = 1.0
-Event = Literal["start", "compared", "done", "failed", "paused", "told"]
-Observer = Callable[[Progress], None]
 
 
 @plain_torch()
 def search(
     study: Study | StudyFile | Mapping[str, Any] | str | Path,
     *,
+    data: Any = None,
     networks: Mapping[str, Made] | None = None,
     out: str | Path | None = None,
     overrides: Sequence[str] = (),
@@ -90,19 +69,22 @@ def search(
     `pareto.json` says, with the networks behind it (docs/python.md).
 
     `study` is a file (or what was read of one), the name of a shipped study, a mapping of the same
-    keys or a `Study`; the run folder is `out` or `runs/NAME`. `networks` are plain ones by the name
-    that the study has as `builder`: classes or functions that return a module, or modules, of which
-    copies are trained. They stay known in this process, so that `planter.load` builds what was
-    trained of them; to go on with the run they are given again. Raises StudyError for a study that
-    cannot be run, also where another driver is at work on it (`take_over` takes it from that one);
-    nothing was trained then. Raises SearchStoppedError where the teacher or too many trials failed,
-    the storage stayed away, the disk stayed full or another driver took over, KeyboardInterrupt on
-    Ctrl-C or `planter stop --now`; the same call goes on from what is finished. Raises
-    SearchFailedError, a SearchStoppedError, at the end of a search of which nothing came: all that
-    was searched for failed, or, of a study of baselines alone, every baseline, or no draw of the
-    space gave a network to train; what else was trained is reported, and in its `front`. Where
-    nothing keeps to the bounds, or the budget is used up before anything that was asked for is
-    trained, `outcome` of what is returned says so (docs/spaces.md).
+    keys or a `Study`; the run folder is `out` or `runs/NAME`. `data` are images in memory in the
+    place of those of the study: (images [n, channels, height, width], labels [n]), parts of such by
+    name, torch data sets or what `load_data` returns (docs/data.md); they are kept in the run
+    folder, so that what goes on with the run needs them no more. `networks` are plain ones by the
+    name that the study has as `builder`: classes or functions that return a module, or modules, of
+    which copies are trained. They stay known in this process, so that `planter.load` builds what
+    was trained of them; to go on with the run they are given again. Raises StudyError for a study
+    that cannot be run, also where another driver is at work on it (`take_over` takes it from that
+    one); nothing was trained then. Raises SearchStoppedError where the teacher or too many trials
+    failed, the storage stayed away, the disk stayed full or another driver took over,
+    KeyboardInterrupt on Ctrl-C or `planter stop --now`; the same call goes on from what is
+    finished. Raises SearchFailedError, a SearchStoppedError, at the end of a search of which
+    nothing came: all that was searched for failed, or, of a study of baselines alone, every
+    baseline, or no draw of the space gave a network to train; what else was trained is reported,
+    and in its `front`. Where nothing keeps to the bounds, or the budget is used up before anything
+    that was asked for is trained, `outcome` of what is returned says so (docs/spaces.md).
     Single trainings that failed are listed under `failed`, with the reason.
     """
     if networks:
@@ -115,6 +97,9 @@ def search(
         text, study = file.content, file.study(overrides)
     run = user_path(out if out is not None else Path("runs") / study.name).resolve()
     begun = (run / "resolved.yaml").is_file()
+    if data is not None:
+        with full_disk_told(run):
+            study, text = with_images(study, data, run, begun=begun), None
     study = fitting_as_begun(study, run)
     check_not_itself(study, run)
     prepared = prepare(study, elsewhere=ray_address is not None, begun=begun)
@@ -235,13 +220,14 @@ class _Search(Queue):
         if self._schedule.complete():
             return
         try:
-            if self._workers == 0:
-                run_here(replace(self._context, tick=self._count_time), self)
-            else:
-                from planter.driver.backends.ray_session import run_on_ray
+            with tracked(self, self._run, self._study) as queue:
+                if self._workers == 0:
+                    run_here(replace(self._context, tick=self._count_time), queue)
+                else:
+                    from planter.driver.backends.ray_session import run_on_ray
 
-                self._tell(f"{self._workers} workers start", "start")
-                run_on_ray(self._context, self, self._workers, ray_address)
+                    self._tell(f"{self._workers} workers start", "start")
+                    run_on_ray(self._context, queue, self._workers, ray_address)
         except BaseException:
             self._wait_no_longer()
             raise
@@ -289,7 +275,7 @@ class _Search(Queue):
         self._check()
         onward = self._schedule.compare(job, outcome)
         then = "waits to be compared" if onward is None else "goes on"
-        shown = _points_in_words(outcome["partial"]["points"], self._objectives)
+        shown = points_in_words(outcome["partial"]["points"], self._objectives)
         at = f"{job.id} after {outcome['partial']['epochs']} epochs"
         self._tell(f"{at}: {shown}; it {then}", "compared")
         return onward
@@ -330,7 +316,7 @@ class _Search(Queue):
         if "error" in outcome:
             then = "it is tried again" if again else f"see trials/{name}/log.txt"
             return f"{name} failed: {outcome['error']}; {then}"
-        shown = _points_in_words(outcome["points"], self._objectives)
+        shown = points_in_words(outcome["points"], self._objectives)
         return f"{name} done: {shown}" + (" (re-seeded)" if outcome.get("reseeded") else "")
 
     def _tell_notices(self) -> None:
@@ -379,6 +365,7 @@ class _Search(Queue):
                 covered(front, self._reference, self._limits, self._objectives),
                 self._schedule.seconds_left(self._workers),
                 self._objectives,
+                self._schedule.epochs(self._study),
             )
         )
         if time.monotonic() - self._shown_at > _SHOWN_EVERY_S:
@@ -388,12 +375,3 @@ class _Search(Queue):
         """Writes where the search stands into the books, for those who watch it from elsewhere."""
         self._shown_at = time.monotonic()
         self._lease.tell(self._schedule.standing(self._study, self._workers))
-
-
-def _points_in_words(points: Sequence[Mapping[str, Any]], objectives: Sequence[str]) -> str:
-    told = []
-    for fields in points:
-        known = {**fields, **fields.get("more", {})}
-        metric, *costs = [OBJECTIVES[n].text(known[n]) for n in objectives if n in known]
-        told.append(f"{fields['pipeline']} {metric} at {', '.join(costs)}")
-    return ", ".join(told)

@@ -139,15 +139,19 @@ class Schedule:
     def standing(self, study: Study, workers: int) -> dict[str, Any]:
         """Where the search stands, fit for JSON; `epochs` are those of each running training, and
         `at` the time, in seconds since 1970."""
-        running = self.running.values()
         return {
             "done": self.done,
             "failed": self.failed(),
             "left": self.left(),
             "seconds_left": self.seconds_left(workers),
-            "epochs": {name: epochs_of(job, study) for job in running for name in job.trials},
+            "epochs": self.epochs(study),
             "at": time.time(),
         }
+
+    def epochs(self, study: Study) -> dict[str, int]:
+        """Those of each running training, by trial. See `epochs_of`."""
+        running = self.running.values()
+        return {name: epochs_of(job, study) for job in running for name in job.trials}
 
     def is_searched(self, job: Job) -> bool:
         """Whether a job trains what the search proposes, not what that is compared with."""

@@ -72,6 +72,7 @@ def train_round(
     memory: int = MEMORY_BYTES,
     checkpoint: Path | None = None,
     pause: Callable[[], bool] = lambda: False,
+    on_epoch: Callable[[str, Epoch], None] = lambda name, epoch: None,
 ) -> dict[str, CandidateResult]:
     """Trains what is new in every child, in place, as `train_plant` would with this seed: on the
     same batches, with the same loss and optimiser, to the same values but for the order of sums.
@@ -81,7 +82,8 @@ def train_round(
     `memory` bytes allow it, otherwise computed batch by batch, once for all candidates, as are the
     teacher's logits if `teacher` is a network. A training taken up from `checkpoint` goes on as if
     it had not stopped; `pause` may end it at one, as it does `fit`. A candidate whose loss is no
-    longer a number is given up: see its `CandidateResult`.
+    longer a number is given up: see its `CandidateResult`. `on_epoch` is told of each epoch of
+    those that are not, by their name.
     """
     if refused := refused_of_round(recipe):
         raise ValueError(refused)
@@ -132,8 +134,10 @@ def train_round(
                 else:
                     hands.hand_out(turn)
             hands.finish()
-            for student in students.values():
+            for name, student in students.items():
                 student.end_epoch(epoch, recipe, sum(map(len, parts)), time.monotonic() - started)
+                if student.result.error is None:
+                    on_epoch(name, student.result.epochs[-1])
             pausing = checkpoint is not None and epoch + 1 < recipe.epochs and pause()
             due = pausing or time.monotonic() - saved_at > _CHECKPOINT_EVERY_S
             if checkpoint is not None and due and epoch + 1 < recipe.epochs:

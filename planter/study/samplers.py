@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
+
+from planter.study.places import known_in, listed
 
 SAMPLERS: dict[str, str | Callable[..., Any]] = {
     "tpe": "planter.driver.proposers.samplers:tpe",
@@ -16,31 +17,13 @@ SAMPLERS: dict[str, str | Callable[..., Any]] = {
 """By name, a function of `seed` that makes one of Optuna's samplers, or where that is: a study is
 read without Optuna."""
 
-_PLACE = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
-
-
-def _known(name: Any) -> Any:
-    """The name itself, or the place. Raises ValueError for anything else, saying what is
-    expected."""
-    if not isinstance(name, str) or (name not in SAMPLERS and not re.match(_PLACE, name)):
-        *most, last = map(repr, SAMPLERS)
-        raise ValueError(
-            f"{', '.join(most)} or {last}, or a place such as optuna.samplers:GPSampler"
-        )
-    return name
-
-
-def _listed(schema: dict[str, Any]) -> None:
-    schema["anyOf"] = [{"enum": list(SAMPLERS)}, {"pattern": _PLACE}]
-
-
 SamplerName = Annotated[
     str,
-    BeforeValidator(_known),
+    BeforeValidator(known_in(SAMPLERS, "optuna.samplers:GPSampler")),
     Field(
         description="Optuna's sampler of that name, or the place of a class or function that takes "
         "a seed: optuna.samplers:GPSampler, my_pkg:make",
-        json_schema_extra=_listed,
+        json_schema_extra=listed(SAMPLERS),
     ),
 ]
 """One of the names, those added since among them, or MODULE:NAME."""

@@ -17,6 +17,7 @@ from planter.study.networks import Baseline, Teacher, with_recipe
 from planter.study.samplers import SamplerName
 from planter.study.section import Amount, Count, EarlyStopping, Network, Section, Widths
 from planter.study.table import PaperTable
+from planter.study.trackers import TrackerName
 from planter.training.recipe import Recipe
 
 Side = Annotated[int, Field(ge=1)]
@@ -59,8 +60,7 @@ class DataSettings(Section):
         ),
     ] = None
     workers: Annotated[
-        int | None,
-        Field(ge=1, description="threads that decode images; default: the cores"),
+        int | None, Field(ge=1, description="threads that decode images; default: the cores")
     ] = None
     cache_gb: Annotated[
         float,
@@ -327,6 +327,13 @@ class Study(Section):
     tensorboard: Annotated[
         bool, Field(description="write each trial's scalars for TensorBoard as well")
     ] = False
+    trackers: Annotated[
+        list[TrackerName],
+        Field(
+            description="who is told of each training as it goes: tensorboard, mlflow, wandb, or "
+            "the place of a function that makes a tracker, my_pkg:make"
+        ),
+    ] = []
     storage: Annotated[
         str | None, Field(description="any Optuna storage URL; default: study.db in the run folder")
     ] = None
@@ -342,10 +349,13 @@ class Study(Section):
 
     @model_validator(mode="after")
     def _as_short_as_asked(self) -> Study:
-        made = shortened(self)
-        for key in type(self).model_fields if made is not self else ():
-            object.__setattr__(self, key, getattr(made, key))
+        self.__dict__.update(shortened(self).__dict__)
         return self
+
+    @property
+    def tracked(self) -> list[str]:
+        """The trackers, each once."""
+        return list(dict.fromkeys([*["tensorboard"] * self.tensorboard, *self.trackers]))
 
     @field_validator("name")
     @classmethod

@@ -25,6 +25,7 @@ from planter.driver.checking.samplers import check_samplers
 from planter.driver.checking.saved import given_teacher, saved_network, starts_of
 from planter.driver.checking.shortened import with_shorter_test
 from planter.driver.checking.space import Drawn, check_space
+from planter.driver.checking.trackers import check_trackers
 from planter.driver.checking.weights import check_weights
 from planter.driver.storage.points import check_url
 from planter.driver.trials.bounds import LATENCY, Latencies, limits_of
@@ -105,6 +106,7 @@ def prepare(study: Study, *, elsewhere: bool = False, begun: bool = False) -> Pr
     if study.resources.gpu and not elsewhere and not torch.cuda.is_available():
         found.add("resources.gpu", study.resources.gpu, "0: this machine has no GPU torch can use")
     _storage(study, found)
+    check_trackers(study, found)
     data = _data(study, found)
     if data is None:
         _names(study, found)

@@ -12,7 +12,9 @@ from planter.driver.storage.reading import run_study
 from planter.report import Comparison
 from planter.study.schema import Study
 
-_NO_DIFFERENCE = ("name", "resources", "budget", "keep", "tensorboard", "storage", "table")
+_NO_DIFFERENCE = (
+    "name", "resources", "budget", "keep", "tensorboard", "trackers", "storage", "table",
+)  # fmt: skip
 """Keys of a study that decide nothing of what its networks are."""
 
 

@@ -34,7 +34,7 @@ _PACKAGES = (
     "planter", "torch", "torchvision", "optuna", "ray", "numpy", "scikit-learn", "pillow",
 )  # fmt: skip
 _MAY_GROW = (("sample", "trials"), ("plant", "rounds"), ("evolve", "trials"))
-_MAY_CHANGE = ("resources", "budget", "keep", "tensorboard", "table")
+_MAY_CHANGE = ("resources", "budget", "keep", "tensorboard", "trackers", "table")
 _DATA_MAY_CHANGE = ("workers", "cache_gb")
 _MAY_STEER = (("sample", "enqueue"), ("sample", "warm_start"))
 _CHOICES = ("edits", "shrink_rules", "grow_rules", "forms")

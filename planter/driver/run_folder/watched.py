@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from planter.driver.run_folder.read import is_gone, points_in
@@ -15,16 +16,22 @@ from planter.driver.storage.lease import driver_of, standing_of
 from planter.driver.storage.reading import opened, run_study
 from planter.front.points import Point, covered, front_of
 
+_RECENT = 5
+"""Epochs by which the time that is left is told: the first one also waits for memory and caches."""
+
 
 class Training(NamedTuple):
     """A running training: how many of its epochs are done (0 of `epochs`: nobody knows of how
-    many), the loss of the last one, and seconds since then."""
+    many), the loss of the last one, and seconds since then; what its latest validation gave for
+    the metric that it was asked about; seconds to its end if epochs go on taking what they took."""
 
     trial: str
     epoch: int
     epochs: int
     loss: float | None
     age: float | None
+    validation: float | None = None
+    seconds_left: float | None = None
 
 
 @dataclass(frozen=True)
@@ -74,7 +81,7 @@ def watched(run: Path) -> Watched:
         told.get("done", 0),
         told.get("failed", 0),
         told.get("left", 0),
-        [_training(run, trial, most) for trial, most in epochs.items()],
+        [training_of(run, trial, most, objectives[0]) for trial, most in epochs.items()],
         len(points),
         objectives,
         front,
@@ -84,7 +91,7 @@ def watched(run: Path) -> Watched:
     )
 
 
-def _training(run: Path, trial: str, epochs: int) -> Training:
+def training_of(run: Path, trial: str, epochs: int, metric: str = "accuracy") -> Training:
     """What a training's logs say: of several, the one that was written last."""
     files = []
     for file in (run / "trials" / trial).rglob("metrics.jsonl"):
@@ -92,30 +99,36 @@ def _training(run: Path, trial: str, epochs: int) -> Training:
             files.append((file.stat().st_mtime, file))
         except OSError:
             continue  # gone since
-    if not files:
+    lines: list[dict[str, Any]] = []
+    if files:
+        when, file = max(files)
+        lines = whole_lines(file)
+    if not lines:
         return Training(trial, 0, epochs, None, None)
-    when, file = max(files)
-    last = _last_line(file)
-    loss = last.get("loss")
-    return Training(
-        trial,
-        int(last.get("epoch", 0)),
-        epochs,
-        loss if isinstance(loss, float) and math.isfinite(loss) else None,
-        max(time.time() - when, 0.0),
-    )
+    age, epoch = max(time.time() - when, 0.0), int(lines[-1].get("epoch", 0))
+    measured = [
+        value for line in lines if (value := _number(line.get(f"val_{metric}"))) is not None
+    ]
+    took = [line["seconds"] for line in lines[-_RECENT:] if "seconds" in line]
+    left = max((epochs - epoch) * fmean(took) - age, 0.0) if took and epochs >= epoch else None
+    loss = _number(lines[-1].get("loss"))
+    return Training(trial, epoch, epochs, loss, age, measured[-1] if measured else None, left)
 
 
-def _last_line(file: Path) -> dict[str, Any]:
-    """The last whole line of a log that is being written."""
+def _number(value: Any) -> float | None:
+    return value if isinstance(value, float) and math.isfinite(value) else None
+
+
+def whole_lines(file: Path) -> list[dict[str, Any]]:
+    """The whole lines of a log that is being written."""
+    found = []
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except OSError:
-        return {}
-    for line in reversed(lines):
+        return []
+    for line in lines:
         try:
-            found: dict[str, Any] = json.loads(line)
+            found.append(json.loads(line))
         except ValueError:
             continue  # half written
-        return found
-    return {}
+    return found

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from planter.arch import Architecture
-from planter.driver.run_folder.logs import line_of
+from planter.driver.run_folder.logs import epochs_to, line_of
 from planter.driver.tasks.context import Context
 from planter.driver.tasks.planting_step import PlantingStep
 from planter.driver.tasks.whole import class_loss, of_batch, train_whole
@@ -97,10 +97,12 @@ class _Round:
             return
         # By their seeds as well: a dead plant's checkpoint is none of the one that replaces it.
         keys = {name: f"{name} {seeds[name]}" for name in alive}
+        logs = {keys[name]: epochs_to(context.metrics_of(name)) for name in alive}
         results = self._step.train(
             {keys[name]: self._networks[name] for name in alive},
             seed=seed_of(context.study.seed, f"p{self._number:02d}"),
             checkpoint=context.checkpoint_of(alive[0]),
+            on_epoch=lambda key, epoch: logs[key](epoch),
         )
         # What is planted once more must not take up what it replaces.
         context.checkpoint_of(alive[0]).unlink(missing_ok=True)

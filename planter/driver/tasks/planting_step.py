@@ -19,6 +19,7 @@ from planter.planting.round import CandidateResult, Loss, train_round
 from planter.planting.starts import Filters, Outgoing
 from planter.study.schema import Plant
 from planter.training.batches import Batch
+from planter.training.loop import Epoch
 from planter.training.recipe import Recipe
 
 _MEASURED = 256
@@ -60,10 +61,16 @@ class PlantingStep:
         )
 
     def train(
-        self, children: Mapping[str, tuple[Architecture, nn.Module]], *, seed: int, checkpoint: Path
+        self,
+        children: Mapping[str, tuple[Architecture, nn.Module]],
+        *,
+        seed: int,
+        checkpoint: Path,
+        on_epoch: Callable[[str, Epoch], None] = lambda name, epoch: None,
     ) -> dict[str, CandidateResult]:
         """Trains what is new in the children, on the same batches; what that was for each, with the
-        multiply-adds of its own steps."""
+        multiply-adds of its own steps. `on_epoch` is told of epochs where there is one pipeline,
+        see `train_round`."""
         context, recipe = self.context, self.recipe
         images = context.images(recipe)
         teacher = context.guide(recipe) if self.guided else None
@@ -80,6 +87,7 @@ class PlantingStep:
                 memory=int(settings.memory_gb * 1e9),
                 checkpoint=checkpoint,
                 pause=context.pause,
+                on_epoch=on_epoch,
             )
         found = {}
         for name, (architecture, child) in children.items():

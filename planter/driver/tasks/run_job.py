@@ -10,7 +10,6 @@ from functools import partial
 
 from planter.driver.run_folder.logs import logged_to
 from planter.driver.run_folder.settings import drop_checkpoints
-from planter.driver.run_folder.tensorboard import write_scalars
 from planter.driver.tasks.context import Context, locked, nothing
 from planter.driver.tasks.evolved import adopt, evolve
 from planter.driver.tasks.final import train_point
@@ -110,8 +109,5 @@ def _run(context: Context, job: Job) -> Outcome:
         for folder in folders if "partial" not in outcome else []:
             drop_checkpoints(folder)
         outcome["seconds"] = round(context.clock() - began, 3)
-        if context.study.tensorboard:
-            for trial, one in job.outcomes(outcome).items():
-                write_scalars(context.run / "trials" / trial, one)
         log.info("%s ends after %.1f s", ", ".join(job.trials), outcome["seconds"])
     return outcome
