@@ -1,13 +1,19 @@
 """The front's figure: what is drawn where, and a page that stands alone."""
 
+import base64
+import gzip
+import re
 from html.parser import HTMLParser
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from planter.front.certainty import wilson
 from planter.plots import (
+    Curve,
     Series,
+    curves_figure,
     front_figure,
     front_info,
     growth_figure,
@@ -95,18 +101,93 @@ def test_the_drawn_line_climbs_after_it_has_gone_right():
     assert (list(line.x), list(line.y)) == ([100, 1000, 3000], [50.0, 75.0, 87.5])
 
 
-def test_dominated_points_are_faint_and_what_is_compared_with_is_not():
-    opacity, size = {}, {}
-    for trace in _markers(front_figure([_front()])):
-        for data, faintness, pixels in zip(
-            trace.customdata, trace.marker.opacity, trace.marker.size, strict=True
-        ):
-            opacity[data[0]], size[data[0]] = faintness, pixels
+def _symbols(figure):
+    """Symbol and size of every point, by id."""
+    return {
+        data[0]: (symbol, size)
+        for trace in _markers(figure)
+        for data, symbol, size in zip(
+            trace.customdata, trace.marker.symbol, trace.marker.size, strict=True
+        )
+    }
+
+
+def test_dominated_points_are_hollow_and_what_is_compared_with_is_not():
+    found = _symbols(front_figure([_front()]))
+    assert len(found) == 7
     dominated = {"s0001/base", "s0002/base"}
-    assert {id_ for id_, value in opacity.items() if value < 1} == dominated
-    assert len(opacity) == 7
-    others = [value for id_, value in size.items() if id_ not in dominated]
-    assert max(size[id_] for id_ in dominated) < min(others)
+    assert {id_ for id_, (symbol, _) in found.items() if symbol.endswith("-open")} == dominated
+    others = [size for id_, (_, size) in found.items() if id_ not in dominated]
+    assert max(found[id_][1] for id_ in dominated) < min(others)
+
+
+def _bounded(**bounds):
+    front = {**_front(), "bounds": bounds}
+    for point in front["points"]:
+        point["within_bounds"] = all(point[name] <= most for name, most in bounds.items())
+        point["on_front"] = point["on_front"] and point["within_bounds"]
+    return front
+
+
+def test_a_bound_is_a_line_and_what_lies_beyond_is_crossed_on_shaded_ground():
+    figure = front_figure([_bounded(macs=1500)])
+    line, ground = figure.layout.shapes
+    assert (line.type, line.x0, line.x1) == ("line", 1500, 1500)
+    assert (ground.type, ground.x0) == ("rect", 1500)
+    assert ground.x1 >= 9000  # to the end of the axis, beyond the dearest point
+    assert 10 ** figure.layout.xaxis.range[1] == pytest.approx(ground.x1)
+    (told,) = figure.layout.annotations
+    assert told.text == "bound: 1,500 macs"
+    assert 10**told.x == pytest.approx(1500)  # plotly places annotations by the logarithm
+    crossed = {id_ for id_, (symbol, _) in _symbols(figure).items() if symbol == "x-thin-open"}
+    assert crossed == {"s0001/base", "p02-conv2/base"}  # not the teacher, which is no candidate
+    assert "beyond the bound of 1,500 macs" in _hovers(figure)["p02-conv2/base"]
+    assert "beyond" not in _hovers(figure)["s0002/base"]
+    assert any("1,500 macs" in (trace.name or "") for trace in figure.data)
+
+
+def test_a_bound_that_has_no_axis_is_told_in_the_legend():
+    figure = front_figure([_bounded(params=150)])
+    assert not figure.layout.shapes
+    assert any(trace.name == "beyond the bound (150 parameters)" for trace in figure.data)
+
+
+def test_runs_of_different_bounds_show_none():
+    assert not front_figure([_bounded(macs=1500), _front("other")]).layout.shapes
+    assert front_info([_bounded(macs=9), _bounded(macs=9)]).bounds == {"macs": 9}
+
+
+def test_coinciding_points_are_counted_and_name_one_another():
+    front = _front()
+    front["points"].append(_point("s0007/base", "sample", 0.75, 1000))
+    figure = front_figure([front])
+    (texts,) = [trace for trace in figure.data if trace.mode == "text"]
+    assert (list(texts.x), list(texts.y), [text.strip() for text in texts.text]) == (
+        [1000],
+        [75.0],
+        ["\u00d72"],
+    )
+    hovers = _hovers(figure)
+    assert "at the same place: s0007/base" in hovers["p01-conv1/base"]
+    assert "at the same place: p01-conv1/base" in hovers["s0007/base"]
+    assert sum("same place" in told for told in hovers.values()) == 2
+
+
+def test_the_bars_are_wilsons_intervals_of_the_points_on_the_front():
+    front = _front()
+    for point in front["points"]:
+        low, high = wilson(point["accuracy"], 288)
+        point |= {"accuracy_low": low, "accuracy_high": high}
+    for trace in _markers(front_figure([front])):
+        if trace.error_y.array is None:
+            continue
+        for data, y, up, down in zip(
+            trace.customdata, trace.y, trace.error_y.array, trace.error_y.arrayminus, strict=True
+        ):
+            point = next(p for p in front["points"] if p["id"] == data[0])
+            ends = [100 * end for end in wilson(point["accuracy"], 288)]
+            expected = ends if point["on_front"] else [y, y]
+            assert [y - down, y + up] == pytest.approx(expected)
 
 
 def _hovers(figure):
@@ -161,14 +242,20 @@ def test_several_runs_keep_their_points_lines_and_names_apart():
     figure = front_figure([_front(), second])
     names = [t.name for t in figure.data if t.showlegend is not False]
     # Kinds stand once in the legend, whatever the number of runs.
-    assert len(set(names)) == len(names) == 2 + 5
+    assert len(set(names)) == len(names) == 2 + 5 + 1
     assert names[:2] == ["front of first", "front of second"]
+    assert names[-1] == "hollow: dominated"
     dashes = {(line.line.dash, line.line.color) for line in _lines(figure)}
     assert len(dashes) == 2
-    symbols = {run: set() for run in ("first", "second")}
+    colors = {run: set() for run in ("first", "second")}
     for run, trace in zip([s.run for s in info.series], _markers(figure), strict=True):
-        symbols[run].add(trace.marker.symbol)
-    assert symbols["first"].isdisjoint(symbols["second"])
+        colors[run].add(trace.marker.color)
+    # All of a run has the colour of its line.
+    assert colors == {
+        run: {line.line.color}
+        for run, line in zip(("first", "second"), _lines(figure), strict=True)
+    }
+    assert colors["first"].isdisjoint(colors["second"])
 
 
 def test_two_runs_of_one_study_both_keep_their_front():
@@ -178,7 +265,9 @@ def test_two_runs_of_one_study_both_keep_their_front():
 
 
 def test_macs_stand_on_a_logarithmic_axis():
-    assert front_figure([_front()]).layout.xaxis.type == "log"
+    axis = front_figure([_front()]).layout.xaxis
+    assert axis.type == "log"
+    assert axis.title.text == "macs (conv + linear, one image), log scale"
 
 
 @given(st.floats(1e-3, 1e9), st.floats(1.01, 1e6))
@@ -227,12 +316,12 @@ def test_of_three_objectives_every_pair_has_a_panel():
     axes = [
         figure.layout[f"{axis}{number}"] for number in ("", 2, 3) for axis in ("xaxis", "yaxis")
     ]
-    assert [axis.title.text.split(" ")[0] for axis in axes] == [
+    assert [axis.title.text.split(" ")[0].strip(",") for axis in axes] == [
         "macs", "validation", "parameters", "validation", "parameters", "macs",
     ]  # fmt: skip
     assert [axis.type for axis in axes] == ["log", None, "log", None, "log", "log"]
     shown = [t.name for t in figure.data if t.showlegend is not False]
-    assert len(shown) == len(set(shown)) == 1 + 5
+    assert len(shown) == len(set(shown)) == 1 + 5 + 1
 
 
 def test_points_without_a_value_of_an_axis_are_not_drawn():
@@ -275,8 +364,10 @@ def test_the_page_fetches_nothing(page):
 def test_the_page_holds_its_points_and_the_drawing_code(page):
     for point in _front()["points"]:
         assert point["id"].split("/")[0] in page
-    assert len(page) > 1_000_000  # plotly.js itself, not a link to it
-    assert "Plotly.newPlot" in page
+    assert len(page) < 1_000_000
+    packed = re.search(r'id="drawing-code">([A-Za-z0-9+/=]+)</script>', page)
+    code = gzip.decompress(base64.b64decode(packed[1])).decode()
+    assert code.startswith("/**\n* plotly.js (cartesian - minified) v")  # itself, not a link to it
 
 
 def test_a_study_name_cannot_put_code_into_the_page(page):
@@ -320,19 +411,53 @@ def test_growth_tells_falls_from_the_network_each_round_started_from():
 
 def test_the_growth_figure_draws_what_grew_and_the_courses(tmp_path):
     figure = growth_figure("<small>", GROWTH)
-    bars = {bar.name: list(bar.y) for bar in figure.data if bar.type == "bar"}
-    assert bars == {"conv1": [2, 4, 4, 4], "conv2": [3, 5, 5, 7]}  # fc1 did not grow
-    (heat,) = [trace for trace in figure.data if trace.type == "heatmap"]
-    assert list(heat.y) == ["conv1", "conv2", "grown"]
+    bars = {bar.name: list(bar.x) for bar in figure.data if bar.type == "bar"}
+    assert bars == {"at the start": [2, 3, 9], "planted": [2, 4, 0]}
+    (planted,) = [bar for bar in figure.data if bar.name == "planted"]
+    assert list(planted.text) == ["2 \u2192 4", "3 \u2192 7", "9, not grown"]
+    discs = [t for t in figure.data if t.type == "scatter" and t.mode == "markers"]
+    tried = {trace.name: set(zip(trace.x, trace.y, strict=True)) for trace in discs}
+    assert tried == {
+        "accepted": {(1, "grown"), (3, "conv2")},
+        "better": {(1, "conv1"), (1, "conv2")},
+        "not better": {(2, "conv1")},
+    }
+    # Discs by area: what fell twice as far has twice the area beyond the smallest disc.
+    size = {
+        (x, y): trace.marker.size[at] - 6
+        for trace in discs
+        for at, (x, y) in enumerate(zip(trace.x, trace.y, strict=True))
+    }
+    assert (size[1, "grown"] / size[1, "conv1"]) ** 2 == pytest.approx(2)
     courses = {trace.name: list(trace.y) for trace in figure.data if trace.name in COURSES}
     assert courses == {"loss": [0.75, 0.25, 0.25, 0.125], "accuracy": [25.0, 75.0, 75.0, 87.5]}
-    ((x, y),) = [(t.x, t.y) for t in figure.data if t.type == "scatter" and t.mode == "markers"]
-    assert (list(x), list(y)) == ([1, 3], ["grown", "conv2"])
+    titles = [annotation.text for annotation in figure.layout.annotations]
+    assert [title for title in titles if "nats" in title or "(%)" in title or "channels" in title]
+    assert figure.layout.legend.y > figure.layout.legend2.y  # each panel has its own
     write_html(figure, tmp_path / "growth.html")
     assert "<small>: growth" not in (tmp_path / "growth.html").read_text()
 
 
 COURSES = ("loss", "accuracy")
+
+
+def test_curves_number_the_epochs_of_several_parts_through():
+    parts = [
+        {"epoch": 1, "loss": 3.0},
+        {"epoch": 2, "loss": 2.0, "val_accuracy": 0.5, "val_loss": 1.5},
+        {"epoch": 1, "loss": 1.0},
+        {"epoch": 2, "loss": float("nan"), "val_accuracy": 0.75},
+    ]
+    figure = curves_figure([Curve("<s>", parts), Curve("teacher", [])])
+    found = [(list(t.x), list(t.y)) for t in figure.data if t.name == "&lt;s&gt;"]
+    assert found == [
+        ([2, 4], [50.0, 75.0]),
+        ([2], [1.5]),
+        ([1, 2, 3], [3.0, 2.0, 1.0]),
+    ]
+    titles = [annotation.text for annotation in figure.layout.annotations]
+    assert titles[:2] == ["validation accuracy (%)", "validation loss (cross-entropy, nats)"]
+    assert curves_figure([Curve("s", [])]) is None
 
 
 def test_a_planting_of_no_round_has_a_figure_too():

@@ -47,11 +47,3 @@ Knee = Annotated[bool, typer.Option("--knee", help="The point from which on accu
 def expanded(path: Path | None) -> Path | None:
     """A path of the command line as `planter.machine.paths` reads it; a callback of options."""
     return None if path is None else user_path(str(path))
-
-
-def shown_path(path: Path) -> str:
-    """A path relative to the working folder where it lies below it."""
-    try:
-        return str(path.relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)

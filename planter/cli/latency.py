@@ -13,10 +13,10 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from planter.cli.app import app, err, out, shown_path
+from planter.cli.app import app, err, out
 from planter.driver.run_folder.names import run_folder
 from planter.machine.commands import command
-from planter.machine.paths import user_path
+from planter.machine.paths import shown_path, user_path
 
 _ROUNDS = 10
 

@@ -18,7 +18,6 @@ from planter.cli.app import (
     err,
     expanded,
     out,
-    shown_path,
 )
 from planter.cli.tables import (
     print_choice,
@@ -31,6 +30,7 @@ from planter.driver.run_folder.names import run_folder
 from planter.front.describe import form_text, with_networks
 from planter.front.lineage import lineage
 from planter.machine.commands import command
+from planter.machine.paths import shown_path
 
 if TYPE_CHECKING:
     from planter.front.points import Point
@@ -74,16 +74,18 @@ def pareto(
     """
     from planter.driver.run_folder.compare import other_images
     from planter.driver.storage.reading import run_study
-    from planter.front.points import columns, read_front, to_csv, write_text
+    from planter.front.points import columns, read_front, to_csv, with_bounds, write_text
     from planter.front.reranked import front_by
 
     folders = [run_folder(run) for run in runs]
-    found = [read_front(folder) for folder in folders]
+    limits = [run_study(folder).objectives.bounds.limits() for folder in folders]
+    found = [
+        with_bounds(read_front(folder), most) for folder, most in zip(folders, limits, strict=True)
+    ]
     objectives = list(found[0]["objectives"])
     if across is not None or up is not None or third is not None:
         own_up, own_across, *_ = objectives
         objectives = [up or own_up, across or own_across, *([third] if third else [])]
-    limits = [run_study(folder).objectives.bounds.limits() for folder in folders]
     fronts = [front_by(front, objectives, most) for front, most in zip(found, limits, strict=True)]
     points = [_looked_up(run, folder) for run, folder in zip(runs, folders, strict=True)]
     for told in other_images(folders):

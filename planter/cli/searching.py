@@ -11,10 +11,11 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from planter.cli.app import Set, StudyArgument, app, err, expanded, out, shown_path
+from planter.cli.app import Set, StudyArgument, app, err, expanded, out
 from planter.cli.tables import print_front
 from planter.driver.run_folder.names import run_folder
 from planter.machine.commands import command
+from planter.machine.paths import shown_path
 from planter.study.quantities import duration
 
 _SHOWN = 10

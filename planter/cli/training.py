@@ -11,9 +11,10 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from planter.cli.app import RunArgument, app, err, out, shown_path
+from planter.cli.app import RunArgument, app, err, out
 from planter.driver.run_folder.names import run_folder
 from planter.machine.commands import command
+from planter.machine.paths import shown_path
 
 
 @app.command(epilog="Example: planter train quickstart --front --seeds 3")

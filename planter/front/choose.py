@@ -8,8 +8,9 @@ What is best is told by the metric of the run's objectives, what is cheapest by 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+from planter.front.certainty import interval_in
 from planter.front.objectives import OBJECTIVES, cheapest_first, metric_merit
 from planter.front.reranked import corners
 from planter.study.quantities import quantity_of
@@ -107,6 +108,44 @@ def knee(front: Front) -> Row:
         return round(better - dearer, 12)  # rounding must not decide between equal points
 
     return max(rows, key=above)
+
+
+class Advice(NamedTuple):
+    """A point to take, and why."""
+
+    row: Row
+    why: str
+
+
+def recommended(front: Front) -> list[Advice]:
+    """Which points of a front to look at first: the best within the study's bounds, which all
+    points on the front keep; the cheapest whose interval holds the best one's value, so that these
+    images do not tell it apart; the knee. None of an empty front; a point stands once."""
+    if not any(row["on_front"] for row in front["points"]):
+        return []
+    objectives = front["objectives"]
+    metric, cost = objectives[0], OBJECTIVES[objectives[1]]
+    rows = on_front(front)
+    best = best_of(rows, objectives)
+    bounds = [OBJECTIVES[name].text(most) for name, most in front.get("bounds", {}).items()]
+    within = f" within the bounds of at most {' and '.join(bounds)}" if bounds else ""
+    short = OBJECTIVES[metric].short
+    found = {best["id"]: Advice(best, f"best {short}{within}")}
+
+    def alike(row: Row) -> bool:
+        ends = interval_in(row, metric)
+        return ends is not None and ends[0] <= best[metric] <= ends[1]
+
+    cheapest = next((row for row in rows if alike(row)), best)
+    less = f"of fewest {cost.short} among those whose interval holds that {short}"
+    found.setdefault(cheapest["id"], Advice(cheapest, less))
+    at_knee = knee(front)
+    if at_knee["id"] in found:
+        before = found[at_knee["id"]]
+        found[at_knee["id"]] = before._replace(why=f"{before.why}; the knee")
+    else:
+        found[at_knee["id"]] = Advice(at_knee, f"the knee: from here on {short} costs most")
+    return list(found.values())
 
 
 def neighbours(front: Front, row: Row) -> tuple[Row | None, Row | None]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from planter.front.objectives import SEARCHED
 from planter.front.points import Point, covered
+
+_BREAK_S = 600.0
+"""What is longer without any training counts as a break of the search, not as its work."""
 
 
 class Stopped(NamedTuple):
@@ -54,3 +57,17 @@ def history(
         volume = covered(so_far, reference, limits, objectives)
         steps.append(Step(trial, len(steps) + 1, macs, volume))
     return steps
+
+
+def elapsed(trainings: Iterable[tuple[float, float]]) -> float:
+    """Seconds from the begin of the first of some trainings, (begin, end) in seconds, to the end of
+    the last, without breaks of more than ten minutes in which none went on."""
+    total, until = 0.0, None
+    for begin, end in sorted(trainings):
+        if until is None:
+            until = begin
+        # What lies between two trainings is starting, scoring and writing, unless it is a break.
+        since = begin if begin - until > _BREAK_S else until
+        total += max(end - since, 0.0)
+        until = max(until, end)
+    return total

@@ -19,10 +19,10 @@ class Method:
 
 METHODS = {
     "plant": Method("planted", "plant", "#1b9e4b", "circle", searched=True),
-    "sample": Method("sampled", "sampled trial", "#2b6cd4", "circle", searched=True),
+    "sample": Method("sampled", "sampled trial", "#2b6cd4", "square", searched=True),
     "evolve": Method("evolved", "evolved child", "#00838f", "triangle-up", searched=True),
     "teacher": Method("teacher", "teacher", "#d1495b", "star", searched=False),
-    "baseline": Method("baseline", "baseline", "#8a8f98", "square", searched=False),
+    "baseline": Method("baseline", "baseline", "#8a8f98", "cross", searched=False),
 }
 """By the `method` of a point; the order is that of legends."""
 

@@ -211,9 +211,10 @@ def document(
     tested: Mapping[str, Mapping[str, float]] | None = None,
 ) -> dict[str, Any]:
     """What pareto.json says of a run; of a study that asks for a family, the best one as well.
-    `unfinished` is what trainings without a point took, multiply-adds and seconds by trial; `data`
-    the account of the images; `images` of how many `accuracy` and `test_accuracy` are told;
-    `tested` what else was read of the test images, by point."""
+    The `limits` stand there as `bounds`. `unfinished` is what trainings without a point took,
+    multiply-adds and seconds by trial; `data` the account of the images; `images` of how many
+    `accuracy` and `test_accuracy` are told; `tested` what else was read of the test images, by
+    point."""
     on_front = {point.id for point in front_of(points, limits, objectives)}
     measured = measured_latency(run)
     rows = []
@@ -272,6 +273,7 @@ def document(
             "train_macs": trained_macs(points) + sum(macs for macs, _ in others.values()),
             "seconds": round(sum(seconds.values()), 3),
         },
+        **({"bounds": dict(limits)} if limits else {}),
         **({"family": told} if told else {}),
         **({"data": dict(data)} if data is not None else {}),
     }
@@ -315,6 +317,11 @@ def read_front(run: Path) -> dict[str, Any]:
     if missing:
         raise ValueError(f"{path} is of an older planter: it lacks {', '.join(missing)}; {again}")
     return found
+
+
+def with_bounds(front: Mapping[str, Any], limits: Mapping[str, float]) -> dict[str, Any]:
+    """A pareto.json document with its study's limits, which those of older planters lack."""
+    return {**({"bounds": dict(limits)} if limits else {}), **front}
 
 
 def nothing_trained(front: Mapping[str, Any]) -> list[str]:

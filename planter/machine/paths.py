@@ -45,6 +45,14 @@ def user_path(text: str | Path, base: str | Path = "") -> Path:
     return Path(base, home + slash + _VARIABLE.sub(value, rest))
 
 
+def shown_path(path: Path) -> str:
+    """A path relative to the working folder where it lies below it."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
 def _encodable(text: str) -> str:
     """The text of a UTF-8 file as a name that this process can give to the system, also in a locale
     without its letters: names of files are UTF-8 there as anywhere."""

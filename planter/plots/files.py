@@ -2,47 +2,68 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
+from collections.abc import Iterable
+from functools import cache
 from html import unescape
+from importlib.resources import files
 from pathlib import Path
 
 import plotly.graph_objects as go
-from plotly.offline import get_plotlyjs
 
 from planter.front.points import write_text
-from planter.plots.pages import rendered
+from planter.plots.pages import links_to, rendered
 
 _KINDS = ("png", "svg", "pdf")
 _WIDTH_PX, _HEIGHT_PX = 1000, 620
+_TITLE_PX = 30
 
 
-def write_html(figure: go.Figure, file: Path) -> None:
-    """A page that needs nothing from the network."""
-    # As text of the page it may take several lines, which a figure's title may not.
-    drawn = figure_part(go.Figure(figure).update_layout(title=None, margin_t=30))
-    page = rendered(
+def write_html(figure: go.Figure, file: Path, beside: Iterable[str] = ()) -> None:
+    """A page that needs nothing from the network, with links to those of the files `beside` it, by
+    name, that are for people."""
+    write_text(file, figure_page(figure, file.name, beside))
+
+
+def figure_page(figure: go.Figure, name: str, beside: Iterable[str] = ()) -> str:
+    """The text of such a page of that name."""
+    return rendered(
         "planter.plots",
         "figure.html",
         title=unescape(figure.layout.title.text),  # escaped for plotly, which reads it as HTML
+        links=links_to(beside, name),
         drawing_code=drawing_code(),
-        figure=drawn,
+        figure=figure_part(untitled(figure)),
     )
-    write_text(file, page)
 
 
+def untitled(figure: go.Figure) -> go.Figure:
+    """A figure without its title, for a page that has it as text: that may take several lines."""
+    plain = go.Figure(figure)
+    plain.update_layout(title=None, margin_t=max(figure.layout.margin.t - _TITLE_PX, 0))
+    if figure.layout.height is not None:
+        plain.update_layout(height=figure.layout.height - _TITLE_PX)
+    return plain
+
+
+@cache
 def drawing_code() -> str:
-    """The script that the figures of a page need before them, once."""
-    return f"<script>{get_plotlyjs()}</script>"
+    """The script that draws the figures of a page, once a page: plotly.js for cartesian figures,
+    packed by gzip, in base64."""
+    packed = files("planter.plots") / "vendored" / "plotly-cartesian.min.js.gz"
+    return b64encode(packed.read_bytes()).decode()
 
 
 def figure_part(figure: go.Figure, height: str = "100%") -> str:
-    """A figure as a part of a page; its own height, where it has one, stands."""
-    part: str = figure.to_html(
-        include_plotlyjs=False,
-        full_html=False,
-        default_height=height,
-        config={"displaylogo": False, "responsive": True},
-    )
-    return part
+    """A figure as a part of a page, whose script draws it; its own height, where it has one,
+    stands."""
+    own = figure.layout.height
+    height = height if own is None else f"{own:.0f}px"
+    text = str(go.Figure(figure).update_layout(template="none").to_json())
+    for letter in "<>&":
+        text = text.replace(letter, f"\\u{ord(letter):04x}")
+    data = f'<script type="application/json">{text}</script>'
+    return f'<div class="figure" style="height:{height}">{data}</div>'
 
 
 def write_image(figure: go.Figure, file: Path, kind: str | None = None) -> None:

@@ -1,8 +1,9 @@
-"""The figure of one or several fronts: points by how they came about, fronts as step lines."""
+"""The figure of one or several fronts: points by how they came about, fronts as step lines, bounds
+and what lies beyond them."""
 
 from __future__ import annotations
 
-import textwrap
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from itertools import combinations
@@ -11,18 +12,17 @@ from typing import Any, NamedTuple
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from planter.front.certainty import interval_in, value_text
-from planter.front.methods import METHODS
+from planter.front.certainty import interval_in
+from planter.front.methods import is_searched
 from planter.front.objectives import OBJECTIVES, Objective
 from planter.front.reranked import corners
-from planter.plots.style import AXIS, DASHES, LAYOUT, RUNS, look_of, looks
+from planter.plots.hovers import point_hover
+from planter.plots.style import AXIS, BEYOND, BOUND, DASHES, INK, LAYOUT, RUNS, look_of, looks
 from planter.plots.ticks import log_ticks
 
-# A symbol of a run's own beside the colour of the kind.
-_VARIANTS = ("", "-open", "-dot", "-open-dot")
 _PANEL_PX = 420
-_HOVER = 44
-"""Characters of a line of a hover, for a phone."""
+_BEYOND = "x-thin-open"
+"""The symbol of searched points that do not keep to the study's bounds, whatever they are."""
 
 
 class Series(NamedTuple):
@@ -38,13 +38,14 @@ class FrontInfo(NamedTuple):
 
     `metric` is the first of the objectives; `panels` are the pairs of objectives (across, up) that
     are drawn, one below the other; `steps` the corners of each run's line in each panel, in the
-    units of the axes.
+    units of the axes; `bounds` the largest values that all runs allow, by objective.
     """
 
     metric: str
     series: list[Series]
     panels: list[tuple[str, str]]
     steps: dict[str, list[list[tuple[float, float]]]]
+    bounds: Mapping[str, float]
 
 
 def front_info(fronts: Sequence[Mapping[str, Any]]) -> FrontInfo:
@@ -69,13 +70,18 @@ def front_info(fronts: Sequence[Mapping[str, Any]]) -> FrontInfo:
             [(_shown(across, x), _shown(up, y)) for x, y in corners(front["points"], across, up)]
             for across, up in panels
         ]
-    return FrontInfo(objectives[0], series, panels, steps)
+    # Of runs with different bounds none is drawn: it would be taken for that of all.
+    first = fronts[0].get("bounds", {})
+    bounds = first if all(front.get("bounds", {}) == first for front in fronts) else {}
+    return FrontInfo(objectives[0], series, panels, steps, bounds)
 
 
 def front_figure(fronts: Sequence[Mapping[str, Any]]) -> go.Figure:
     """One or several runs by the objectives that their documents name, at first accuracy against
-    macs: fronts as step lines, dominated points faint, thin bars the 95 % intervals of those on the
-    front. A row's `network`, lines of text, stands in its hover."""
+    macs: fronts as step lines, points on them full and the dominated ones hollow, thin bars the
+    95 % intervals of those on the front. Beyond a bound the ground is shaded and points are
+    crosses. Where several points coincide, their number stands beside them. A row's `network`,
+    lines of text, stands in its hover. The colour is the method's; of several runs, the run's."""
     info = front_info(fronts)
     count = len(info.panels)
     figure = make_subplots(rows=count, cols=1, vertical_spacing=0.09) if count > 1 else go.Figure()
@@ -88,7 +94,7 @@ def front_figure(fronts: Sequence[Mapping[str, Any]]) -> go.Figure:
         LAYOUT,
         title={"text": f"{escape(title)}: {first} against {against}", "font": {"size": 16}},
         legend={"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom"},
-        margin={"l": 70, "r": 20, "t": 60, "b": 90},
+        margin={"l": 70, "r": 20, "t": 60, "b": 110},
         height=None if count == 1 else _PANEL_PX * count,
     )
     return figure
@@ -98,72 +104,177 @@ def _draw(figure: go.Figure, info: FrontInfo, number: int) -> None:
     """Lines, points and axes of a panel."""
     across, up = info.panels[number]
     place = {} if len(info.panels) == 1 else {"row": number + 1, "col": 1}
+    _draw_axes(figure, info, (across, up), place)
+    several = len(info.steps) > 1
     for index, (run, panels) in enumerate(info.steps.items()):
-        line = {"width": 2, "dash": DASHES[index % len(DASHES)], "color": RUNS[index % len(RUNS)]}
-        name = "front" if len(info.steps) == 1 else f"front of {escape(run)}"
-        shown = {"name": name, "legendgroup": f"front {index}", "line": line, **place}
-        if number == 0:
-            # Of several runs the legend shows the symbols as well, which are a run's own.
-            mode = "lines" if len(info.steps) == 1 else "lines+markers"
-            marker = {"symbol": f"circle{_VARIANTS[index % len(_VARIANTS)]}", "size": 9}
-            figure.add_scatter(x=[None], y=[None], mode=mode, marker=marker, **shown)
-        # From a corner on to where the next one is reached; where more is better across, what lies
-        # between two corners costs as much as the one to the right.
-        shown["line"] = {**line, "shape": "vh" if OBJECTIVES[across].maximise else "hv"}
+        line = {"width": 2, "dash": DASHES[index % len(DASHES)], "color": _run_color(index)}
+        name = f"front of {escape(run)}" if several else "front"
         figure.add_scatter(
             x=[x for x, _ in panels[number]],
             y=[y for _, y in panels[number]],
             mode="lines",
-            showlegend=False,
+            # From a corner on to where the next one is reached; where more is better across, what
+            # lies between two corners costs as much as the one to the right.
+            line={**line, "shape": "vh" if OBJECTIVES[across].maximise else "hv"},
+            name=name,
+            legendgroup=f"front {index}",
+            showlegend=number == 0,
             hoverinfo="skip",
-            **shown,
+            **place,
         )
     runs = list(info.steps)
-    told: set[str] = set()
+    at = _at_one_place(info, (across, up))
     for group in info.series:
-        variant = _VARIANTS[runs.index(group.run) % len(_VARIANTS)]
-        legend = number == 0 and group.kind not in told
-        _draw_series(figure, group, (across, up), variant, place, info.metric, legend=legend)
-        told.add(group.kind)
-    for name, update in ((across, figure.update_xaxes), (up, figure.update_yaxes)):
+        color = _run_color(runs.index(group.run)) if several else look_of(group.kind).color
+        _draw_series(figure, info, group, (across, up), at, color, place)
+    if number == 0:
+        _draw_legend(figure, info, place, several=several)
+    places = {place: ids for place, ids in at.items() if len(ids) > 1}
+    figure.add_scatter(
+        x=[x for x, _ in places],
+        y=[y for _, y in places],
+        text=[f" \u00d7{len(ids)}" for ids in places.values()],
+        mode="text",
+        textposition="bottom right",
+        hoverinfo="skip",
+        showlegend=False,
+        **place,
+    )
+
+
+def _run_color(index: int) -> str:
+    return RUNS[index % len(RUNS)]
+
+
+def _at_one_place(info: FrontInfo, panel: tuple[str, str]) -> dict[tuple[float, float], list[str]]:
+    """The ids of the points at each place of a panel."""
+    across, up = panel
+    found: dict[tuple[float, float], list[str]] = {}
+    for group in info.series:
+        for point in group.points:
+            at = _shown(across, point[across]), _shown(up, point[up])
+            found.setdefault(at, []).append(point["id"])
+    return found
+
+
+def _draw_legend(
+    figure: go.Figure, info: FrontInfo, place: Mapping[str, int], *, several: bool
+) -> None:
+    """A mark for each kind: those of the points would be as hollow as the first of them. Of several
+    runs, whose lines have their colours, it says what the symbols are."""
+    for kind in dict.fromkeys(group.kind for group in info.series):
+        look = look_of(kind)
+        marker = {"color": INK if several else look.color, "symbol": look.symbol, "size": 11}
+        _mark(figure, marker, look.label, look.label, place)
+    points = [point for group in info.series for point in group.points]
+    if any(point["on_front"] for point in points) and not all(map(_full, points)):
+        hollow = {"color": INK, "symbol": "circle-open", "size": 8, "line": {"width": 1.5}}
+        _mark(figure, hollow, "hollow: dominated", "dominated", place)
+    if any(map(_beyond, points)):
+        cross = {"color": INK, "symbol": _BEYOND, "size": 8, "line": {"width": 2}}
+        told = ", ".join(OBJECTIVES[name].text(most) for name, most in info.bounds.items())
+        _mark(figure, cross, f"beyond the bound ({told})" if told else "beyond a bound", "x", place)
+
+
+def _mark(
+    figure: go.Figure, marker: Mapping[str, Any], name: str, group: str, place: Mapping[str, int]
+) -> None:
+    shown = {"mode": "markers", "name": name, "legendgroup": group}
+    figure.add_scatter(x=[None], y=[None], marker=marker, **shown, **place)
+
+
+def _draw_axes(
+    figure: go.Figure, info: FrontInfo, panel: tuple[str, str], place: Mapping[str, int]
+) -> None:
+    """Axes with their units; a bound as a line, what lies beyond it shaded."""
+    for name, axis in zip(panel, "xy", strict=True):
+        objective = OBJECTIVES[name]
+        update = figure.update_xaxes if axis == "x" else figure.update_yaxes
         values = [point[name] for group in info.series for point in group.points]
-        scale = _logarithmic(values, OBJECTIVES[name]) if OBJECTIVES[name].logarithmic else {}
-        update(**AXIS, ticks="outside", title={"text": OBJECTIVES[name].title}, **scale, **place)
+        scale = _logarithmic(values, objective) if objective.logarithmic else {}
+        title = f"{objective.title}, log scale" if scale else objective.title
+        most = info.bounds.get(name)
+        if most is not None and values and scale:
+            low, high = _ends([*values, most])
+            scale["range"] = [low, high]
+            style = {"layer": "below", "line": {"color": BOUND, "width": 2, "dash": "dash"}}
+            left = 2 * math.log10(most) < low + high
+            draw = figure.add_vline if axis == "x" else figure.add_hline
+            draw(most, **style, **place)
+            shade = figure.add_vrect if axis == "x" else figure.add_hrect
+            beyond = {"fillcolor": BEYOND, "line_width": 0, "layer": "below"}
+            shade(most, 10**high, **beyond, **place)
+            side = {"yref": "y domain", "y": 1} if axis == "x" else {"xref": "x domain", "x": 1}
+            figure.add_annotation(
+                **{axis: math.log10(most), f"{axis}ref": axis, **side},
+                text=f"bound: {objective.text(most)}",
+                showarrow=False,
+                xanchor="left" if axis == "x" and left else "right",
+                yanchor="top",
+                **place,
+            )
+        update(**AXIS, ticks="outside", title={"text": title}, **scale, **place)
+
+
+def _ends(values: Sequence[float]) -> tuple[float, float]:
+    """The ends of a logarithmic axis around values, as powers of ten."""
+    low, high = math.log10(min(values)), math.log10(max(values))
+    more = (high - low) / 16 or 0.1
+    return low - more, high + more
+
+
+def _beyond(point: Mapping[str, Any]) -> bool:
+    """Whether a point that the search is after does not keep to the study's bounds."""
+    return is_searched(point["method"]) and point.get("within_bounds") is False
+
+
+def _full(point: Mapping[str, Any]) -> bool:
+    return point["on_front"] or not is_searched(point["method"]) or _beyond(point)
 
 
 def _draw_series(
     figure: go.Figure,
+    info: FrontInfo,
     group: Series,
     panel: tuple[str, str],
-    variant: str,
+    at: Mapping[tuple[float, float], Sequence[str]],
+    color: str,
     place: Mapping[str, int],
-    metric: str,
-    *,
-    legend: bool,
 ) -> None:
     look = look_of(group.kind)
-    compared = group.kind in METHODS and not METHODS[group.kind].searched
-    symbol = look.symbol + variant
-    marker = {"color": look.color, "symbol": symbol, "line": {"width": 1.5 if variant else 0}}
-    shown = {"mode": "markers", "name": look.label, "legendgroup": look.label, **place}
-    if legend:
-        # The legend's own marker: that of the points would be as faint as the first of them.
-        own = {"color": look.color, "symbol": look.symbol, "size": 11}
-        figure.add_scatter(x=[None], y=[None], marker=own, **shown)
+    symbols = [
+        _BEYOND if _beyond(p) else look.symbol if _full(p) else f"{look.symbol}-open"
+        for p in group.points
+    ]
     across, up = panel
+    xs = [_shown(across, point[across]) for point in group.points]
+    ys = [_shown(up, point[up]) for point in group.points]
+    hovers = []
+    for point, x, y in zip(group.points, xs, ys, strict=True):
+        others = [name for name in at[x, y] if name != point["id"]]
+        bounds = info.bounds if _beyond(point) else {}
+        hovers.append([point["id"], point_hover(point, info.metric, bounds, others)])
     figure.add_scatter(
-        x=[_shown(across, point[across]) for point in group.points],
-        y=[_shown(up, point[up]) for point in group.points],
-        error_y=_bars(group.points, up, look.color),
+        x=xs,
+        y=ys,
+        error_y=_bars(group.points, up, color),
+        mode="markers",
+        name=look.label,
+        legendgroup=look.label,
         showlegend=False,
         marker={
-            **marker,
-            "size": [11 if compared or p["on_front"] else 8 for p in group.points],
-            "opacity": [1.0 if compared or p["on_front"] else 0.45 for p in group.points],
+            "color": color,
+            "symbol": symbols,
+            "opacity": 1,  # plotly's own is less where sizes differ
+            "size": [11 if _full(p) and not _beyond(p) else 8 for p in group.points],
+            "line": {
+                "color": color,
+                "width": [0 if _full(p) and not _beyond(p) else 1.5 for p in group.points],
+            },
         },
-        customdata=[[point["id"], _told(point, metric)] for point in group.points],
+        customdata=hovers,
         hovertemplate="%{customdata[1]}<extra></extra>",
-        **shown,
+        **place,
     )
 
 
@@ -182,49 +293,16 @@ def _bars(points: Sequence[Mapping[str, Any]], up: str, color: str) -> dict[str,
         "arrayminus": [
             _shown(up, point[up] - low) for point, (low, _) in zip(points, ends, strict=True)
         ],
-        "color": f"rgba{(*_rgb(color), 0.45)}",
-        "thickness": 1.2,
+        "color": color,
+        "thickness": 1,
         "width": 0,
     }
-
-
-def _rgb(color: str) -> tuple[int, int, int]:
-    """Red, green and blue of `#rrggbb`."""
-    red, green, blue = (int(color[at : at + 2], 16) for at in (1, 3, 5))
-    return red, green, blue
 
 
 def _shown(name: str, value: float) -> float:
     """A value in the units of its axis."""
     factor = OBJECTIVES[name].factor
     return value if factor == 1 else factor * value
-
-
-def _told(point: Mapping[str, Any], metric: str) -> str:
-    """What a hover says of a point, lines short enough for a phone."""
-    costs = [
-        objective.text(point[name])
-        for name, objective in OBJECTIVES.items()
-        if objective.chance is None and point.get(name) is not None
-    ]
-    lines = [f"<b>{escape(point['id'])}</b> ({point['method']})"]
-    for name in dict.fromkeys([metric, "accuracy"]):
-        if OBJECTIVES[name].chance is None or point.get(name) is None:
-            continue  # a front by costs alone
-        short, plain = OBJECTIVES[name].short, name == "accuracy" == metric
-        told = "" if plain or OBJECTIVES[name].text(0.0).startswith(short) else f"{short} "
-        both = [
-            f"validation {told}{value_text(point, name)}",
-            f"test {told}{value_text(point, name, 'test_')}",
-        ]
-        if point.get(f"test_{name}") is None:
-            both[1] = "test not read"
-        joint = ", " if len(", ".join(both)) <= _HOVER else "<br>"
-        lines.append(joint.join(both))
-    lines += [", ".join(costs[:2]), *costs[2:]]
-    for line in point.get("network", []):
-        lines += [escape(part) for part in textwrap.wrap(line, _HOVER)]
-    return "<br>".join(lines)
 
 
 def _logarithmic(values: Sequence[float], objective: Objective) -> dict[str, Any]:

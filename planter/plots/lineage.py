@@ -48,9 +48,8 @@ def lineage_figure(
             mode="markers",
             marker={
                 "color": look.color,
-                "symbol": look.symbol,
+                "symbol": [look.symbol + ("" if row["on_front"] else "-open") for row in points],
                 "size": 10,
-                "opacity": [1.0 if row["on_front"] else 0.45 for row in points],
             },
             name=look.label,
             text=[
@@ -62,7 +61,7 @@ def lineage_figure(
     costs = [known[name][across] for name in shown]
     ticks = log_ticks(min(costs), max(costs)) if costs else []
     scale = {"type": "log", "tickvals": ticks, "tickformat": cost.tickformat}
-    figure.update_xaxes(**AXIS, **scale, title={"text": cost.title})
+    figure.update_xaxes(**AXIS, **scale, title={"text": f"{cost.title}, log scale"})
     figure.update_yaxes(**AXIS, title={"text": metric.title})
     figure.update_layout(
         LAYOUT,

@@ -31,8 +31,14 @@ def look_of(kind: str) -> Look:
     return looks().get(kind, Look(kind, INK, "circle"))
 
 
-RUNS = ("#7d8590", "#e07b00", "#00909e", "#b5467f")
-"""Colours of the first lines, one a run."""
+# Every colour of a mark stands out from white and from the dark paper of pages by a ratio of 3 or
+# more (WCAG 2.2, 1.4.11); a test computes it.
+RUNS = ("#7d8590", "#c96a00", "#00838f", "#b5467f")
+"""Colours of lines, one a run, of the first runs."""
+SERIES = ("#2b6cd4", "#d1495b", "#1b9e4b", "#8a4fd0", "#c96a00", "#00838f")
+"""Colours of what is drawn beside one another and has none of its own."""
+BOUND, BEYOND = "#c44d16", "rgba(196,77,22,0.10)"
+"""The line at a bound, and the ground beyond it."""
 DASHES = ("solid", "dash", "dot", "dashdot")
 INK, GRID = "#7d8590", "rgba(128,136,148,0.25)"  # both readable on white and on black
 AXIS: dict[str, Any] = {"gridcolor": GRID, "zeroline": False, "linecolor": INK}

@@ -13,6 +13,7 @@ from planter.front.objectives import OBJECTIVES
 from planter.plots import (
     HistoryLine,
     confusion_figure,
+    curves_figure,
     drawing_code,
     figure_part,
     front_figure,
@@ -20,11 +21,14 @@ from planter.plots import (
     history_figure,
     importance_figure,
     lineage_figure,
+    links_to,
+    untitled,
 )
 from planter.plots.pages import rendered
 from planter.report.classes import classes_table, confused
 from planter.report.contents import Chosen, Report, Table
 from planter.report.tables import (
+    advice_table,
     control_table,
     cost_table,
     data_tables,
@@ -35,6 +39,7 @@ from planter.report.tables import (
     summary,
     versions_table,
 )
+from planter.study.quantities import duration
 
 
 def page(report: Report) -> str:
@@ -44,7 +49,10 @@ def page(report: Report) -> str:
         "report.html",
         report=replace(report, study=without_password(report.study)),
         front=report.run.front,
-        cards=summary(report.run.front),
+        title=f"{report.run.front['study']}: report",
+        links=links_to(report.beside, "report.html"),
+        cards=summary(report.run),
+        wall=duration(report.run.elapsed),
         drawing_code=drawing_code(),
         figures=_figures(report),
         tables=_tables(report),
@@ -99,12 +107,14 @@ def without_password(text: str) -> str:
 def _figures(report: Report) -> dict[str, str]:
     """The figures that there are, by section, as HTML."""
     runs = [report.run] if report.control is None else [report.run, report.control]
-    front = front_figure([one.front for one in runs]).update_layout(title=None, margin_t=20)
+    front = untitled(front_figure([one.front for one in runs]))
     course = history_figure([HistoryLine(one.front["study"], one.steps) for one in runs])
     drawn = {"front": figure_part(front, "540px"), "course": figure_part(course, "600px")}
     if report.growth:
         growth = growth_figure(report.run.front["study"], report.growth)
-        drawn["planting"] = figure_part(growth.update_layout(title=None, margin_t=30), "820px")
+        drawn["planting"] = figure_part(untitled(growth))
+    if (curves := curves_figure(report.curves)) is not None:
+        drawn["curves"] = figure_part(curves)
     if any(row.get("parent") for row in report.run.front["points"]):
         lineages = lineage_figure(report.run.front["points"], report.run.front["objectives"])
         drawn["lineage"] = figure_part(lineages, "540px")
@@ -116,7 +126,8 @@ def _figures(report: Report) -> dict[str, str]:
 def _tables(report: Report) -> dict[str, Table]:
     """The tables that there are, by section."""
     tables = {
-        "front": front_table(report.run.front),
+        "advice": advice_table(report.run.front, report.place),
+        "front": front_table(report.run.front, report.place),
         "pipelines": pipelines_table(report.run.front),
         "cost": cost_table(report.run),
         "versions": versions_table(report.environment),

@@ -7,7 +7,7 @@ from statistics import median
 from typing import Any
 
 from planter.front.certainty import value_text
-from planter.front.choose import best_of
+from planter.front.choose import best_of, recommended
 from planter.front.lineage import edits_text
 from planter.front.methods import METHODS, is_searched
 from planter.front.objectives import OBJECTIVES, metric_merit
@@ -15,8 +15,9 @@ from planter.report.contents import Facts, Row, Table
 from planter.study.quantities import duration
 
 
-def summary(front: Mapping[str, Any]) -> list[tuple[str, str]]:
+def summary(run: Facts) -> list[tuple[str, str]]:
     """The cards on top of the page: what, and how much of it."""
+    front = run.front
     cost, objectives = front["cost"], front["objectives"]
     kept = [row for row in front["points"] if row["on_front"]]
     most = "none"
@@ -29,6 +30,7 @@ def summary(front: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("hypervolume", f"{front['hypervolume']:.4f}"),
         ("trainings", f"{cost['trials']:,}"),
         ("training multiply-adds", f"{cost['train_macs']:.3g}"),
+        ("wall time", duration(run.elapsed)),
         ("time of all workers", duration(cost["seconds"])),
     ]
 
@@ -38,13 +40,22 @@ def _best(objectives: Sequence[str]) -> str:
     return "most accurate" if metric == "accuracy" else f"best {OBJECTIVES[metric].short}"
 
 
-def front_table(front: Mapping[str, Any]) -> Table:
-    """The points on the front, and what they are compared with."""
+def load_line(place: str | None, row: Mapping[str, Any]) -> str:
+    """The line of Python that loads a point's network, after `import planter`; empty where its
+    weights are not kept. `place` is the run folder."""
+    kept = place is not None and row.get("model") is not None
+    return f"planter.open_run({place!r}).load({row['id']!r})" if kept else ""
+
+
+def front_table(front: Mapping[str, Any], place: str | None = None) -> Table:
+    """The points on the front, and what they are compared with; how to load them from the run
+    folder at `place`."""
     shown = [r for r in front["points"] if r["on_front"] or not is_searched(r["method"])]
     metric, *costs = front["objectives"]
     beside = [] if metric == "accuracy" else ["accuracy"]
     latency = any(row.get("latency_ms") is not None for row in shown)
     size = "bytes" in costs
+    born = any(row.get("parent") for row in shown)
     rows = [
         [
             ("* " if row["on_front"] else "") + row["id"],
@@ -56,15 +67,44 @@ def front_table(front: Mapping[str, Any]) -> Table:
             f"{row['params']:,}",
             *([f"{row['bytes']:,}"] if size else []),
             *([f"{row['latency_ms']:.3g}" if row.get("latency_ms") else ""] if latency else []),
+            *([_born(row)] if born else []),
             "; ".join(row["network"]),
+            *([load_line(place, row)] if place is not None else []),
         ]
         for row in shown
     ]
     named = "" if metric == "accuracy" else f" {OBJECTIVES[metric].short}"
     columns = ["point", "method", f"validation{named}", f"test{named}", *beside]
     columns += ["macs", "parameters"]
-    columns += [*(["bytes"] if size else []), *(["latency (ms)"] if latency else []), "network"]
-    return Table(columns, rows, words=("point", "method", "network"))
+    columns += [*(["bytes"] if size else []), *(["latency (ms)"] if latency else [])]
+    columns += [*(["made of"] if born else []), "network"]
+    columns += ["load it (after import planter)"] if place is not None else []
+    words = ("point", "method", "made of", "network")
+    return Table(columns, rows, words=words, code=columns[-1:] if place else (), sortable=True)
+
+
+def _born(row: Mapping[str, Any]) -> str:
+    """A point's parent and what was done to it."""
+    return f"{row['parent']}: {edits_text(row['edits'])}" if row.get("parent") else ""
+
+
+def advice_table(front: Mapping[str, Any], place: str | None) -> Table:
+    """Which points to take, and why."""
+    metric, *costs = front["objectives"]
+    rows = [
+        [
+            row["id"],
+            why,
+            value_text(row, metric, headed=True),
+            *(OBJECTIVES[name].cell(row[name]) for name in costs),
+            load_line(place, row),
+        ]
+        for row, why in recommended(front)
+    ]
+    short = [OBJECTIVES[name].short for name in costs]
+    columns = ["point", "because", f"validation {OBJECTIVES[metric].short}", *short]
+    columns.append("load it (after import planter)")
+    return Table(columns, rows, words=("point", "because"), code=columns[-1:])
 
 
 def control_table(run: Facts, control: Facts) -> Table:
@@ -76,6 +116,7 @@ def control_table(run: Facts, control: Facts) -> Table:
         [f"{_best(run.front['objectives'])} searched point", *map(_of_best(run), both)],
         ["trainings", *(f"{one.front['cost']['trials']:,}" for one in both)],
         ["training multiply-adds", *(f"{one.front['cost']['train_macs']:.3g}" for one in both)],
+        ["wall time", *(duration(one.elapsed) for one in both)],
         ["time of all workers", *(duration(one.front["cost"]["seconds"]) for one in both)],
     ]
     return Table(["", *(one.front["study"] for one in both)], rows)

@@ -44,6 +44,7 @@ def study_note(front: Mapping[str, Any], picture: str) -> str:
         f"| point | method | validation {OBJECTIVES[metric].short} | macs | parameters |"
         + "".join(f" {OBJECTIVES[name].short} |" for name in further)
         + f"\n|{'---|' * (5 + len(further))}\n{table}\n\n"
+        "planter's own pages: [report](/planter/report.html), [front](/planter/pareto.html). "
         "Plots with hovers stand under History; each trial has its architecture and learning "
         "curve as artifacts. (`planter dashboard` writes this note until somebody edits it.)\n"
     )

@@ -10,6 +10,7 @@ from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 import optuna_dashboard
 
+from planter.driver.dashboard.own import with_own_pages
 from planter.driver.dashboard.storage_view import DashboardView
 from planter.driver.storage.reading import opened, run_study
 
@@ -33,7 +34,7 @@ def serve_dashboard(run: Path, host: str, port: int, ready: Callable[[str], None
                 f"{run} has no study in its database yet; expected a begun search"
             ) from None
         view = DashboardView(storage, run, study.name)
-        app = optuna_dashboard.wsgi(view, artifact_store=view)
+        app = with_own_pages(optuna_dashboard.wsgi(view, artifact_store=view), run)
         with make_server(host, port, app, handler_class=_Quiet) as server:
             bound = str(server.server_address[0])
             if ip_address(bound).is_loopback:

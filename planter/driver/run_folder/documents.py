@@ -32,7 +32,7 @@ from planter.front.points import (
 from planter.machine.disk import is_full, when_there_is_space
 from planter.networks import checkpoint
 from planter.networks.normalisation import as_taken
-from planter.plots import front_figure, write_html
+from planter.plots import LINKS, front_figure, write_html
 from planter.study.schema import Study
 from planter.training.answers import TEST_FILE
 from planter.training.scores import answers
@@ -122,8 +122,10 @@ class Documents:
         pages = {"pareto.html": front_figure([with_networks(found, self._book.points)])}
         for proposer in self._proposers:
             pages |= proposer.figures()
+        beside = [*pages, *("report.html" for _ in found["points"][:1])]
+        beside += [name for name in LINKS if (self._run / name).is_file()]
         for name, figure in pages.items():
-            when_there_is_space(partial(write_html, figure, self._run / name), self._run)
+            when_there_is_space(partial(write_html, figure, self._run / name, beside), self._run)
         if found["points"]:
             when_there_is_space(partial(write_report, self._run, ended=True), self._run)
         if complete:

@@ -7,6 +7,7 @@ import json
 import os
 import socket
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -21,7 +22,7 @@ from planter.driver.run_folder.settings import names_of
 from planter.driver.storage.points import point_of_row
 from planter.driver.storage.reading import opened, rows_in, run_study
 from planter.driver.trials.jobs import trial_id
-from planter.front.history import Stopped
+from planter.front.history import Stopped, elapsed
 from planter.front.points import Point
 
 if TYPE_CHECKING:
@@ -61,6 +62,17 @@ def stopped_in(storage: BaseStorage, name: str) -> list[Stopped]:
                 after = sum(end <= when for end in ends.values())
                 found.append((when, Stopped(trial, *cost, after=after)))
     return [one for _, one in sorted(found)]
+
+
+def elapsed_in(storage: BaseStorage, name: str) -> float:
+    """Wall-clock seconds of a search so far (`planter.front.history.elapsed`), by its trainings
+    that have ended."""
+    ended: dict[str, tuple[float, float]] = {}
+    for row in rows_in(storage, name):
+        if row.datetime_complete is not None:
+            end = row.datetime_complete.timestamp()
+            ended.setdefault(row.user_attrs["trial"], (end - row.user_attrs["seconds"], end))
+    return elapsed(ended.values())
 
 
 def images_of(run: Path) -> Data:
@@ -159,3 +171,17 @@ def read_growth(run: Path) -> list[dict[str, Any]]:
         }
         for row in rows
     ]
+
+
+def read_epochs(run: Path, trial: str) -> list[dict[str, Any]]:
+    """The lines of a training's metrics.jsonl; none where there is no such file."""
+    file = run / "trials" / trial / "metrics.jsonl"
+    if not file.is_file():
+        return []
+    found = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        with suppress(ValueError):  # the last one, under the hands of who writes it
+            epoch = json.loads(line)
+            if isinstance(epoch, dict) and isinstance(epoch.get("epoch"), int):
+                found.append(epoch)
+    return found

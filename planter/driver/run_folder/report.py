@@ -15,14 +15,23 @@ from optuna.trial import TrialState
 
 from planter.driver.run_folder.compare import compared, samplers_of
 from planter.driver.run_folder.predictions import answers_of
-from planter.driver.run_folder.read import points_in, read_growth, standing, stopped_in
+from planter.driver.run_folder.read import (
+    elapsed_in,
+    points_in,
+    read_epochs,
+    read_growth,
+    standing,
+    stopped_in,
+)
 from planter.driver.run_folder.settings import names_of
 from planter.driver.storage.reading import opened, rows_in, run_study
-from planter.front.choose import best_of, knee, on_front
+from planter.front.choose import best_of, knee, on_front, recommended
 from planter.front.describe import with_networks
 from planter.front.history import history
 from planter.front.objectives import OBJECTIVES
-from planter.front.points import Point, nothing_trained, read_front, write_text
+from planter.front.points import Point, nothing_trained, read_front, with_bounds, write_text
+from planter.machine.paths import shown_path
+from planter.plots import Curve
 from planter.report import Chosen, Facts, Importances, Report, page
 from planter.study.schema import Study
 
@@ -34,14 +43,30 @@ _MOST = 300
 
 
 def write_report(run: Path, control: Path | None = None, *, ended: bool = False) -> Path:
-    """Writes `report.html` into a run folder and returns its path.
+    """Writes `report.html` into a run folder and returns its path; arguments and errors are those
+    of `report_text`."""
+    file = run / "report.html"
+    files = [one.name for one in run.iterdir()] if run.is_dir() else []
+    write_text(file, report_text(run, control, ended=ended, files=files))
+    return file
+
+
+def report_text(
+    run: Path,
+    control: Path | None = None,
+    *,
+    ended: bool = False,
+    files: Sequence[str] = ("pareto.html",),
+) -> str:
+    """The report page of a run, as HTML.
 
     `control` is another run to lay beside it; by default the run NAME-random in the same folder, if
-    there is one. `ended`: called by the search that is about to let go of the run. Raises
-    ValueError where a run cannot be read, or has no point.
+    there is one. `ended`: called by the search that is about to let go of the run; `files` are the
+    names of those that the page may link to. Raises ValueError where a run cannot be read, or
+    has no point.
     """
     study = run_study(run)
-    front = read_front(run)
+    front = with_bounds(read_front(run), study.objectives.bounds.limits())
     if nothing := nothing_trained(front):
         raise ValueError("; ".join([*nothing, "expected a run with a point to report"]))
     reference = front["reference_point"]
@@ -51,7 +76,6 @@ def write_report(run: Path, control: Path | None = None, *, ended: bool = False)
         importances = _importances(storage, study)
         why = None if ended else standing(storage, study.name)
     control, beside = _control(run, control, reference)
-    file = run / "report.html"
     report = Report(
         run=facts,
         control=beside,
@@ -62,13 +86,15 @@ def write_report(run: Path, control: Path | None = None, *, ended: bool = False)
         samplers=list(samplers_of(study)),
         chosen=_chosen(run, front),
         class_names=names_of(run) or (),
+        curves=_curves(run, front),
+        place=shown_path(run.resolve()),
+        beside=files,
         standing=why,
         shortened=study.budget.shortened,
         study=(run / "study.yaml").read_text(encoding="utf-8"),
         environment=json.loads((run / "environment.json").read_text(encoding="utf-8")),
     )
-    write_text(file, page(report))
-    return file
+    return page(report)
 
 
 def _control(
@@ -106,7 +132,23 @@ def _facts(
     limits = study.objectives.bounds.limits()
     steps = history(points, reference, limits, stopped, front["objectives"])
     failed = _failed(storage, study)
-    return Facts(with_networks(front, points), steps, seconds, stopped, failed)
+    took = elapsed_in(storage, study.name)
+    return Facts(with_networks(front, points), steps, seconds, stopped, failed, took)
+
+
+def _curves(run: Path, front: Mapping[str, Any]) -> list[Curve]:
+    """The courses of the trainings behind the recommended points, and of the teacher; the last
+    epoch has the accuracy of the whole network that came of it."""
+    trials = [row["trial"] for row, _ in recommended(front)]
+    trials += [row["trial"] for row in front["points"] if row["method"] == "teacher"]
+    ends = {row["trial"]: row for row in front["points"] if row["pipeline"] == "base"}
+    found = []
+    for trial in dict.fromkeys(trials):
+        epochs = read_epochs(run, trial)
+        if epochs and trial in ends and epochs[-1].get("val_accuracy") is None:
+            epochs[-1]["val_accuracy"] = ends[trial]["accuracy"]
+        found.append(Curve(trial, epochs))
+    return found
 
 
 def _chosen(run: Path, front: Mapping[str, Any]) -> list[Chosen]:
