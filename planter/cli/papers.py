@@ -10,10 +10,11 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from planter.cli.app import app, err, expanded, out, shown_path
+from planter.cli.app import app, err, expanded, out
 from planter.driver.run_folder.names import run_folder
 from planter.front.points import to_csv, write_text
 from planter.machine.commands import word_of
+from planter.machine.paths import shown_path
 
 if TYPE_CHECKING:
     from planter.front.tabled import Tabled
@@ -56,7 +57,9 @@ def table(
         from planter.report.paper import markdown as page
 
     found = tabled(folders)
-    words = [*map(Path, runs), *(["--out", Path(shown_path(out_folder))] if out_folder else [])]
+    words: list[str | Path] = [*map(Path, runs)]
+    if out_folder is not None:
+        words += ["--out", Path(shown_path(out_folder))]
     # On a page that others read: by the name planter has there.
     given = " ".join(["planter table", *map(word_of, words)])
     texts = {csv: to_csv(rows(found), COLUMNS), markdown: page(found, given)}
