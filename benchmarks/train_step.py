@@ -27,6 +27,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -211,9 +212,9 @@ def of_limit(case: Case, precision: str, now: Callable[[], float]) -> Callable[[
     def run(steps: int) -> float:
         began = now()
         for _ in range(steps):
+            optimizer.zero_grad()
             with torch.autocast("cpu", torch.bfloat16, enabled=half):
                 answered = model(inputs)
-            optimizer.zero_grad()
             functional.cross_entropy(answered.float(), labels).backward()
             optimizer.step()
         return steps * BATCH / (now() - began)
@@ -261,6 +262,8 @@ def of_network(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
             what = "augmented" if augmented else "plain"
             what += ", taught" if guide is not None else ""
             rates[what] = measured(Case(name, architecture, augmented, guide), arguments)
+            told = ", ".join(f"{side} {rate:,.0f}" for side, rate in rates[what].items())
+            print(f"{name} ({macs / 1e6:.1f}M), {what}: {told}", file=sys.stderr, flush=True)
     found: dict[str, Any] = {"macs": macs, "images_per_s": rates}
     if teacher is not None:
         alone, taught = (rates[key]["planter"] for key in ("augmented", "augmented, taught"))
@@ -313,10 +316,6 @@ def main() -> None:
     for name in names:
         found[name] = of_network(name, arguments)
         claims += claims_of(name, found[name])
-        if not arguments.json:
-            for what, rates in found[name]["images_per_s"].items():
-                told = ", ".join(f"{side} {rate:,.0f}" for side, rate in rates.items())
-                print(f"{name} ({found[name]['macs'] / 1e6:.1f}M), {what}: {told}", flush=True)
     if not arguments.json:
         print_claims(claims)
         return
