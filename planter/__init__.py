@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from planter.networks.checkpoint import load, save
     from planter.networks.cut_points import cuts
     from planter.networks.pipelines import Entry, Exit, Pipelines
+    from planter.study.budget import Budget
     from planter.study.evolve import Evolve
     from planter.study.networks import Baseline, Teacher
     from planter.study.schema import (
         Bounds,
-        Budget,
         DataSettings,
         Objectives,
         Plant,
@@ -50,7 +50,7 @@ _PLACES = {
     "BUILDERS": "backbones",
     "Baseline": "study.networks",
     "Bounds": "study.schema",
-    "Budget": "study.schema",
+    "Budget": "study.budget",
     "Candidate": "study.space",
     "DOConv": "kernels.forms",
     "DataSettings": "study.schema",

@@ -15,7 +15,7 @@ def with_shorter_test(data: Data, scale: float) -> Data:
     if scale == 1 or data.test is None:
         return data
     labels = data.test.labels
-    count = max(round(scale * len(labels)), len(labels.unique()))
+    count = max(round(scale * len(labels)), len(torch.unique(labels)))
     generator = torch.Generator().manual_seed(0)
     kept, _ = stratified(labels, torch.arange(len(labels)), count, generator, least=1)
     test = data.test.sample(kept)

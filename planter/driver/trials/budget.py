@@ -8,7 +8,8 @@ from collections.abc import Callable
 import optuna
 
 from planter.driver.trials.jobs import Job
-from planter.study.schema import Budget, Resources
+from planter.study.budget import Budget
+from planter.study.schema import Resources
 
 _SECONDS = "seconds_searched"
 """Attribute of the study of points: how long commands have been at work on the run."""
