@@ -57,11 +57,11 @@ def table(
         from planter.report.paper import markdown as page
 
     found = tabled(folders)
-    words: list[str | Path] = [*map(Path, runs)]
+    words: list[str | Path] = [Path(run) for run in runs]
     if out_folder is not None:
         words += ["--out", Path(shown_path(out_folder))]
     # On a page that others read: by the name planter has there.
-    given = " ".join(["planter table", *map(word_of, words)])
+    given = " ".join(["planter table", *(word_of(word) for word in words)])
     texts = {csv: to_csv(rows(found), COLUMNS), markdown: page(found, given)}
     if out_folder is not None:
         out_folder.mkdir(parents=True, exist_ok=True)

@@ -35,7 +35,7 @@ def check_enqueued(study: Study, drawn: Drawn, data: Data, found: Findings) -> l
     if study.budget.scale < 1:  # no others are reached
         in_table = in_table[: study.sample.trials]
     places |= {f"table ({point_text(point)})": point for point in in_table}
-    if study.sample.trials < len(places):
+    if in_table and study.sample.trials < len(places):
         found.warnings.append(
             f"sample.trials {study.sample.trials}: the study names {len(places)} points to train "
             f"(table, sample.enqueue); sample.trials={len(places)} trains them all"
