@@ -11,6 +11,7 @@ so that a machine that slows down for a while slows all sides. `planter` is
 - `vmap`: torch.func.stack_module_state, functional_call and vmap, one optimiser for all;
 - `grouped`, `grouped channels last`: convolutions in groups, written by hand, one optimiser;
 - `dense`: block-diagonal convolutions without groups, channels last;
+- `same batch`: `grouped channels last`, of networks that all see one batch: a dense first layer;
 - `bfloat16`: `planter` under autocast.
 """
 
@@ -108,7 +109,12 @@ def vmap_step(models: list[nn.Module], batches: list[Batch]) -> Step:
 
 
 def by_hand_step(
-    models: list[nn.Module], batches: list[Batch], layout: torch.memory_format, *, dense: bool
+    models: list[nn.Module],
+    batches: list[Batch],
+    layout: torch.memory_format,
+    *,
+    dense: bool = False,
+    same: bool = False,
 ) -> Step:
     """Five convolutions, ReLU after the pooling, two products; weights stacked once."""
     count = len(models)
@@ -126,11 +132,13 @@ def by_hand_step(
             kernel = whole.reshape(count * out, count * own, *weight.shape[3:])
             return functional.conv2d(x, kernel.contiguous(memory_format=layout), bias, padding=1)
         kernel = weight.flatten(0, 1).contiguous(memory_format=layout)
-        return functional.conv2d(x, kernel, bias, padding=1, groups=count)
+        groups = 1 if x.shape[1] == own else count
+        return functional.conv2d(x, kernel, bias, padding=1, groups=groups)
 
     def step() -> None:
         optimizer.zero_grad()
-        x = torch.cat([batch.images for batch in batches], 1).contiguous(memory_format=layout)
+        images = [batch.images for batch in batches]
+        x = images[0] if same else torch.cat(images, 1).contiguous(memory_format=layout)
         for i in range(1, 6):
             x = convolution(x, f"stages.conv{i}.conv")
             x = (functional.max_pool2d(x, 2) if i in (1, 2, 5) else x).relu()
@@ -166,9 +174,10 @@ def measured(
         "apart": lambda: planter_step(own(), batches, stacked=False),
         "planter": lambda: planter_step(own(), batches, stacked=True),
         "vmap": lambda: vmap_step(own(), batches),
-        "grouped": lambda: by_hand_step(own(), batches, plain, dense=False),
-        "grouped channels last": lambda: by_hand_step(own(), batches, CHANNELS_LAST, dense=False),
+        "grouped": lambda: by_hand_step(own(), batches, plain),
+        "grouped channels last": lambda: by_hand_step(own(), batches, CHANNELS_LAST),
         "dense": lambda: by_hand_step(own(), batches, CHANNELS_LAST, dense=True),
+        "same batch": lambda: by_hand_step(own(), batches, CHANNELS_LAST, same=True),
         "bfloat16": lambda: planter_step(own(), batches, stacked=True, half=True),
     }
     ways = {name: make() for name, make in makers.items() if not only or name in ["apart", *only]}
