@@ -68,7 +68,7 @@ def _print(found: Versus) -> None:
         out.print(f"{key}: {told}", soft_wrap=True, markup=False)
     if (more := len(found.studies) - _SHOWN) > 0:
         out.print(f"and {more} more keys")
-    volumes, point = found.hypervolumes, ", ".join(f"{one:,}" for one in found.reference_point)
+    volumes, point = found.hypervolumes, ", ".join(map(_number, found.reference_point))
     out.print(
         f"hypervolume: {volumes[0]:.4f} against {volumes[1]:.4f} "
         f"({volumes[0] - volumes[1]:+.4f}), both from ({point})",
@@ -128,6 +128,10 @@ def _apart(row: Difference, metric: str) -> str:
         return f"{told}  "
     low, high = (f"{objective.factor * end:+.{wide}f}" for end in row.interval)
     return f"{told} ({low} to {high}) {'*' if row.sure else ' '}"
+
+
+def _number(value: float) -> str:
+    return f"{int(value) if float(value).is_integer() else value:,}"
 
 
 def _short(value: str) -> str:
