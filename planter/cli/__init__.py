@@ -11,6 +11,7 @@ import typer
 from rich.markup import escape
 
 from planter.cli import (  # noqa: F401 - they register their commands
+    comparing,
     counting,
     exporting,
     latency,

@@ -212,8 +212,9 @@ def show(
         return
     matching = _matching(run, points, point)
     if with_lineage:
+        rows = {row["id"]: row for row in front["points"]}
         for one in matching:
-            print_lineage(out, lineage(points, one.id), front["objectives"])
+            print_lineage(out, lineage(points, one.id), rows, front["objectives"])
         return
     if second is not None:
         from planter.driver.run_folder.predictions import paired_answers

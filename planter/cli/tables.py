@@ -196,9 +196,13 @@ def print_choice(
 
 
 def print_lineage(
-    out: Console, steps: Sequence[Step], objectives: Sequence[str] = SEARCHED
+    out: Console,
+    steps: Sequence[Step],
+    rows: Mapping[str, Mapping[str, Any]],
+    objectives: Sequence[str] = SEARCHED,
 ) -> None:
-    """The ancestors of a point and itself, the first on top."""
+    """The ancestors of a point and itself, the first on top; `rows` are those of pareto.json by
+    their ids, which know intervals."""
     metric, cost, *_ = objectives
     table = Table("id", "came to be", metric, cost, "training macs", box=None, pad_edge=False)
     for column in table.columns[2:]:
@@ -208,7 +212,8 @@ def print_lineage(
         if step.point is None:
             table.add_row(name, step.how, "", "", "")
             continue
-        reached = OBJECTIVES[metric].cell(step.point.values[metric])
+        known = rows.get(step.id, step.point.values)
+        reached = value_text(known, metric, headed=True)
         costs, took = f"{step.point.values[cost]:,}", f"{step.point.train_macs:.3g}"
         table.add_row(name, escape(step.how), reached, costs, took)
     out.print(table)

@@ -138,6 +138,18 @@ def paired_metric(first: Answers, second: Answers, metric: str) -> tuple[float, 
     return apart, (float(low), float(high))
 
 
+def unpaired(first: tuple[float, Interval], second: tuple[float, Interval]) -> Interval:
+    """The 95 % interval of the difference, first minus second, of two values that different images,
+    or unknown ones, told, each with its own interval: the squares of the ways to their ends add up
+    (Newcombe, "Interval estimation for the difference between independent proportions", Statistics
+    in Medicine 17, 1998, method 10)."""
+    (one, (one_low, one_high)), (other, (other_low, other_high)) = first, second
+    apart = one - other
+    below = math.hypot(one - one_low, other_high - other)
+    above = math.hypot(one_high - one, other - other_low)
+    return apart - below, apart + above
+
+
 def _mcnemar(ahead: int, behind: int) -> float:
     """Twice the chance of so few heads, or fewer, among as many fair coins as images differ."""
     coins, heads = ahead + behind, min(ahead, behind)
