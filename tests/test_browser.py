@@ -117,6 +117,140 @@ def test_the_report_is_light_on_paper_and_its_figures_fit(page, run):
     assert page.complaints == []
 
 
+# What stands before which ground: each text, and each mark that a figure has drawn.
+CONTRASTS = """() => {
+  const channel = c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
+  const luminance = ([r, g, b]) =>
+    0.2126 * channel(r / 255) + 0.7152 * channel(g / 255) + 0.0722 * channel(b / 255);
+  const parts = text => {
+    const found = (text.match(/[0-9.]+/g) ?? []).map(Number);
+    return found.length < 3 ? null : [...found.slice(0, 3), found[3] ?? 1];
+  };
+  const over = (color, ground) => ground.map((g, i) => color[3] * color[i] + (1 - color[3]) * g);
+  const ground = element => {
+    const layers = [];
+    for (let at = element; at; at = at.parentElement) {
+      const color = parts(getComputedStyle(at).backgroundColor);
+      if (color && color[3] > 0) layers.push(color);
+      if (color && color[3] === 1) break;
+    }
+    return layers.reverse().reduce((below, color) => over(color, below), [255, 255, 255]);
+  };
+  const ratio = (one, other) => {
+    const [dark, light] = [luminance(one), luminance(other)].sort((a, b) => a - b);
+    return (light + 0.05) / (dark + 0.05);
+  };
+  const seen = element => element.checkVisibility() && element.getBoundingClientRect().width > 0;
+  const texts = [], marks = [];
+  for (const element of document.querySelectorAll("body *:not(script):not(style)")) {
+    const own = [...element.childNodes].some(n => n.nodeType === 3 && n.data.trim());
+    if (!own || !seen(element) || element.closest(".hoverlayer, .modebar, noscript")) continue;
+    const style = getComputedStyle(element);
+    const color = parts(element.closest("svg") ? style.fill : style.color);
+    const below = ground(element.closest(".js-plotly-plot") ?? element);
+    texts.push([ratio(over(color, below), below), element.textContent.trim().slice(0, 40)]);
+  }
+  const drawn = ".scatterlayer .point, .scatterlayer .js-line, .barlayer .point path, "
+    + ".legendsymbols path:not([d='M0,0'])";
+  for (const element of document.querySelectorAll(drawn)) {
+    const style = getComputedStyle(element), below = ground(element.closest(".js-plotly-plot"));
+    if (!seen(element)) continue;
+    let faint = 1;
+    for (let at = element; at && !at.matches?.(".js-plotly-plot"); at = at.parentElement)
+      faint *= Number(getComputedStyle(at).opacity);
+    const found = [[style.fill, style.fillOpacity], [style.stroke, style.strokeOpacity]]
+      .filter(([paint]) => paint !== "none").map(([paint, share]) => {
+        const color = parts(paint);
+        return color && [...color.slice(0, 3), color[3] * share * faint];
+      }).filter(color => color && color[3] > 0);
+    if (found.length) marks.push([Math.max(...found.map(c => ratio(over(c, below), below))),
+      element.getAttribute("class") ?? ""]);
+  }
+  return {texts, marks};
+}"""
+
+
+@pytest.mark.parametrize("name", ["report.html", "pareto.html", "planting.html"])
+def test_every_text_and_mark_stands_out(page, run, name):
+    page.set_viewport_size({"width": 1280, "height": 900})
+    page.goto(f"file://{run / name}")
+    page.wait_for_selector(".scatterlayer .point")
+    page.wait_for_function(DRAWN)
+    found = page.evaluate(CONTRASTS)
+    assert len(found["texts"]) > 10
+    assert len(found["marks"]) > 5
+    assert [text for text in found["texts"] if text[0] < 4.5] == []
+    assert [mark for mark in found["marks"] if mark[0] < 3] == []
+    assert page.complaints == []
+
+
+DRAWN = (
+    "document.querySelectorAll('div.figure').length > 0 && "
+    "[...document.querySelectorAll('div.figure')].every(f => f.querySelector('.main-svg'))"
+)
+
+
+def test_the_measure_of_contrast_finds_what_is_too_faint(page, tmp_path):
+    file = tmp_path / "page.html"
+    file.write_text(
+        "<!doctype html><meta name=color-scheme content='only light'>"
+        "<body style='background:#fff'><p style='color:#777777'>faint</p>"
+        "<p style='color:#767676'>clear</p>"
+    )
+    page.goto(f"file://{file}")
+    (faint, clear) = page.evaluate(CONTRASTS)["texts"]
+    assert faint[0] == pytest.approx(4.48, abs=0.01)
+    assert clear[0] == pytest.approx(4.54, abs=0.01)
+
+
+def test_the_front_table_sorts_by_pointer_and_by_keys(page, run):
+    page.set_viewport_size({"width": 1280, "height": 900})
+    page.goto(f"file://{run / 'report.html'}")
+    table = page.locator("table.sortable")
+    head = table.locator("th", has_text="macs")
+    column = page.evaluate("th => th.cellIndex", head.element_handle())
+    rows = table.locator("tbody tr")
+    before = rows.all_text_contents()
+
+    def told():
+        cells = [row.locator("td").nth(column).text_content() for row in rows.all()]
+        return [int(cell.replace(",", "")) for cell in cells]
+
+    head.get_by_role("button").click()
+    assert head.get_attribute("aria-sort") == "ascending"
+    assert told() == sorted(told())
+    head.get_by_role("button").press("Enter")
+    assert head.get_attribute("aria-sort") == "descending"
+    assert told() == sorted(told(), reverse=True)
+    table.locator("th").first.get_by_role("button").press("Space")
+    assert table.locator("th[aria-sort]").count() == 1
+    assert sorted(rows.all_text_contents()) == sorted(before)
+    assert page.complaints == []
+
+
+def test_the_pages_of_a_run_lead_to_one_another(page, run):
+    page.goto(f"file://{run / 'report.html'}")
+    for link, heading in (("front", "small: accuracy"), ("planting", "small: growth")):
+        page.get_by_role("link", name=link, exact=True).click()
+        page.wait_for_selector(".main-svg")
+        assert page.locator("h1").text_content().startswith(heading)
+        page.get_by_role("link", name="report", exact=True).click()
+        page.wait_for_selector("#front")
+    assert page.complaints == []
+
+
+def test_wide_tables_say_so_on_a_phone_and_scroll_by_keys(page, run):
+    page.goto(f"file://{run / 'report.html'}")
+    hint = page.locator("#front .hint")
+    assert hint.count() >= 1
+    wide = page.locator("#front .wide").last
+    wide.press("End")
+    wide.press("ArrowRight")
+    page.wait_for_function("e => e.scrollLeft > 0", arg=wide.element_handle())
+    page.set_viewport_size({"width": 1280, "height": 900})
+    page.wait_for_function("document.querySelectorAll('#versions .hint').length === 0")
+
+
 @contextmanager
 def dashboard(run):
     """The address of a run's study in a dashboard of this process."""
@@ -124,6 +258,25 @@ def dashboard(run):
     arguments = (run, "127.0.0.1", 0, addresses.put)
     threading.Thread(target=serve_dashboard, args=arguments, daemon=True).start()
     yield addresses.get(timeout=60)
+
+
+def test_the_dashboard_names_trials_as_planter_does_and_offers_nothing_that_cannot_work(page, run):
+    page.set_viewport_size({"width": 1300, "height": 900})
+    with dashboard(run) as address:
+        page.goto(f"{address}/trials?numbers=0")
+        named = page.locator("[data-planter]")
+        named.first.wait_for(timeout=120_000)
+        ids = {point.id for point in read_points(run)}
+        assert {one.get_attribute("data-planter") for one in named.all()} <= ids
+        assert page.locator("button:visible", has_text="Upload").count() == 0
+        assert page.locator("[aria-label='delete artifact']:visible").count() == 0
+        page.goto(address.partition("/studies")[0])
+        page.get_by_text("Compare").first.wait_for(timeout=120_000)
+        assert page.locator("button:visible", has_text="Create").count() == 0
+        page.locator("#planter-pages").click()
+        page.wait_for_selector("#front .scatterlayer .point")
+        assert page.title() == "small: report"
+        assert page.complaints == []
 
 
 def test_the_dashboard_opens_on_the_front_of_the_run(page, run):
@@ -210,11 +363,13 @@ def _look_through(browser, run):
         assert metrics == (run / "trials" / "teacher" / "metrics.jsonl").read_text()
         assert "<svg" in page.request.get(f"{place}/{files['learning-curve.svg']}").text()
         # A dashboard that people share cannot end or bend the search.
-        assert page.request.delete(api).status == 500
+        refused = page.request.delete(api)
+        assert refused.status == 403
+        assert "changes nothing but notes" in refused.json()["reason"]
         closed = page.request.post(
             f"{api.partition('/studies')[0]}/trials/{row}/tell", data={"state": "Fail"}
         )
-        assert closed.status == 500
+        assert closed.status == 403
     page.close()
 
 

@@ -22,7 +22,8 @@ from planter.driver.run_folder.read import read_points, standing
 from planter.driver.run_folder.report import _importances, write_report
 from planter.driver.storage.points import METRICS, PointBook, open_storage, open_study
 from planter.driver.storage.reading import run_study
-from planter.front.history import Stopped, history
+from planter.front.choose import recommended
+from planter.front.history import Stopped, elapsed, history
 from planter.front.points import Point
 from planter.plots import HistoryLine, history_figure, importance_figure
 from planter.report import without_password
@@ -109,6 +110,20 @@ def test_the_page_stands_alone(run):
     assert "@import" not in text.split("<script", 1)[0]
     assert text.count('id="drawing-code"') == 1  # once, not once a figure
     assert len(text) < 1_000_000
+
+
+def test_each_line_of_the_page_loads_the_network_of_its_row(run):
+    page = _read(run / "report.html")
+    front = json.loads((run / "pareto.json").read_text())
+    known = {point["id"]: point for point in front["points"]}
+    rows = [row for row in page.rows["front"] if row[-1].startswith("planter.")]
+    assert {row[0].removeprefix("* ") for row in rows} >= {
+        point["id"] for point in front["points"] if point["on_front"]
+    }
+    for row in rows:
+        network = eval(row[-1], {"planter": planter})
+        parameters = sum(p.numel() for p in network.parameters())
+        assert parameters == known[row[0].removeprefix("* ")]["params"]
 
 
 def test_too_few_trials_tell_no_importances(run):
@@ -304,3 +319,37 @@ def test_the_course_is_drawn_from_the_first_volume_on():
     assert (list(above.x), list(above.y)) == ([2], [0.25])
     assert (list(below.x), list(below.y)) == ([27], [0.25])
     assert above.name == "&lt;x&gt;"
+
+
+def test_the_clock_counts_what_lies_between_trainings_but_no_break():
+    # Two at a time, a wait of 100 s, a break of an hour, another training.
+    assert elapsed([(0, 50), (10, 60), (160, 200), (3800, 3900)]) == 200 + 100
+    assert elapsed([(0, 100), (20, 30)]) == 100
+    assert elapsed([]) == 0
+
+
+def test_the_points_to_take_are_the_best_the_cheapest_like_it_and_the_knee():
+    def row(name, accuracy, macs, low, high):
+        return {
+            "id": name, "accuracy": accuracy, "macs": macs, "on_front": True,
+            "accuracy_low": low, "accuracy_high": high,
+        }  # fmt: skip
+
+    front = {
+        "study": "x",
+        "objectives": ["accuracy", "macs"],
+        "reference_point": [0.1, 1e6],
+        "points": [
+            row("a", 0.2, 10, 0.1, 0.3),
+            row("b", 0.9, 20, 0.85, 0.93),
+            row("c", 0.94, 500, 0.9, 0.96),
+            row("d", 0.95, 1000, 0.92, 0.97),
+        ],
+        "bounds": {"macs": 1000},
+    }
+    found = recommended(front)
+    assert [one.row["id"] for one in found] == ["d", "c", "b"]
+    assert found[0].why == "best accuracy within the bounds of at most 1,000 macs"
+    assert "fewest multiply-adds" in found[1].why
+    assert "knee" in found[2].why
+    assert recommended({**front, "points": []}) == []

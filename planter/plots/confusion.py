@@ -19,7 +19,7 @@ _NAMES = 25
 _LONGEST = 14
 _BLUE = "43,108,212"
 # Faint at once: of a hundred images of a class one that is confused shall be seen.
-_SHADES = [(0.0, 0.0), (1e-6, 0.1), (0.05, 0.25), (0.25, 0.5), (1.0, 0.85)]
+_SHADES = [(0.0, 0.0), (1e-6, 0.1), (0.05, 0.25), (0.25, 0.5), (1.0, 0.7)]
 
 
 def confusion_figure(confusion: NDArray[np.int64], names: Sequence[str]) -> go.Figure:

@@ -13,6 +13,7 @@ import plotly.graph_objects as go
 
 from planter.front.points import write_text
 from planter.plots.pages import links_to, rendered
+from planter.plots.style import INK_ON_WHITE
 
 _KINDS = ("png", "svg", "pdf")
 _WIDTH_PX, _HEIGHT_PX = 1000, 620
@@ -74,7 +75,8 @@ def write_image(figure: go.Figure, file: Path, kind: str | None = None) -> None:
         raise ValueError(f"{file.name}: a picture's ending is one of .{', .'.join(_KINDS)}")
     if file.is_dir():
         raise ValueError(f"{file} is a folder; name a file")
-    light = go.Figure(figure).update_layout(paper_bgcolor="white", plot_bgcolor="white")
+    light = go.Figure(figure)
+    light.update_layout(paper_bgcolor="white", plot_bgcolor="white", font_color=INK_ON_WHITE)
     height = light.layout.height or _HEIGHT_PX
     try:
         light.write_image(file, format=kind, width=_WIDTH_PX, height=height, scale=2)

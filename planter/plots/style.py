@@ -41,6 +41,8 @@ BOUND, BEYOND = "#c44d16", "rgba(196,77,22,0.10)"
 """The line at a bound, and the ground beyond it."""
 DASHES = ("solid", "dash", "dot", "dashdot")
 INK, GRID = "#7d8590", "rgba(128,136,148,0.25)"  # both readable on white and on black
+INK_ON_WHITE = "#1c2128"
+"""Of texts where the ground is known: INK is for both, and too faint for reading on either."""
 AXIS: dict[str, Any] = {"gridcolor": GRID, "zeroline": False, "linecolor": INK}
 LAYOUT: dict[str, Any] = {
     "font": {"color": INK, "size": 14},
@@ -50,7 +52,7 @@ LAYOUT: dict[str, Any] = {
     "hoverlabel": {
         "bgcolor": "#ffffff",
         "bordercolor": INK,
-        "font": {"color": "#1c2128", "size": 13},
+        "font": {"color": INK_ON_WHITE, "size": 13},
         "align": "left",
     },
 }
