@@ -28,7 +28,9 @@ def ask(tmp_path):
             "QUERY_STRING": "", "SERVER_NAME": "localhost", "SERVER_PORT": "80",
             "wsgi.url_scheme": "http", "wsgi.errors": io.StringIO(), **environ,
         }  # fmt: skip
-        found = b"".join(app(asked, lambda *given: told.extend(given)))
+        held = app(asked, lambda *given: told.extend(given))
+        found = b"".join(held)
+        getattr(held, "close", lambda: None)()
         return int(told[0].split()[0]), dict(told[1]), found
 
     yield answered

@@ -95,7 +95,12 @@ def _with_head(
     def take(status: str, headers: list[tuple[str, str]], error: Any = None) -> Any:
         given[:] = [status, headers]
 
-    body = b"".join(app(whole, take))
+    held = app(whole, take)
+    try:
+        body = b"".join(held)
+    finally:
+        if (close := getattr(held, "close", None)) is not None:
+            close()  # the file of the page
     status, headers = given
     body = body.replace(b"</head>", _HEAD + b"</head>", 1)
     dropped = ("content-length", "last-modified", "etag", "accept-ranges")
