@@ -18,7 +18,7 @@ from test_driver import write_study
 import planter
 from planter.driver.trackers.tracking import tracked
 from planter.driver.trials.jobs import Job, Outcome, Queue, SearchStoppedError
-from planter.study.trackers import TRACKERS
+from planter.study.places import TRACKERS
 
 FEW = ["sample.trials=1", "plant.rounds=1", "recipe.epochs=2", "plant.recipe.epochs=1"]
 

@@ -16,7 +16,7 @@ from made_runs import POINTS, made_run
 from rich.console import Console
 
 from planter.cli import comparing
-from planter.driver.run_folder.versus import versus
+from planter.driver.run_folder.compare import versus
 from planter.front.certainty import unpaired, wilson
 from planter.front.points import Point
 from planter.training.answers import TEST_FILE, VALIDATION_FILE, Answers

@@ -16,7 +16,6 @@ from planter.cli import (  # noqa: F401 - they register their commands
     exporting,
     latency,
     looking,
-    papers,
     searching,
     steering,
     training,

@@ -1,10 +1,13 @@
-"""Texts of a study that are a name of a table, or the place of something that is not in it."""
+"""Texts of a study that are a name of a table, or the place of something that is not in it; the
+table of trackers."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
 
 _PLACE = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
 
@@ -29,3 +32,19 @@ def listed(table: Mapping[str, Any]) -> Callable[[dict[str, Any]], None]:
         schema["anyOf"] = [{"enum": list(table)}, {"pattern": _PLACE}]
 
     return write
+
+
+TRACKERS: dict[str, str | Callable[..., Any]] = {
+    "tensorboard": "planter.driver.trackers.tensorboard:make",
+    "mlflow": "planter.driver.trackers.mlflow_runs:make",
+    "wandb": "planter.driver.trackers.wandb_runs:make",
+}
+"""By name, a function of the run folder and the study as a mapping that makes a
+`planter.driver.trackers.tracker.Tracker`, or where that is."""
+
+TrackerName = Annotated[
+    str,
+    BeforeValidator(known_in(TRACKERS, "my_pkg:make")),
+    Field(json_schema_extra=listed(TRACKERS)),
+]
+"""One of the names, those added since among them, or MODULE:NAME."""

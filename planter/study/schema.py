@@ -14,10 +14,10 @@ from planter.planting.starts import Filters, Outgoing, check_init
 from planter.study.budget import Budget, shortened
 from planter.study.evolve import Evolve
 from planter.study.networks import Baseline, Teacher, with_recipe
+from planter.study.places import TrackerName
 from planter.study.samplers import SamplerName
 from planter.study.section import Amount, Count, EarlyStopping, Network, Section, Widths
 from planter.study.table import PaperTable
-from planter.study.trackers import TrackerName
 from planter.training.recipe import Recipe
 
 Side = Annotated[int, Field(ge=1)]

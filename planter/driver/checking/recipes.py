@@ -1,15 +1,26 @@
-"""What recipes ask of the data: changes that images can take, weights of classes that are there."""
+"""What recipes ask of the data and the networks: changes that images can take, weights of classes
+that are there, a precision that modules compute in."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
 
 from planter.data import Data
-from planter.driver.checking.augmenting import misfits
+from planter.driver.trials.networks import Planned, recipes_of
+from planter.machine.torch_state import evaluating
+from planter.networks.assembly import build
+from planter.networks.cut_points import image_of
 from planter.study.findings import Findings
 from planter.study.schema import Study
+from planter.study.space import Candidate
 from planter.training.class_weights import weights_of_classes
 from planter.training.recipe import Recipe
+from planter.training.running.forward import Running, check_precision, tried
 
 
 def check_recipes(study: Study, data: Data, found: Findings) -> None:
@@ -36,3 +47,70 @@ def _recipes(study: Study) -> dict[str, Recipe | None]:
     if study.evolve is not None:
         recipes["evolve.recipe"] = study.evolve.recipe
     return recipes
+
+
+def check_drawn_augmentation(candidate: Candidate, study: Study, data: Data) -> None:
+    """Raises ValueError where a candidate's recipes change images as these cannot be changed, or
+    mix them for a loss that takes no mixed labels."""
+    for recipe in recipes_of(candidate, study):
+        if recipe is None:
+            continue
+        for name, got, expected in misfits(recipe, data):
+            raise ValueError(f"its recipe has augment.{name} {got}, expected {expected}")
+        if mixing := list(recipe.augment.mixes()):
+            _check_loss(candidate, data.classes, " and ".join(mixing))
+
+
+def misfits(recipe: Recipe, data: Data) -> Iterator[tuple[str, Any, str]]:
+    """What a recipe cannot do with these images: an augmentation, its setting, and what would be
+    right."""
+    yield from recipe.augment.misfits(data.image, data.train.dtype)
+    if recipe.batch < 2:
+        for name, setting in recipe.augment.mixes().items():
+            yield name, setting, f"a batch of 2 or more images to mix, not {recipe.batch}"
+
+
+def _check_loss(candidate: Candidate, classes: int, mixing: str) -> None:
+    """Asks a candidate's loss, which may be a user's own, for that of two mixed images."""
+    logits = {name: torch.zeros(2, classes) for name in candidate.trained}
+    labels = torch.full((2, classes), 1 / classes)
+    teacher = torch.zeros(2, classes) if candidate.guided else None
+    exits = [name for name in candidate.branches if name in logits]
+    try:
+        candidate.loss_of(logits, labels, teacher, exits)
+    except Exception as error:  # the user's code
+        raise ValueError(
+            f"its loss takes no labels of mixed images, shares [batch, classes] "
+            f"({type(error).__name__}: {error}); take them as torch's cross_entropy does, or leave "
+            f"{mixing} out of the recipe"
+        ) from error
+
+
+def check_precisions(study: Study, networks: Mapping[str, Planned], found: Findings) -> None:
+    """Float16 without a GPU, and modules that refuse a precision, tried on this machine where the
+    search trains on processors."""
+    device = "cuda" if study.resources.gpu else "cpu"
+    for name, planned in networks.items():
+        precision = planned.recipe.precision
+        if not planned.trained or precision in ("float32", "auto"):
+            continue
+        place = f"{name}: recipe.precision"
+        check = partial(check_precision, precision, device)
+        problems = len(found.problems)
+        found.attempt(place, precision, check)
+        if len(found.problems) == problems and device == "cpu":
+            found.attempt(place, precision, partial(_check_network, planned, planned.recipe))
+
+
+def _check_network(planned: Planned, recipe: Recipe) -> None:
+    """Raises ValueError for a module that does not compute in the recipe's precision."""
+    network = build(planned.architecture)
+    assert recipe.precision != "auto"
+    images = torch.rand(1, *image_of(planned.architecture))
+    tried(network, Running(recipe.precision), partial(_run, network, images))
+
+
+def _run(network: nn.Module, images: torch.Tensor) -> None:
+    """In eval mode, where one image will do for norms as well."""
+    with evaluating(network), torch.no_grad():
+        network(images)

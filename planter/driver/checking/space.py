@@ -16,8 +16,8 @@ from optuna.trial import FixedTrial
 from planter.backbones import with_data_options
 from planter.costs.macs import cost
 from planter.data import Data
-from planter.driver.checking.augmenting import check_drawn_augmentation
 from planter.driver.checking.growable import check_plants
+from planter.driver.checking.recipes import check_drawn_augmentation
 from planter.driver.proposers.redraws import IN_A_ROW
 from planter.driver.trials.affordable import affordable
 from planter.driver.trials.bounds import LATENCY, excess

@@ -6,8 +6,8 @@ from functools import partial
 
 from planter.backbones import import_object
 from planter.study.findings import Findings
+from planter.study.places import TRACKERS
 from planter.study.schema import Study
-from planter.study.trackers import TRACKERS
 
 
 def check_trackers(study: Study, found: Findings) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from planter.backbones import import_object
+from planter.study.places import TRACKERS
 from planter.study.schema import Study
-from planter.study.trackers import TRACKERS
 
 Status = Literal["done", "failed", "stopped"]
 
