@@ -25,7 +25,7 @@ from planter.networks.checkpoint import read_training
 from planter.training import loop as train
 from planter.training.loop import Epoch, PausedError, fit
 from planter.training.recipe import Recipe, make_optimizer
-from planter.training.scores import Score, evaluate
+from planter.training.scores import Score, Validated, evaluate
 
 VALIDATION = split(21, classes=4, seed=9)
 LONG = RECIPE.model_copy(update={"epochs": 7, "patience": 2})
@@ -316,3 +316,41 @@ def test_a_search_tells_a_curve_without_being_asked(study: Path, tmp_path: Path)
     assert lines[-1]["val_accuracy"] == pytest.approx(point.accuracy, abs=1e-9)
     assert lines[-1]["val_loss"] == pytest.approx(point.loss, rel=1e-4)
     assert lines[-1]["train_macs"] == point.train_macs
+
+
+@pytest.mark.parametrize(("measure", "value", "best"), [("f1_macro", 0.9, 1), ("loss", None, 3)])
+def test_the_measure_decides_which_epoch_is_the_best(
+    measure: str, value: float | None, best: int
+) -> None:
+    """Accuracy rises all the time, the measure is the best after another epoch."""
+    accuracies, losses = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6], [2.0, 1.9, 0.5, 1.8, 1.7, 1.6]
+    epochs = iter(range(6))
+
+    def judged(model: nn.Module, images: Split) -> Validated:
+        at = next(epochs)
+        own = None if value is None else value - 0.1 * at
+        return Validated(accuracies[at], losses[at], measure, own)
+
+    recipe = LONG.model_copy(update={"patience": 2})
+    told: list[Epoch] = []
+    model = network("plain", 1)
+    settings = {"validation": VALIDATION, "validate": judged, "on_epoch": told.append}
+    fit(model, entropy, DATA, recipe, seed=7, **settings)
+    assert len(told) == best + 2
+    expected = network("plain", 1)
+    without = recipe.model_copy(update={"patience": None, "validate_every": 0})
+    fit(expected, entropy, DATA, without, seed=7, until=best, checkpoint=None)
+    assert same_bits(model, expected)
+
+
+def test_a_log_has_the_metric_that_the_study_is_after(study: Path, tmp_path: Path) -> None:
+    """After the last epoch it is that of the point (test_searched_for.py: sklearn's)."""
+    folder = tmp_path / "run"
+    metric = ["objectives.metric=f1_macro", "recipe.validate_every=1"]
+    planter.search(study, out=folder, overrides=[*FEW, "recipe.epochs=2", *metric])
+    points = read_points(folder)
+    alone = [point for point in points if [p.trial for p in points].count(point.trial) == 1]
+    assert alone
+    for point in alone:
+        lines = lines_of(folder, point.trial)
+        assert lines[-1]["val_f1_macro"] == pytest.approx(point.values["f1_macro"])

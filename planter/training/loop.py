@@ -33,7 +33,7 @@ from planter.training.class_weights import relative_weights
 from planter.training.recipe import Recipe, make_optimizer
 from planter.training.running.forward import PLAIN
 from planter.training.running.ways import ways_of
-from planter.training.scores import Score, evaluate, recalibrate_batchnorm_
+from planter.training.scores import Score, Validated, evaluate, recalibrate_batchnorm_
 from planter.training.stacked.passes import Company, Pass
 from planter.training.step import Part, shares, take_step
 
@@ -43,7 +43,7 @@ _CHECKPOINT_EVERY_S = 10.0
 
 class Epoch(NamedTuple):
     """What one pass over the training images gave, and the validation after it, if there was one;
-    seconds are of both."""
+    seconds are of both. `val_measure` is the name and the value of another measure that decides."""
 
     epoch: int
     loss: float
@@ -51,9 +51,10 @@ class Epoch(NamedTuple):
     seconds: float
     val_accuracy: float | None = None
     val_loss: float | None = None
+    val_measure: tuple[str, float] | None = None
 
 
-Validate = Callable[[nn.Module, Split], Score]
+Validate = Callable[[nn.Module, Split], Score | Validated]
 """How well a network does on a split; the network stays as it is."""
 
 
@@ -65,9 +66,12 @@ class _Best(NamedTuple):
     loss: float
     model: Mapping[str, Tensor]
     optimizer: Mapping[str, Any]
+    measure: str = "accuracy"
+    value: float | None = None
 
-    def beaten_by(self, score: Score) -> bool:
-        return (score.accuracy, -score.loss) > (self.accuracy, -self.loss)
+    def beaten_by(self, score: Validated) -> bool:
+        mine = Validated(self.accuracy, self.loss, self.measure, self.value)
+        return score.merit > mine.merit
 
 
 class PausedError(Exception):
@@ -115,11 +119,12 @@ def fit(
     whatever the recipe's `precision`, which is that of training passes, the teacher's among them.
     A training that is taken up keeps what `auto` came to when it began. With
     `recipe.patience` the training may end early, and leaves weights, statistics and optimiser as
-    they were after the best epoch, also `until` an epoch. `on_end` is told how many epochs were
-    trained. A training that goes on `together` with others has its passes made there, at once with
-    theirs where that is possible (`training/stacked`). Raises FloatingPointError when the loss is
-    no longer a number, ValueError for patience without validation images, for float16 without a
-    GPU, and for a module that does not compute in the recipe's precision.
+    they were after the best epoch by what `validate` gives, also `until` an epoch. `on_end` is told
+    how many epochs were trained. A training that goes on `together` with others has its passes made
+    there, at once with theirs where that is possible (`training/stacked`). Raises
+    FloatingPointError when the loss is no longer a number, ValueError for patience without
+    validation images, for float16 without a GPU, and for a module that does not compute in the
+    recipe's precision.
     """
     if recipe.patience is not None and not validation:
         raise ValueError(f"patience {recipe.patience} needs validation images to go by")
@@ -163,7 +168,7 @@ def fit(
     epoch = start
     while epoch < end and not _over(recipe, epoch, best):
         began = clock()
-        score: Score | None = None
+        score: Validated | None = None
         with torch.random.fork_rng(devices=_cuda_devices(split)):
             with ways.taken(model, teacher):
                 parts = model, loss, split, recipe, optimizer, epoch, seed, teacher, average
@@ -171,7 +176,8 @@ def fit(
                 mean = alone() if together is None else together.run(Pass(*parts, alone))
             if validation and recipe.validates(epoch + 1, images, len(validation)):
                 with parametrize.cached():
-                    score = validate(model if average is None else average.module, validation)
+                    judged = model if average is None else average.module
+                    score = Validated(*validate(judged, validation))
         if not math.isfinite(mean):
             raise FloatingPointError(
                 f"training loss became {mean} in epoch {epoch + 1} of {recipe.epochs}; "
@@ -180,9 +186,9 @@ def fit(
         epoch += 1
         if recipe.patience is not None and score and (best is None or best.beaten_by(score)):
             states = _left(model, average), optimizer.state_dict()
-            best = _Best(epoch, *score, *copy.deepcopy(states))
+            best = _Best(epoch, *score[:2], *copy.deepcopy(states), *score[2:])
         seconds = clock() - began
-        on_epoch(Epoch(epoch, mean, recipe.lr_at(epoch - 1), seconds, *(score or ())))
+        on_epoch(Epoch(epoch, mean, recipe.lr_at(epoch - 1), seconds, *_told(score)))
         over = epoch == end or _over(recipe, epoch, best)
         pausing = checkpoint is not None and not over and pause()
         due = over or pausing or time.monotonic() - saved_at > _CHECKPOINT_EVERY_S
@@ -218,6 +224,14 @@ def _over(recipe: Recipe, epoch: int, best: _Best | None) -> bool:
     if recipe.patience is None or best is None or epoch - best.epoch < recipe.patience:
         return False
     return epoch % (recipe.validate_every or 1) == 0
+
+
+def _told(score: Validated | None) -> tuple[Any, ...]:
+    """What the log says of a validation."""
+    if score is None:
+        return ()
+    more = () if score.value is None else ((score.measure, score.value),)
+    return *score[:2], *more
 
 
 def _left(model: nn.Module, average: AveragedModel | None) -> dict[str, Tensor]:

@@ -40,6 +40,30 @@ class Score(NamedTuple):
     loss: float
 
 
+class Validated(NamedTuple):
+    """A score on the way of a training, and the measure that decides there: accuracy, loss or one
+    that `Answers` names, whose value then stands beside."""
+
+    accuracy: float
+    loss: float
+    measure: str = "accuracy"
+    value: float | None = None
+
+    @property
+    def merit(self) -> tuple[float, float]:
+        """Larger is better; between equals the cross-entropy decides."""
+        known = {"accuracy": self.accuracy, "loss": -self.loss}
+        decides = known[self.measure] if self.value is None else self.value
+        return decides, -self.loss
+
+
+def validated(model: nn.Module, split: Split, measure: str = "accuracy") -> Validated:
+    """`evaluate`, by a measure."""
+    given = answers(model, split)
+    value = None if measure in ("accuracy", "loss") else float(getattr(given, measure))
+    return Validated(given.accuracy, given.loss, measure, value)
+
+
 def evaluate(model: nn.Module, split: Split) -> Score:
     """Accuracy and cross-entropy of a network on a split, in eval mode; its mode is kept.
 

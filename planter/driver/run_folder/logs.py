@@ -87,7 +87,11 @@ def epochs_to(file: Path, macs_after: MacsAfter | None = None) -> Callable[[Epoc
 
 def line_of(epoch: Epoch) -> dict[str, Any]:
     """What a line says of an epoch: of its validation where there was one."""
-    return {key: value for key, value in epoch._asdict().items() if value is not None}
+    told = {key: value for key, value in epoch._asdict().items() if value is not None}
+    if (measure := told.pop("val_measure", None)) is not None:
+        name, value = measure
+        told[f"val_{name}"] = value
+    return told
 
 
 def lost_epoch_to(file: Path, macs_after: MacsAfter, lr_at: Callable[[int], float]) -> None:

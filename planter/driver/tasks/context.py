@@ -41,7 +41,7 @@ from planter.training.class_weights import EntropySettings, entropy_settings
 from planter.training.loop import Epoch, PausedError, Validate, fit
 from planter.training.recipe import Recipe
 from planter.training.running.forward import Precision
-from planter.training.scores import answers, evaluate, predict
+from planter.training.scores import answers, predict, validated
 from planter.training.stacked.passes import Company
 
 log = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ class Context:
         images: Split | None = None,
         checkpoint: Path | None = None,
         macs_after: MacsAfter,
-        validate: Validate = evaluate,
+        validate: Validate | None = None,
     ) -> int:
         """Trains all of a network, under the trial's own seed; on `images`, by default those of the
         recipe, with a `checkpoint`, by default in the trial's folder. The log of its epochs says
@@ -138,7 +138,7 @@ class Context:
                 until=until,
                 pause=self.pause,
                 validation=validation,
-                validate=validate,
+                validate=validate or partial(validated, measure=self.study.objectives.metric),
                 on_end=note,
                 together=self.together,
             )

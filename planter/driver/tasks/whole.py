@@ -24,7 +24,7 @@ from planter.training.batches import Batch
 from planter.training.loop import Validate
 from planter.training.losses import classification_loss
 from planter.training.recipe import Recipe, make_optimizer
-from planter.training.scores import Score, evaluate
+from planter.training.scores import Validated, validated
 
 
 class Trained(NamedTuple):
@@ -81,9 +81,10 @@ def train_whole(
         pool = context.pool_macs(trial, recipe) if guided and not start else 0
         return (epochs - start) * epoch + pool
 
-    validate: Validate = evaluate
+    validate: Validate | None = None
     if isinstance(network, Pipelines):
-        validate = partial(mean_score, names=pipelines or network.names)
+        names, measure = pipelines or network.names, context.study.objectives.metric
+        validate = partial(mean_score, names=names, measure=measure)
 
     def train() -> int:
         return context.fit(
@@ -107,10 +108,14 @@ def train_whole(
     return Trained(macs_after(epochs), optimizer, epochs)
 
 
-def mean_score(network: nn.Module, split: Split, names: Sequence[str]) -> Score:
+def mean_score(
+    network: nn.Module, split: Split, names: Sequence[str], measure: str = "accuracy"
+) -> Validated:
     """The mean over pipelines of a network, each in eval mode as it is shipped."""
-    scores = [evaluate(_Way(network, name), split) for name in names]
-    return Score(*(sum(each) / len(scores) for each in zip(*scores, strict=True)))
+    found = [validated(_Way(network, name), split, measure) for name in names]
+    accuracy, loss = (sum(each) / len(found) for each in zip(*(f[:2] for f in found), strict=True))
+    values = [one.value for one in found if one.value is not None]
+    return Validated(accuracy, loss, measure, sum(values) / len(values) if values else None)
 
 
 class _Way(nn.Module):
