@@ -247,8 +247,8 @@ def test_a_growing_child_that_diverges_leaves_what_it_took(tmp_path, monkeypatch
     """The epoch in vain counts, of the network it was trained with."""
     real = loop._epoch
 
-    def epoch(*arguments: Any) -> float:
-        mean = real(*arguments)
+    def epoch(*arguments: Any, **named: Any) -> float:
+        mean = real(*arguments, **named)
         return float("nan") if arguments[5] == 2 else mean
 
     monkeypatch.setattr(loop, "_epoch", epoch)

@@ -262,8 +262,12 @@ def test_the_growth_figure_follows_widths_that_come_and_go() -> None:
          "params": 9, "macs": 9, "val_loss": 1.0 - i / 10, "val_accuracy": 0.5, "seconds": 1.0}
         for i, (layer, widths) in enumerate(networks)
     ]  # fmt: skip
-    bars = {bar.name: list(bar.y) for bar in growth_figure("x", rows).data if bar.type == "bar"}
-    assert bars == {"group1": [4, 4, 6], "group1_1.conv1": [4, 6, 6]}
+    bars = [bar for bar in growth_figure("x", rows).data if bar.type == "bar"]
+    drawn = {bar.name: dict(zip(bar.y, bar.x, strict=True)) for bar in bars}
+    assert drawn == {
+        "at the start": {"group1": 4, "stem": 3, "group1_1.conv1": 4},
+        "planted": {"group1": 2, "stem": 0, "group1_1.conv1": 2},
+    }
 
 
 def test_planting_until_equal_gives_the_key_of_the_plain_network() -> None:

@@ -18,7 +18,7 @@ from torch.nn.utils import parametrize
 
 from planter import KernelFilter, evaluate, expand_kernels_, fit, load, save
 from planter.arch import Architecture
-from planter.driver.checking import precision as checking
+from planter.driver.checking import recipes as checking
 from planter.driver.trials.networks import Planned
 from planter.networks.assembly import build_network
 from planter.networks.checkpoint import content_key

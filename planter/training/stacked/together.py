@@ -48,6 +48,7 @@ class Together(Generic[T]):
         self._waiting: dict[int, Pass] = {}
         self._made: dict[int, _Made] = {}
         self._away: dict[int, float] = {}
+        self._places: dict[int, int] = {}
         self._open = 0
         self._over = False
         self._stacks: dict[object, tuple[list[nn.Module], nn.Module | None]] = {}
@@ -87,6 +88,7 @@ class Together(Generic[T]):
         self, at: int, training: Callable[[], T], results: dict[int, T | BaseException]
     ) -> None:
         with self._turn:
+            self._places[threading.get_ident()] = at
             try:
                 results[at] = training()
             except BaseException as error:
@@ -117,7 +119,9 @@ class Together(Generic[T]):
 
     def _make(self, passes: dict[int, Pass]) -> dict[int, _Made]:
         alike: dict[object, list[int]] = {}
-        for thread, one in passes.items():
+        # In the order of the trainings, whichever thread came first: one stack, the same sums.
+        for thread in sorted(passes, key=self._places.__getitem__):
+            one = passes[thread]
             kind = kind_of(one)
             alike.setdefault(thread if kind is None else kind, []).append(thread)
         made: dict[int, _Made] = {}
