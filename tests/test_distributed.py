@@ -79,6 +79,9 @@ def in_a_function() -> Any:
         ("pause: not for a training in several", {"pause": bool}),
         ("cannot be sent to another process", {"loss": in_a_function()}),
         ("patience 3", {"recipe": RECIPE.model_copy(update={"patience": 3})}),
+        ("precision bfloat16", {"recipe": RECIPE.model_copy(update={"precision": "bfloat16"})}),
+        ("precision auto", {"recipe": RECIPE.model_copy(update={"precision": "auto"})}),
+        ("compile auto", {"recipe": RECIPE.model_copy(update={"compile": "auto"})}),
         ("accumulate 2", {"recipe": RECIPE.model_copy(update={"accumulate": 2})}),
     ],
 )

@@ -201,18 +201,19 @@ def test_without_a_cache_folder_auto_measures(
     assert "not kept" in caplog.text
 
 
+@pytest.mark.parametrize(("times", "recipe"), [((1.0, 0.5), BFLOAT16), ((0.5, 1.0), FLOAT32)])
 def test_a_training_that_is_taken_up_keeps_its_precision(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    times: tuple[float, float], recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = kept_in(tmp_path / "cache", monkeypatch)
     fit(awkward(), entropy, DATA, AUTO.model_copy(update={"epochs": 1}), seed=3)
-    say(folder, 1.0, 0.5)
+    say(folder, *times)
     checkpoint, model = tmp_path / "part.pt", awkward()
     with pytest.raises(PausedError):
         fit(model, entropy, DATA, AUTO, seed=3, checkpoint=checkpoint, pause=lambda: True)
-    say(folder, 0.5, 1.0)
+    say(folder, *times[::-1])
     made = fit(awkward(1), entropy, DATA, AUTO, seed=3, checkpoint=checkpoint)
-    assert equal(made, fit(awkward(), entropy, DATA, BFLOAT16, seed=3))
+    assert equal(made, fit(awkward(), entropy, DATA, recipe, seed=3))
 
 
 class Refusing(nn.Module):

@@ -65,7 +65,8 @@ def fit_in_processes(
     `settings` are those of `fit` that can travel to another process: `teacher` (logits, or a
     network), `checkpoint`, `start`, `until`, `validation`. Raises ValueError for more GPUs than
     there are, fewer than one process, a batch that has not an image for each, `accumulate`,
-    `patience`, and for what cannot travel: a loss is to be a function of a module, or
+    `patience`, another precision than float32 or compilation, which each process would choose or
+    scale for itself, and for what cannot travel: a loss is to be a function of a module, or
     `functools.partial` of one, kernels are plain.
     """
     if processes < 1:
@@ -74,6 +75,11 @@ def fit_in_processes(
         raise ValueError(f"{processes} GPUs asked for, this machine has {count}: ask for as many")
     if recipe.accumulate > 1:
         raise ValueError(f"accumulate {recipe.accumulate}: each process has a part already; 1")
+    if recipe.precision != "float32" or recipe.compile is not False:
+        raise ValueError(
+            f"precision {recipe.precision}, compile {recipe.compile}: expected float32 and false, "
+            "which are all that several processes train in"
+        )
     if recipe.patience is not None:
         raise ValueError(
             f"patience {recipe.patience}: each process would judge for itself when to end; without"

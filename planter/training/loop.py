@@ -31,7 +31,6 @@ from planter.training.batches import (
 )
 from planter.training.class_weights import relative_weights
 from planter.training.recipe import Recipe, make_optimizer
-from planter.training.running.forward import PLAIN
 from planter.training.running.ways import ways_of
 from planter.training.scores import Score, Validated, evaluate, recalibrate_batchnorm_
 from planter.training.stacked.passes import Company, Pass
@@ -194,8 +193,8 @@ def fit(
         due = over or pausing or time.monotonic() - saved_at > _CHECKPOINT_EVERY_S
         if checkpoint is not None and due and epoch < recipe.epochs:
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-            if ways.running != PLAIN:
-                state["running"] = tuple(ways.running)
+            # Also where `auto` came to the plain way: it is not to be measured anew.
+            state["running"] = tuple(ways.running)
             if ways.scaler is not None:
                 state["scaler"] = ways.scaler.state_dict()
             if average is not None:

@@ -43,7 +43,7 @@ def synced_meanwhile(file: BinaryIO) -> Iterator[Callable[[memoryview], None]]:
         if left < 0 and (syncing is None or syncing.done()):
             if syncing is not None:
                 syncing.result()
-            left, syncing = _SYNCED, beside.submit(os.fdatasync, file.fileno())
+            left, syncing = _SYNCED, beside.submit(os.fsync, file.fileno())
 
     with ThreadPoolExecutor(1) as beside:
         yield write
