@@ -148,6 +148,8 @@ def cost(
 
 def _cost_without_data(architecture: Architecture, shape: tuple[int, ...], norms: NormMode) -> Cost:
     network = build_without_data(architecture, norms)
+    if isinstance(network, StagedNet):
+        network = Pipelines(network, {}).detach("base", spent=True)  # nobody else knows it
     return _cost(network, torch.empty(1, *shape, device="meta"))
 
 

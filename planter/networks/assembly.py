@@ -78,7 +78,8 @@ def build_network(architecture: Architecture, pipeline: str = "base", seed: int 
     network = build(architecture, seed)
     if not isinstance(network, Pipelines):
         network = Pipelines(network, {})
-    return network.detach(pipeline)
+    # A copy takes as long as the building; a user's own function may return one network each time.
+    return network.detach(pipeline, spent=is_known(architecture.builder))
 
 
 def code_called(architecture: Architecture) -> list[str]:

@@ -154,9 +154,10 @@ class Pipelines(nn.Module):
             logits.update(zip(group, x.chunk(len(group)), strict=True))
         return {name: logits[name] for name in wanted}
 
-    def detach(self, name: str) -> nn.Module:
+    def detach(self, name: str, *, spent: bool = False) -> nn.Module:
         """An independent plain network that computes what pipeline `name` computes: a sequence of
-        the backbone's own parts, without wrapper, hook or parametrization.
+        the backbone's own parts, without wrapper, hook or parametrization. Copies of them, unless
+        the rest is `spent`: used no further.
 
         Raises ValueError for an unknown name and while kernels are expanded.
         """
@@ -167,9 +168,9 @@ class Pipelines(nn.Module):
                 f"{expanded[0]} is expanded; collapse_kernels_(model) before detaching"
             )
         if name == "base" and not is_staged(self.backbone):
-            return copy.deepcopy(self.backbone)
+            return self.backbone if spent else copy.deepcopy(self.backbone)
         if name == "base" and isinstance(self.backbone, ChainNet):
-            return copy.deepcopy(self.backbone.whole)
+            return self.backbone.whole if spent else copy.deepcopy(self.backbone.whole)
         if name == "base":
             parts = self._parts()
         elif name in self._after:
@@ -186,7 +187,9 @@ class Pipelines(nn.Module):
             for place, part in parts
             for norm, norms in self._norms_of((name,), place, part).items()
         }
-        alone = copy.deepcopy(nn.Sequential(OrderedDict(parts)), own)
+        alone = nn.Sequential(OrderedDict(parts))
+        if own or not spent:
+            alone = copy.deepcopy(alone, own)
         alone.training = self.training
         return alone
 

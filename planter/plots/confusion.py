@@ -55,12 +55,21 @@ def confusion_figure(confusion: NDArray[np.int64], names: Sequence[str]) -> go.F
         hovertemplate="%{text}<extra></extra>",
     )
     if classes <= _NUMBERS:
-        for label, row in enumerate(confusion):
-            for answer, number in enumerate(row):
-                if number:
-                    figure.add_annotation(
-                        x=answer, y=label, text=f"{number:,}", showarrow=False, font={"size": 13}
-                    )
+        # All at once: plotly looks at all that are there for each one that is added.
+        figure.update_layout(
+            annotations=[
+                {
+                    "x": answer,
+                    "y": label,
+                    "text": f"{number:,}",
+                    "showarrow": False,
+                    "font": {"size": 13},
+                }
+                for label, row in enumerate(confusion)
+                for answer, number in enumerate(row)
+                if number
+            ]
+        )
     ticks = {"tickvals": list(every), "ticktext": [shown[at] for at in every]}
     axis = {**AXIS, **ticks, "showgrid": False, "ticks": "", "range": [-0.5, classes - 0.5]}
     figure.update_xaxes(**axis, title={"text": "answer"}, tickangle=0 if classes < 5 else -90)

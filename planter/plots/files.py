@@ -8,8 +8,10 @@ from functools import cache
 from html import unescape
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import plotly.graph_objects as go
+from plotly.io import templates, to_json
 
 from planter.front.points import write_text
 from planter.plots.pages import links_to, rendered
@@ -55,12 +57,19 @@ def drawing_code() -> str:
     return b64encode(packed.read_bytes()).decode()
 
 
+@cache
+def _bare() -> dict[str, Any]:
+    template: dict[str, Any] = templates["none"].to_plotly_json()
+    return template
+
+
 def figure_part(figure: go.Figure, height: str = "100%") -> str:
     """A figure as a part of a page, whose script draws it; its own height, where it has one,
     stands."""
     own = figure.layout.height
     height = height if own is None else f"{own:.0f}px"
-    text = str(go.Figure(figure).update_layout(template="none").to_json())
+    drawn = figure.to_dict()  # a figure is checked anew by each copy of it, its template as well
+    text = str(to_json({**drawn, "layout": {**drawn["layout"], "template": _bare()}}, False))
     for letter in "<>&":
         text = text.replace(letter, f"\\u{ord(letter):04x}")
     data = f'<script type="application/json">{text}</script>'

@@ -128,17 +128,22 @@ def test_the_token_stands_where_only_this_user_can_read_it(searching):
     assert [path for path in files if token in path.read_bytes()] == []
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.1"])
-def test_the_dashboard_listens_on_the_loopback_and_answers_by_that_name_only(tmp_path, host):
-    study = write_study(tmp_path)
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished")
     overrides = ["plant=null", "sample=null", "recipe.epochs=1"]
-    planter.search(study, out=tmp_path / "run", overrides=overrides)
+    planter.search(write_study(folder), out=folder / "run", overrides=overrides)
+    return folder / "run"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.1"])
+def test_the_dashboard_listens_on_the_loopback_and_answers_by_that_name_only(finished, host):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-c", "from planter.cli import main; main()", "dashboard"]
     process = subprocess.Popen(
-        [*command, str(tmp_path / "run"), "--port", str(port), "--host", host],
+        [*command, str(finished), "--port", str(port), "--host", host],
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
