@@ -1,9 +1,10 @@
-"""A search that Ctrl-C ends: before and after each of some jobs, or at one of some writes."""
+"""A search that Ctrl-C ends: before and after each of some jobs, or at some writes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from typing import Any
 
 import pytest
@@ -38,15 +39,15 @@ def interrupt_around_jobs(
 def interrupted_at(write: int, *methods: tuple[Any, str]) -> Iterator[None]:
     """While it lasts, the so manieth call of these methods, (owner, name), raises
     KeyboardInterrupt instead."""
-    count = 0
+    calls = 0
 
     def killing(owner: Any, name: str) -> None:
         real = getattr(owner, name)
 
         def method(*arguments: Any, **keywords: Any) -> Any:
-            nonlocal count
-            count += 1
-            if count == write:
+            nonlocal calls
+            calls += 1
+            if calls == write:
                 raise KeyboardInterrupt
             return real(*arguments, **keywords)
 
@@ -56,3 +57,32 @@ def interrupted_at(write: int, *methods: tuple[Any, str]) -> Iterator[None]:
         for owner, name in methods:
             killing(owner, name)
         yield
+
+
+def interrupted_later_and_later(
+    search: Callable[[], Any], *methods: tuple[Any, str], least: int
+) -> Any:
+    """What a search gives whose first command ends at its first call of these methods, (owner,
+    name), the second at its second, and so on: `least` times or more."""
+    writes = count(1)
+
+    def cut_off() -> Any:
+        with interrupted_at(next(writes), *methods):
+            return search()
+
+    return until_it_ends(cut_off, least)
+
+
+def until_it_ends(
+    search: Callable[[], Any], least: int, by: type[BaseException] = KeyboardInterrupt
+) -> Any:
+    """What a search gives that is begun again wherever an interruption ends it, which is to be so
+    often at `least`."""
+    for interruptions in range(100):
+        try:
+            found = search()
+        except by:
+            continue
+        assert interruptions >= least
+        return found
+    raise AssertionError("it gets nowhere")

@@ -7,7 +7,7 @@ torch's `FlopCounterMode` / 2. `macs_all` follows the table of CNSN: macs + 1 pe
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from typing import Any
@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from planter.arch import Architecture
 from planter.backbones import StagedNet, is_known
-from planter.edits.expand import expand_kernels_
+from planter.edits.expand import are_data, expand_kernels_
 from planter.kernels.blocks import expanded_layers
 from planter.kernels.forms import Kernels
 from planter.machine.torch_state import ShapesOnly, evaluating
@@ -93,6 +93,13 @@ def training_cost(
 
     Raises ValueError where the form cannot be given to the network.
     """
+    count = _known_training_cost if are_data(architecture, kernels) else _training_cost
+    return count(architecture, kernels, batch, None if names is None else tuple(names))
+
+
+def _training_cost(
+    architecture: Architecture, kernels: Kernels | None, batch: int, names: tuple[str, ...] | None
+) -> TrainingCost:
     plain = build_without_data(architecture)
     expanded = build_without_data(architecture)
     if kernels is not None:
@@ -105,6 +112,12 @@ def training_cost(
         _trained(expanded),
         _trained(plain),
     )
+
+
+# Trainings of one architecture in one form, of several rates, cost the same.
+_known_training_cost: Callable[[Architecture, Any, int, Any], TrainingCost] = lru_cache(
+    maxsize=1024
+)(_training_cost)
 
 
 def _macs_of_step(network: nn.Module, images: Tensor, names: Collection[str] | None) -> int:

@@ -6,6 +6,8 @@ What a form is, and on which layers it may stand, is its own file's matter (`ker
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +18,7 @@ from planter.kernels.blocks import Block, replace_
 from planter.kernels.filters import generated, is_conv_or_linear
 from planter.kernels.forms import FORMS, Kernels, TrainingForm, form_types, growing_form
 from planter.machine.torch_state import remove_parametrization_
-from planter.networks.assembly import build_without_data
+from planter.networks.assembly import build_without_data, code_called
 
 Where = Callable[[nn.Module, str], bool]
 
@@ -59,7 +61,23 @@ def expand_kernels_(
 def check_kernels(architecture: Architecture, kernels: Kernels | None) -> None:
     """Raises ValueError where the architecture's network cannot be expanded so."""
     if kernels is not None:
-        expand_kernels_(build_without_data(architecture), kernels)
+        check = _known_to_expand if are_data(architecture, kernels) else _expand
+        check(architecture, kernels)
+
+
+def _expand(architecture: Architecture, kernels: Kernels) -> None:
+    expand_kernels_(build_without_data(architecture), kernels)
+
+
+# A search asks about the same networks before, while and after it draws them.
+_known_to_expand: Callable[[Architecture, Any], None] = lru_cache(maxsize=1024)(_expand)
+
+
+def are_data(architecture: Architecture, kernels: Kernels | None) -> bool:
+    """Whether no code of the user's takes part in an architecture's network in its form, so that
+    what was found of them holds: planter's own forms compare by their settings."""
+    own = kernels is None or type(kernels) in form_types()
+    return own and not code_called(architecture)
 
 
 def check_growing(architecture: Architecture, form: str) -> None:

@@ -95,6 +95,7 @@ class Evolving(Proposer):
         self._done = 0
         rows = self._study.get_trials()
         self._asked = sum(row.state != TrialState.WAITING for row in rows)
+        self._enqueued = len(rows) > self._asked  # and not asked for: the search was cut off
         for row in rows:
             self._take_over(row)
 
@@ -329,8 +330,7 @@ class Evolving(Proposer):
     def _handed(self, row: FrozenTrial, child: Offspring) -> Job:
         name = child_id(row.number)
         self._running[name] = (row, child)
-        params: dict[str, Any] = {"parent": child.parent, "edits": child.edits}
-        params["recipe"] = child.recipe
+        params: dict[str, Any] = {key: getattr(child, key) for key in ("parent", "edits", "recipe")}
         if self._stopping is not None:
             params["rungs"] = self._stopping.ahead(name, child.recipe["epochs"])
         return Job(name, "evolve", params, macs=self._to_take(name, child))
@@ -375,9 +375,9 @@ class Evolving(Proposer):
         )
         if row is not None:
             return take_up(self._study, row)
-        if number < _KNOWN_GOOD:
+        if number < _KNOWN_GOOD and not self._enqueued:
             self._study.enqueue_trial(self._selection.known_good())
-        self._asked += 1
+        self._enqueued, self._asked = False, self._asked + 1
         return self._study.ask()
 
     def _pass_over(self, trial: Trial | FrozenTrial, reason: str) -> None:
