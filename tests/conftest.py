@@ -84,6 +84,17 @@ def call(place: Path, command_in: Callable[[Path], Command]) -> Command:
     return command_in(place)
 
 
+@pytest.fixture
+def forked_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exported files are checked in forks of a process that has torch, not in new processes: of
+    many exports these take most of the time."""
+    import preloaded
+
+    import planter.export
+
+    monkeypatch.setattr(planter.export, "subprocess", preloaded)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Decoded images are not left in the user's cache."""

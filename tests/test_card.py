@@ -17,6 +17,8 @@ import planter
 from planter.export import FORMATS
 from planter.plots.pages import Markdown, rendered_markdown
 
+pytestmark = pytest.mark.usefixtures("forked_checks")
+
 ENDINGS = ("onnx", "pt2", "safetensors", "xml", "pte", "tflite")
 
 

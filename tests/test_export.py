@@ -25,6 +25,8 @@ from planter.export.deployable import deployable, input_text
 from planter.networks.assembly import build_network
 from planter.networks.cut_points import image_of
 
+pytestmark = pytest.mark.usefixtures("forked_checks")
+
 FORMATS = ("onnx", "pt2", "safetensors")
 
 

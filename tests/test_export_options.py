@@ -15,6 +15,8 @@ from test_export import CASES, _made
 
 from planter.export import FORMATS, ExportError, check, export_network
 
+pytestmark = pytest.mark.usefixtures("forked_checks")
+
 OTHERS = ("xml", "pte", "tflite")
 
 

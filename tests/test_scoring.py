@@ -40,6 +40,8 @@ from planter.training.loop import fit
 from planter.training.recipe import Recipe
 from planter.training.scores import recalibrate_batchnorm_
 
+pytestmark = pytest.mark.usefixtures("forked_checks")
+
 WITHOUT_NORMS = {"convnet", "toy", "alexnet"}
 NORMED = [*sorted(set(BUILDERS) - WITHOUT_NORMS), "torchvision:resnet18"]
 OPTIONS: dict[str, dict[str, Any]] = {**SHALLOW, "wrn": {"depth": 16, "dropout": 0.3}}
