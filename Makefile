@@ -20,7 +20,7 @@ test: .venv/installed-dev
 	$(BIN)/python -m pytest -q -m "not long and not browser" tests/faults/test_kills.py
 
 test-all: .venv/installed-dev
-	$(BIN)/python -m pytest -q -m "long or browser or cluster"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "long or browser or cluster"
 
 soak: .venv/installed-dev
 	$(BIN)/python tests/faults/soak.py --kills $(KILLS) --seed $(SEED)
