@@ -131,8 +131,9 @@ def test_a_point_is_reported_with_mean_and_deviation_over_its_seeds(run: Path) -
     reported = {p["id"]: p for p in json.loads((run / "pareto.json").read_text())["points"]}
     assert {p["id"] for p in found["points"]} == {i for i, p in reported.items() if p["on_front"]}
     for point in found["points"]:
-        shared = {key: reported[point["id"]][key] for key in ("accuracy", "test_accuracy")}
+        shared = {key: reported[point["id"]][key] for key in point["shared"]}
         assert point["shared"] == shared
+        assert len(shared) == 6  # both, and the ends of their intervals
         for kind in ("continued", "stand-alone"):
             assert point[kind]["seeds"] == 3
             own = [row for row in rows if (row["id"], row["kind"]) == (point["id"], kind)]
@@ -142,6 +143,19 @@ def test_a_point_is_reported_with_mean_and_deviation_over_its_seeds(run: Path) -
                 assert point[kind][measure]["mean"] == pytest.approx(statistics.mean(values))
                 assert point[kind][measure]["std"] == pytest.approx(statistics.stdev(values))
     assert json.loads((run / "final" / "final.json").read_text()) == found
+
+
+def test_one_training_has_an_interval_in_place_of_a_deviation(run: Path) -> None:
+    from scipy.stats import binomtest
+
+    images = len(planter.load_data(run).validation)
+    found = final.train_points(run, [cut_point(run)], kinds=["continued"], seeds=1)
+    (point,) = found["points"]
+    told = point["continued"]["accuracy"]
+    right = round(told["mean"] * images)
+    expected = binomtest(right, images).proportion_ci(method="wilson")
+    assert (told["low"], told["high"]) == pytest.approx((expected.low, expected.high))
+    assert told["std"] is None
 
 
 def test_the_same_command_gives_the_same_bits_and_leaves_the_run_alone(

@@ -12,6 +12,7 @@ from rich.markup import escape
 
 from planter.cli.app import Knee, MaxMacs, MinAccuracy, app, err, expanded, out
 from planter.cli.runs import split_target
+from planter.front.certainty import interval_text, wilson
 
 if TYPE_CHECKING:
     from planter.export import Exported
@@ -182,7 +183,8 @@ def _print(exported: Exported, found: Mapping[str, Any]) -> None:
     if exported.folded_norms:
         norms = "norm" if exported.folded_norms == 1 else "norms"
         out.print(f"{exported.folded_norms} batch {norms} folded")
-    shown = f"{found['accuracy']:.2%} of {found['images']:,} validation images"
+    around = interval_text("accuracy", wilson(found["accuracy"], found["images"]))
+    shown = f"{found['accuracy']:.2%} ({around}) of {found['images']:,} validation images"
     if exported.calibration:
         points = 100 * (found["accuracy"] - found["accuracy_of_run"])
         out.print(

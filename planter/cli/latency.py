@@ -15,6 +15,7 @@ from rich.table import Table
 
 from planter.cli.app import app, err, out
 from planter.driver.run_folder.names import run_folder
+from planter.front.certainty import value_text
 from planter.machine.commands import command
 from planter.machine.paths import shown_path, user_path
 
@@ -180,7 +181,7 @@ def _print(found: Mapping[str, Any], points: Mapping[str, Any], *, as_json: bool
         cells = []
         if points:
             point = points[row["id"]]
-            cells = [f"{100 * point['accuracy']:.2f} %", f"{point['macs']:,}"]
+            cells = [value_text(point, "accuracy"), f"{point['macs']:,}"]
         table.add_row(escape(row["id"]), *cells, *(_shown(row.get(engine)) for engine in engines))
     out.print(table)
     images = "one image" if found["batch"] == 1 else f"{found['batch']} images"

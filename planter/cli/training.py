@@ -13,6 +13,7 @@ from rich.table import Table
 
 from planter.cli.app import RunArgument, app, err, out
 from planter.driver.run_folder.names import run_folder
+from planter.front.certainty import value_text
 from planter.machine.commands import command
 from planter.machine.paths import shown_path
 
@@ -144,11 +145,11 @@ def _print(points: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]
         for column in table.columns[1:]:
             column.justify = "right"
         for point in points:
-            shared = point["shared"][measure]
+            prefix = measure.removesuffix("accuracy")
             table.add_row(
                 point["id"],
                 f"{point['macs']:,}",
-                "" if shared is None else f"{100 * shared:.2f} %",
+                value_text(point["shared"], "accuracy", prefix),
                 *(_shown(point.get(kind), measure) for kind in kinds),
             )
         out.print(table)
@@ -160,12 +161,17 @@ def _print(points: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]
     counts = {point[kind]["seeds"] for point in points for kind in kinds if kind in point}
     if counts:
         number = " to ".join(map(str, sorted({min(counts), max(counts)})))
-        out.print(f"\nmean ± standard deviation of {number} seeds")
+        spread = f"; mean ± standard deviation of {number} seeds" if max(counts) > 1 else ""
+        out.print(f"\n(low-high): 95 % intervals of single networks{spread}")
 
 
 def _shown(summary: Mapping[str, Any] | None, measure: str) -> str:
-    """Mean and standard deviation in percent; nothing where there is none."""
+    """Mean and standard deviation in percent, of one training its interval; nothing where there is
+    none."""
     if summary is None or summary[measure] is None:
         return ""
     mean, std = summary[measure]["mean"], summary[measure]["std"]
-    return f"{100 * mean:.2f} %" if std is None else f"{100 * mean:.2f} ± {100 * std:.2f} %"
+    if std is None:
+        ends = {f"accuracy_{end}": summary[measure].get(end) for end in ("low", "high")}
+        return value_text({"accuracy": mean, **ends}, "accuracy")
+    return f"{100 * mean:.2f} ± {100 * std:.2f} %"

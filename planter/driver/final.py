@@ -95,7 +95,10 @@ def train_points(
         if "continued" in kinds:
             _check_kept(run, points)
             _check_normalised(run, points, data)
-        file = FinalFile(run, study.name, points, settings)
+        images = {"accuracy": len(data.validation)}
+        if data.test is not None:
+            images["test_accuracy"] = len(data.test)
+        file = FinalFile(run, study.name, points, settings, images)
         for row in _shared(run, points):
             file.add(row)
         jobs = [

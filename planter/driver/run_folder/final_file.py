@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, Literal
 
+from planter.front.certainty import Interval, wilson, with_interval
 from planter.front.points import Point, to_csv, write_text
 from planter.networks import checkpoint
 
@@ -49,12 +50,19 @@ class FinalFile:
     """What `final/` holds, in memory; `write` brings the files up to it."""
 
     def __init__(
-        self, run: Path, study: str, points: Iterable[Point], settings: Mapping[str, Any]
+        self,
+        run: Path,
+        study: str,
+        points: Iterable[Point],
+        settings: Mapping[str, Any],
+        images: Mapping[str, int],
     ) -> None:
-        """Reads what was written before. `settings` are those of each kind to be trained. Raises
-        ValueError where the folder holds trainings of that kind under others."""
+        """Reads what was written before. `settings` are those of each kind to be trained, `images`
+        how many a measure is one of. Raises ValueError where the folder holds trainings of that
+        kind under others."""
         self._run = run
         self._study = study
+        self._images = images
         path = run / FINAL / "final.json"
         before: dict[str, Any] = {"settings": {}, "points": [], "rows": []}
         if path.is_file():
@@ -128,10 +136,14 @@ class FinalFile:
             told: dict[str, Any] = {"id": point, **self._costs[point]}
             for row in own:
                 if row.kind == "shared":
-                    told["shared"] = {measure: getattr(row, measure) for measure in _MEASURES}
+                    told["shared"] = {}
+                    for measure in _MEASURES:
+                        value = getattr(row, measure)
+                        around = self._interval(measure, value)
+                        told["shared"] |= with_interval(measure, value, around)
             for kind in EVERY:
                 if trained := [row for row in own if row.kind == kind]:
-                    told[kind] = {"seeds": len(trained), **_summary(trained)}
+                    told[kind] = {"seeds": len(trained), **self._summary(trained)}
             points.append(told)
         return {
             "study": self._study,
@@ -140,6 +152,27 @@ class FinalFile:
             "rows": [_told(row) for row in rows],
             "failed": self._failed,
         }
+
+    def _interval(self, measure: str, value: float | None) -> Interval | None:
+        images = self._images.get(measure)
+        return None if value is None or images is None else wilson(value, images)
+
+    def _summary(self, rows: Sequence[Row]) -> dict[str, dict[str, float | None] | None]:
+        """Mean and sample standard deviation over the seeds; of a single one its 95 % interval,
+        `low` to `high`, in place of a deviation. Nothing of a measure that a row lacks."""
+        found: dict[str, dict[str, float | None] | None] = {}
+        for measure in _MEASURES:
+            values = [getattr(row, measure) for row in rows]
+            if None in values:
+                found[measure] = None
+                continue
+            told: dict[str, float | None] = {"mean": fmean(values), "std": None}
+            if len(values) > 1:
+                told["std"] = stdev(values)
+            elif (around := self._interval(measure, *values)) is not None:
+                told["low"], told["high"] = around
+            found[measure] = told
+        return found
 
     def write(self) -> None:
         folder = self._run / FINAL
@@ -150,18 +183,6 @@ class FinalFile:
 def _told(row: Row) -> dict[str, Any]:
     """A row as final.json holds it: its own macs where it has some."""
     return {key: value for key, value in asdict(row).items() if key != "macs" or value is not None}
-
-
-def _summary(rows: Iterable[Row]) -> dict[str, dict[str, float | None] | None]:
-    """Mean and sample standard deviation over the seeds; no deviation of a single one, and nothing
-    of a measure that a row lacks."""
-    found: dict[str, dict[str, float | None] | None] = {}
-    for measure in _MEASURES:
-        values = [getattr(row, measure) for row in rows]
-        known = None not in values
-        std = stdev(values) if known and len(values) > 1 else None
-        found[measure] = {"mean": fmean(values), "std": std} if known else None
-    return found
 
 
 def _refuse_others(
