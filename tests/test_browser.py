@@ -251,6 +251,16 @@ def test_wide_tables_say_so_on_a_phone_and_scroll_by_keys(page, run):
     page.wait_for_function("document.querySelectorAll('#versions .hint').length === 0")
 
 
+@pytest.mark.parametrize("width", [390, 820, 1440])
+def test_no_cell_is_squeezed_into_a_tower_of_words(page, run, width):
+    page.set_viewport_size({"width": width, "height": 900})
+    page.goto(f"file://{run / 'report.html'}")
+    rows = page.locator("#front tbody tr")
+    assert rows.count() > 2
+    heights = rows.evaluate_all("rows => rows.map(row => row.offsetHeight)")
+    assert max(heights) < 130, heights  # five lines
+
+
 @contextmanager
 def dashboard(run):
     """The address of a run's study in a dashboard of this process."""
