@@ -122,6 +122,23 @@ def test_claims_are_means_of_three_seeds_and_need_their_rows(arena: Any) -> None
     assert not worst["holds"]
 
 
+def test_a_picture_shows_what_validation_images_choose(arena: Any) -> None:
+    points = [  # macs, validation, test
+        (400, 0.6, 0.5), (100, 0.3, 0.4), (200, 0.3, 0.9), (200, 0.25, 0.9), (300, 0.5, 0.2),
+    ]  # fmt: skip
+    names = ("macs", "validation", "test")
+    lines = [
+        {"way": way, "seed": seed, "points": [dict(zip(names, p, strict=True)) for p in points]}
+        for way, seed in (("chain", 1), ("planter-evolve", 0), ("chain", 0))
+    ]
+    figure = arena("picture").fronts_figure(lines)
+    assert len(figure.data) == 3
+    for drawn in figure.data:
+        assert list(zip(drawn.x, drawn.y, strict=True)) == [(100, 40), (300, 20), (400, 50)]
+    named = [drawn.name for drawn in figure.data if drawn.showlegend]
+    assert [name.rpartition(" (")[2] for name in named] == ["2 seeds)", "1 seed)"]
+
+
 @pytest.mark.long
 def test_a_short_arena_runs_counts_and_reports(tmp_path: Path) -> None:
     ways = ["scratch", "chain", "planter-sample"]

@@ -53,6 +53,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from measuring import print_claims  # report.py says where it lies
 
         print_claims(found["claims"])
+    if given.picture is not None:
+        from picture import fronts_figure
+
+        from planter.plots.files import write_image
+
+        write_image(fronts_figure(lines), given.picture)
     if failed:
         print(f"failed: {'; '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
@@ -69,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--cache", type=Path, help=f"folder of teachers; default: OUT/{CACHE}")
     parser.add_argument("--threads", type=int, default=1, help="of torch, in each process")
     parser.add_argument("--quick", action="store_true", help="digits instead of CIFAR-10")
+    parser.add_argument("--picture", type=Path, help="draw the fronts: .png, .svg or .pdf")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     for peer in PEERS:
         parser.add_argument(f"--python-{peer}", type=Path, help=f"interpreter that has {peer}")
