@@ -4,6 +4,7 @@ new process."""
 
 from __future__ import annotations
 
+import atexit
 import json
 import subprocess
 import sys
@@ -43,12 +44,14 @@ for line in sys.stdin:
 
 @cache
 def _server() -> subprocess.Popen[str]:
-    return subprocess.Popen(
+    server = subprocess.Popen(
         [sys.executable, "-P", "-W", "ignore", "-c", _SERVER],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
+    atexit.register(server.communicate)  # closes its input, at which it ends
+    return server
 
 
 def run(command: Sequence[str], *, cwd: Path, **streams: Any) -> subprocess.CompletedProcess[str]:

@@ -12,7 +12,7 @@ from rich.markup import escape
 
 from planter.cli.app import Knee, MaxMacs, MinAccuracy, app, err, expanded, out
 from planter.cli.runs import split_target
-from planter.front.certainty import interval_text, wilson
+from planter.front.certainty import interval_text, like_guessing, wilson
 
 if TYPE_CHECKING:
     from planter.export import Exported
@@ -119,6 +119,8 @@ def export(
         typer.echo(json.dumps(found, indent=2))
     else:
         _print(exported, found)
+        if (told := like_guessing(run.front, [row["id"]])) is not None:
+            err.print(told, soft_wrap=True, markup=False)
 
 
 def _places(file: Path, format_name: str | None) -> tuple[Path, Path]:

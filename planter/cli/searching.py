@@ -14,6 +14,7 @@ from rich.table import Table
 from planter.cli.app import Set, StudyArgument, app, err, expanded, out
 from planter.cli.tables import print_front
 from planter.driver.run_folder.names import run_folder
+from planter.front.certainty import like_guessing
 from planter.machine.commands import command
 from planter.machine.paths import shown_path
 from planter.study.quantities import duration
@@ -139,8 +140,11 @@ def search(
     there = [f for f in written if (run / f).exists()]
     out.print(f"\nwritten to {shown}: {', '.join(there)}", soft_wrap=True)
     if front["points"]:
-        onward = " · ".join(command(c, Path(shown)) for c in ("show", "dashboard", "report"))
-        out.print(f"next: {onward}", soft_wrap=True)
+        onward = [command(c, Path(shown)) for c in ("show", "dashboard")]
+        onward.append(f"{command('export', Path(shown))} --knee -o small.py")
+        out.print(f"next: {' · '.join(onward)}", soft_wrap=True)
+        if (told := like_guessing(front)) is not None:
+            err.print(told, soft_wrap=True, markup=False)
     _say_what_failed(front, shown)
     if front["outcome"]["exit_code"]:
         err.print(front["outcome"]["reason"].partition(":")[0], soft_wrap=True, markup=False)

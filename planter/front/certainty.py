@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from operator import attrgetter
 from statistics import NormalDist
 from typing import Any, NamedTuple
@@ -92,6 +92,28 @@ def value_text(
     around = interval_text(metric, interval_in(row, name))
     shown = objective.cell(value) if headed else objective.text(value)
     return shown + (f" ({around})" if around else "")
+
+
+def like_guessing(front: Mapping[str, Any], ids: Collection[str] | None = None) -> str | None:
+    """That the most accurate network on the front of a pareto.json, or among those named, is not
+    told from one that always answers the class with most validation images, in words; None where it
+    is, or where classes are not known."""
+    told = (front.get("data") or {}).get("classes", {})
+    counts = {name: parts.get("validation", 0) for name, parts in told.items()}
+    known = [point for point in front["points"] if point.get("accuracy") is not None]
+    known = [p for p in known if (p["on_front"] if ids is None else p["id"] in ids)]
+    if not sum(counts.values()) or not known:
+        return None
+    best = max(known, key=lambda point: float(point["accuracy"]))
+    often = max(counts, key=lambda name: counts[name])
+    images, share = sum(counts.values()), counts[often] / sum(counts.values())
+    if wilson(best["accuracy"], images)[0] > share:
+        return None
+    return (
+        f"{best['id']} is not told from guessing: {value_text(best, 'accuracy')} of {images:,} "
+        f"validation images, always {often!r} has {100 * share:.2f} %; more images, longer recipes "
+        "or a better teacher help"
+    )
 
 
 class Paired(NamedTuple):
