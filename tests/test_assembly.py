@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict
 from dataclasses import replace
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -12,7 +14,8 @@ from nets import fill_, images
 from torch import Tensor, nn
 
 from planter.arch import Architecture
-from planter.backbones import StagedNet, full_widths
+from planter.backbones import StagedNet, full_widths, with_data_options
+from planter.channels.groups import network_without_data
 from planter.edits.inherit import inherit_weights
 from planter.networks.assembly import (
     build,
@@ -288,6 +291,31 @@ def test_one_pipeline_alone_has_the_stages_behind_its_cut() -> None:
     names = [name for name, _ in net.named_children()]
     assert names == ["step_down", *(f"conv{i}" for i in range(8, 14)), "head"]
     assert sum(p.numel() for p in net.parameters()) == 13_037_066 - 513 * 5  # facts.md, 5 classes
+
+
+@pytest.mark.parametrize("builder", ["resnet", "densenet", "torchvision:resnet18", "once:made"])
+@pytest.mark.parametrize("without_data", [False, True])
+def test_two_networks_of_an_architecture_share_nothing(
+    builder: str, without_data: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the user's own function returns one network each time."""
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.LazyLinear(10))
+    net(torch.zeros(1, 3, 32, 32))
+    once = ModuleType("once")
+    once.made = lambda: net  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "once", once)
+    given = Architecture(builder, {}, {})
+    if builder != "once:made":
+        given = Architecture(builder, full_widths(builder, None, {}), {})
+    given = with_data_options(given, 10, (3, 32, 32))
+
+    def parts() -> set[int]:
+        made = network_without_data(given, "base") if without_data else build_network(given)
+        kept.append(made)
+        return {id(p) for p in (*made.modules(), *made.parameters(), *made.buffers())}
+
+    kept: list[nn.Module] = []
+    assert parts() & parts() == set()
 
 
 def test_the_users_code_that_an_architecture_runs_is_known() -> None:

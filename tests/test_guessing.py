@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -38,3 +39,34 @@ def test_a_network_is_asked_about_by_name_and_unknown_classes_say_nothing() -> N
     assert like_guessing(front(0.99)) is None  # nothing on the front
     assert like_guessing({**front(0.9, 0.4), "data": None}) is None
     assert like_guessing(front(0.9, 0.4, counts=(0, 0))) is None
+
+
+STUDY = """
+name: idle
+data: {name: digits, subset: 120, validation: 0.25}
+baselines: [{builder: convnet, widths: 2}]
+recipe: {epochs: 1, batch: 45, lr: 1.0e-12}
+evolve: {trials: 1}
+resources: {workers: 0}
+"""
+
+
+def test_a_search_and_an_export_say_it(tmp_path: Path, command_in: Any) -> None:
+    (tmp_path / "idle.yaml").write_text(STUDY)
+    call = command_in(tmp_path)
+    code, out, err = call("search", "idle.yaml")
+    assert code == 0
+    assert "e0000/base is not told from guessing" in err
+    assert "export runs/idle --knee -o small.py" in out
+    code, _, err = call("export", "idle", "--knee", "-o", "small.py")
+    assert code == 0
+    assert "e0000/base is not told from guessing" in err
+
+
+def test_without_a_front_there_is_nothing_to_export(tmp_path: Path, command_in: Any) -> None:
+    (tmp_path / "idle.yaml").write_text(STUDY.replace("evolve: {trials: 1}\n", ""))
+    code, out, err = command_in(tmp_path)("search", "idle.yaml")
+    assert code == 0
+    assert "show runs/idle" in out
+    assert "export" not in out
+    assert "guessing" not in err

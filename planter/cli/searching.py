@@ -141,7 +141,8 @@ def search(
     out.print(f"\nwritten to {shown}: {', '.join(there)}", soft_wrap=True)
     if front["points"]:
         onward = [command(c, Path(shown)) for c in ("show", "dashboard")]
-        onward.append(f"{command('export', Path(shown))} --knee -o small.py")
+        if any(point["on_front"] for point in front["points"]):
+            onward.append(f"{command('export', Path(shown))} --knee -o small.py")
         out.print(f"next: {' · '.join(onward)}", soft_wrap=True)
         if (told := like_guessing(front)) is not None:
             err.print(told, soft_wrap=True, markup=False)

@@ -161,8 +161,8 @@ def cost(
 
 def _cost_without_data(architecture: Architecture, shape: tuple[int, ...], norms: NormMode) -> Cost:
     network = build_without_data(architecture, norms)
-    if isinstance(network, StagedNet):
-        network = Pipelines(network, {}).detach("base", spent=True)  # nobody else knows it
+    if isinstance(network, StagedNet) and is_known(architecture.builder):
+        network = Pipelines(network, {}).detach("base", spent=True)
     return _cost(network, torch.empty(1, *shape, device="meta"))
 
 
