@@ -245,9 +245,10 @@ def check(
             told += f", {drawn.mean_train_macs / most:.1%} of the budget"
         out.print(f"{told}.", soft_wrap=True)
     _print_parts(estimate)
+    workers = worker_count(checked)
     out.print(
         f"\n{study} is sound. About {duration(estimate.seconds)} of training on this machine "
-        f"with {worker_count(checked)} workers.\nnext: {_search_of(study, overrides)}",
+        f"with {workers} worker{'s' * (workers != 1)}.\nnext: {_search_of(study, overrides)}",
         soft_wrap=True,
     )
 
