@@ -108,6 +108,22 @@ def test_check_states_what_a_sound_study_costs(call):
     assert found["macs"]["teacher"] == macs + 8 * 128 + 128 * 10
 
 
+def test_check_divides_the_time_among_sections_and_names_what_to_turn_down(call):
+    found = json.loads(call("check", "small.yaml", "--json")[1])
+    parts, saved = found["parts"], found["half_saves_s"]
+    assert sum(part["seconds"] for part in parts.values()) == pytest.approx(
+        found["estimate_s"], abs=0.05
+    )
+    assert list(saved.values()) == sorted(saved.values(), reverse=True)
+    lines = call("check", "small.yaml")[1].splitlines()
+    (head,) = (n for n, line in enumerate(lines) if line.startswith("section"))
+    told = [line.split()[0] for line in lines[head + 1 : head + 1 + len(parts)]]
+    assert told == list(parts)
+    (line,) = (line for line in lines if line.startswith("half of "))
+    assert set(re.findall(r"of ([a-z.]+) \(", line)) <= set(saved)
+    assert "budget.scale" in line
+
+
 def test_check_prints_the_schema_of_study_files(call):
     schema = json.loads(call("check", "--schema")[1])
     assert set(schema["required"]) == {"name"}

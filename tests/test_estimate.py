@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ from planter.arch import Architecture
 from planter.costs.macs import activation_numbers, cost
 from planter.driver.checking import estimate
 from planter.driver.checking.check import prepare
-from planter.driver.checking.estimate import estimate_seconds, timed_batch
+from planter.driver.checking.estimate import Estimate, estimated, timed_batch
 from planter.networks.assembly import build
 from planter.study.file import read_study
 from planter.training.augmentation import AUGMENTATIONS
@@ -65,7 +67,7 @@ def test_what_is_too_large_to_be_timed_is_estimated_by_its_multiply_adds(
     monkeypatch.setattr(estimate, "worker_count", lambda study: 1)
     macs = sum(cost(planned.architecture).macs for planned in prepared.networks.values())
     images = len(prepared.data.train) * study.recipe.epochs
-    assert estimate_seconds(study, prepared) == pytest.approx(3 * macs * images / 2e9)
+    assert estimated(study, prepared).seconds == pytest.approx(3 * macs * images / 2e9)
 
 
 def test_when_the_time_is_up_the_pace_of_what_was_timed_stands_for_the_rest(
@@ -84,7 +86,7 @@ def test_when_the_time_is_up_the_pace_of_what_was_timed_stands_for_the_rest(
     prepared = prepare(study)
     macs = sum(cost(planned.architecture).macs for planned in prepared.networks.values())
     images = len(prepared.data.train) * study.recipe.epochs
-    assert estimate_seconds(study, prepared) == pytest.approx(3 * macs * images / 1e9)
+    assert estimated(study, prepared).seconds == pytest.approx(3 * macs * images / 1e9)
     assert len(timed) == 1
 
 
@@ -104,7 +106,7 @@ def test_a_timed_step_changes_and_mixes_its_images_as_the_recipe_says(
 
     monkeypatch.setitem(AUGMENTATIONS, "flip", replace(way, apply=flipped))
     monkeypatch.setattr(estimate, "worker_count", lambda study: 1)
-    found = estimate_seconds(study, prepared)
+    found = estimated(study, prepared).seconds
     steps = sum(
         planned.recipe.epochs * len(prepared.data.train) / planned.recipe.batch
         for planned in prepared.networks.values()
@@ -112,3 +114,111 @@ def test_a_timed_step_changes_and_mixes_its_images_as_the_recipe_says(
     )
     assert found >= 0.05 * steps  # a step takes what its augmentation takes, at least
     assert set(seen) == {study.recipe.batch}
+
+
+EVERYTHING = """
+name: everything
+data: {name: digits, subset: 600}
+teacher: {builder: convnet, widths: 16, recipe: {epochs: 12, batch: 32}}
+baselines: [{widths: 8}, {widths: 4, kd: {}}]
+recipe: {epochs: 6, batch: 32, augment: {flip: true}}
+plant: {start: 4, rounds: 2, recipe: {epochs: 4, batch: 32, augment: {flip: true}}}
+evolve: {trials: 10, recipe: {epochs: 8, batch: 32, augment: {flip: true}}}
+resources: {workers: 1}
+"""
+
+
+def convnet_macs(width: int) -> int:
+    """Of one channel of 8 x 8 pixels, poolings after conv1, conv2 and conv5, fc1 of 128."""
+    pixels = {"conv1": 64, "conv2": 16, "conv3": 4, "conv4": 4, "conv5": 4}
+    convolutions = (9 * (1 if name == "conv1" else width) * n for name, n in pixels.items())
+    return width * sum(convolutions) + width * 128 + 128 * 10
+
+
+@pytest.fixture
+def everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Estimate]:
+    """What a study of all sections is estimated at, where a second is 1e9 multiply-adds."""
+    file = tmp_path / "everything.yaml"
+    file.write_text(EVERYTHING)
+
+    def step(planned: Any, split: Any, batch: int) -> float:
+        return 3 * cost(planned.architecture).macs * batch / 1e9
+
+    def candidates(plant: Any, prepared: Any) -> float:
+        return plant.recipe.epochs * 0.25
+
+    monkeypatch.setattr(estimate, "_step_seconds", step)
+    monkeypatch.setattr(estimate, "_round_seconds", candidates)
+
+    def made(*overrides: str) -> Estimate:
+        study = read_study(file, list(overrides))
+        return estimated(study, prepare(study))
+
+    return made
+
+
+def test_the_parts_of_an_estimate_are_the_trainings_of_the_study(
+    everything: Callable[..., Estimate],
+) -> None:
+    found, images = everything(), 540
+    teacher, asked = convnet_macs(16), images * convnet_macs(16)
+    assert {name: part.guide_macs for name, part in found.parts.items()} == {
+        "teacher": 0,
+        "baselines": 6 * asked,  # that of width 4
+        "plant": (6 + 2 * 4) * asked,  # the initial network, then once a round
+        "evolve": 10 * 8 * asked,
+    }
+    candidates = 2 * 5 * 4 * 3 * convnet_macs(4) * images
+    assert {n: part.train_macs - part.guide_macs for n, part in found.parts.items()} == {
+        "teacher": 12 * 3 * teacher * images,
+        "baselines": 6 * 3 * (convnet_macs(8) + convnet_macs(4)) * images,
+        "plant": 6 * 3 * convnet_macs(4) * images + candidates,
+        "evolve": 10 * 8 * 3 * teacher * images / 4,
+    }
+    for name, part in found.parts.items():
+        timed = part.train_macs - (candidates if name == "plant" else 0)
+        rounds = 2 * 4 * 0.25 if name == "plant" else 0
+        assert part.seconds == pytest.approx(timed / 1e9 + rounds)
+    assert found.seconds == pytest.approx(sum(part.seconds for part in found.parts.values()))
+
+
+def test_half_of_a_key_saves_what_is_told(everything: Callable[..., Estimate]) -> None:
+    found = everything()
+    assert list(found.halved) == sorted(
+        found.halved, key=lambda key: found.halved[key][0], reverse=True
+    )
+    assert set(found.halved) == {
+        "teacher.recipe.epochs",
+        "recipe.epochs",
+        "plant.rounds",
+        "plant.recipe.epochs",
+        "evolve.trials",
+        "evolve.recipe.epochs",
+    }
+    for key, (saved, value) in found.halved.items():
+        half = everything(f"{key}={int(value) // 2}")
+        assert found.seconds - half.seconds == pytest.approx(saved), key
+
+
+def test_a_teacher_trains_beside_nothing_but_what_learns_from_labels(
+    everything: Callable[..., Estimate],
+) -> None:
+    alone, together = everything().parts, everything("resources.workers=4").parts
+    labels = 6 * 3 * convnet_macs(8) * 540 / 1e9
+    assert together["teacher"].seconds == pytest.approx(alone["teacher"].seconds - labels / 4)
+    assert together["evolve"].seconds == pytest.approx(alone["evolve"].seconds / 4)
+
+
+def test_children_are_no_larger_than_the_bound_and_end_with_the_budget(
+    everything: Callable[..., Estimate],
+) -> None:
+    quiet = "evolve.recipe={epochs: 8, batch: 32}"
+    small = everything(quiet, "objectives.bounds.macs=1000", "plant=null", "baselines=[]")
+    assert small.parts["evolve"].train_macs == 10 * 8 * 3 * 1000 * 540
+    most = 1e6 + small.parts["teacher"].train_macs
+    ended = everything(
+        quiet, "objectives.bounds.macs=1000", "plant=null", "baselines=[]",
+        f"budget.train_macs={most}",
+    )  # fmt: skip
+    assert ended.parts["evolve"].train_macs == pytest.approx(1e6)
+    assert "evolve.trials" not in ended.halved

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import io
 import json
 import os
 import re
@@ -11,7 +12,9 @@ from pathlib import Path
 
 import pytest
 from made_runs import POINTS, made_run
+from rich.console import Console
 
+from planter.cli.tables import print_points
 from planter.driver.run_folder.read import read_points
 from planter.driver.storage.points import PointBook, open_storage
 from planter.front.describe import difference, network_lines
@@ -346,3 +349,35 @@ def test_the_difference_names_all_that_differs():
     told = difference(point(), point(trial="s2", width=9, kernels="kflo:2x1"))
     assert told == f"stem 8 -> 9, {forms}"
     assert network_lines(point(depth=32))[0] == "resnet depth=32 stem=8"
+
+
+@pytest.mark.parametrize(
+    ("width", "gone"), [(100, []), (80, []), (60, ["parameters"]), (50, ["parameters", "method"])]
+)
+def test_a_narrow_terminal_shows_whole_ids_and_numbers_of_fewer_columns(tmp_path, width, gone):
+    points = [
+        {**point, "accuracy_low": 0.625, "accuracy_high": 0.875, "macs": point["macs"] + 10**5}
+        for point in json.loads((made_run(tmp_path / "made") / "pareto.json").read_text())["points"]
+    ]
+    file = io.StringIO()
+    print_points(Console(file=file, width=width, force_terminal=True, color_system=None), points)
+    text = file.getvalue()
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= width
+    assert "…" not in text
+    words = set(text.split())
+    for point in points:
+        shown = {point["id"], f"{point['macs']:,}", f"{100 * point['accuracy']:.2f}"}
+        shown |= set() if "method" in gone else {point["method"]}
+        shown |= set() if "parameters" in gone else {f"{point['params']:,}"}
+        assert shown <= words
+    assert "(62.5-87.5)" in words
+    told = f"without {', '.join(gone)}: the terminal is {width} characters wide"
+    assert (told in " ".join(text.split())) == bool(gone)
+
+
+def test_a_pipe_gets_every_column_on_one_line(tmp_path):
+    found = json.loads((made_run(tmp_path / "made") / "pareto.json").read_text())
+    file = io.StringIO()
+    print_points(Console(file=file, width=40), found["points"])
+    assert len(file.getvalue().splitlines()) == 1 + len(found["points"])

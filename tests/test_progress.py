@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from interrupted import interrupt_around_jobs, until_it_ends
 from made_runs import POINTS
 from rich.console import Console
 
@@ -143,3 +145,49 @@ def test_planted_candidates_write_their_epochs_as_they_train(
         assert counts in ([1, 2, 3], [1, 2, 3] * 2)  # one that is dead is planted once more
         lines = (run.path / "trials" / trial / "metrics.jsonl").read_text().splitlines()
         assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3]
+
+
+SEARCH = """
+name: counted
+data: {name: digits, subset: 120}
+teacher: {builder: convnet, widths: 6}
+baselines: [{widths: 4}]
+recipe: {epochs: 4, batch: 30, optimizer: adam, lr: 0.01}
+plant: {start: 3, rounds: 2, layers: [conv1, conv5], recipe: {epochs: 1, batch: 30}}
+sample: {space: convnet_cuts, trials: 3}
+evolve: {trials: 3}
+resources: {workers: 0}
+"""
+HALVING = "early_stopping={rungs: [0.5], keep: 0.5, wait: 2}"
+
+
+@pytest.mark.parametrize("overrides", [[], [f"sample.{HALVING}", f"evolve.{HALVING}"]])
+def test_a_search_that_goes_on_counts_on(
+    overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "counted.yaml"
+    file.write_text(SEARCH)
+    commands: list[list[tuple[int, int]]] = []
+
+    def search() -> Any:
+        written, run = io.StringIO(), tmp_path / "run"
+        try:
+            with ProgressDisplay(Console(file=written, width=80), run) as display:
+                return planter.search(file, out=run, overrides=overrides, observe=display.show)
+        finally:
+            told = re.findall(r"^\[(\d+)/(\d+)\]", written.getvalue(), re.MULTILINE)
+            commands.append([(int(done), int(every)) for done, every in told])
+
+    cut_off = ["teacher", "b-width4", "p01-conv1", "s0001", "e0001"]
+    ahead = interrupt_around_jobs(monkeypatch, cut_off)
+    front = until_it_ends(search, least=2 * len(cut_off))
+    assert not ahead
+    seen = [one for counts in commands for one in counts]
+    assert len(commands) == 2 * len(cut_off) + 1
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    assert all(done <= every for done, every in seen)
+    trials = {point["trial"] for point in front["points"]}
+    stopped = {f.name for f in (tmp_path / "run/trials").iterdir()} - trials
+    assert seen[-1] == (len(trials | stopped),) * 2
+    if not overrides:
+        assert not stopped

@@ -81,6 +81,9 @@ class Doubling(Proposer):
     def left(self) -> int:
         return len(self._widths)
 
+    def done(self) -> int:
+        return 3 - len(self._widths)
+
     def failures(self) -> dict[str, str]:
         return dict(self._failed)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -19,7 +19,12 @@ from planter.machine.commands import command
 from planter.machine.paths import shown_path
 from planter.study.quantities import duration
 
+if TYPE_CHECKING:
+    from planter.driver.checking.estimate import Estimate
+
 _SHOWN = 10
+_KEYS = 3
+"""Keys of which it is told what half of them saves."""
 
 
 @app.command(epilog="Example: planter search quickstart --set recipe.epochs=10 --workers 2")
@@ -186,7 +191,7 @@ def check(
     if study is None:
         raise ValueError("check needs a STUDY (or --schema)")
     from planter.driver.checking.check import prepare, worker_count
-    from planter.driver.checking.estimate import estimate_seconds
+    from planter.driver.checking.estimate import estimated
 
     try:
         checked = read_study(study, overrides or [])
@@ -201,18 +206,20 @@ def check(
         typer.echo(json.dumps({"ok": False, "problems": problems, **empty}, indent=2))
         raise typer.Exit(2) from None
     costs, account = prepared.costs(), prepared.data.account
-    seconds = estimate_seconds(checked, prepared)
+    estimate = estimated(checked, prepared)
     for warning in prepared.warnings:
         err.print(f"[yellow]warning:[/yellow] {escape(warning)}", soft_wrap=True)
     if as_json:
         found = {
             "ok": True,
             "problems": [],
-            "estimate_s": round(seconds, 1),
+            "estimate_s": round(estimate.seconds, 1),
             "macs": {name: cost.macs for name, cost in costs.items()},
             "params": {name: cost.params for name, cost in costs.items()},
             "warnings": prepared.warnings,
             "data": account.document() if account is not None else None,
+            "parts": {name: part._asdict() for name, part in estimate.parts.items()},
+            "half_saves_s": {key: saved for key, (saved, _) in estimate.halved.items()},
         }
         if prepared.drawn is not None and prepared.drawn.within is not None:
             found["within_bounds"] = prepared.drawn.within / prepared.drawn.weighed
@@ -237,11 +244,47 @@ def check(
         if (most := checked.budget.train_macs) is not None:
             told += f", {drawn.mean_train_macs / most:.1%} of the budget"
         out.print(f"{told}.", soft_wrap=True)
+    _print_parts(estimate)
+    workers = worker_count(checked)
     out.print(
-        f"\n{study} is sound. About {duration(seconds)} of training on this machine "
-        f"with {worker_count(checked)} workers.\nnext: {_search_of(study, overrides)}",
+        f"\n{study} is sound. About {duration(estimate.seconds)} of training on this machine "
+        f"with {workers} worker{'s' * (workers != 1)}.\nnext: {_search_of(study, overrides)}",
         soft_wrap=True,
     )
+
+
+def _print_parts(estimate: Estimate) -> None:
+    """What takes the time, and what to turn down for less of it."""
+    guided = any(part.guide_macs for part in estimate.parts.values())
+    table = Table(
+        "section",
+        "time",
+        "share",
+        "training macs",
+        *["guidance"] * guided,
+        box=None,
+        pad_edge=False,
+    )
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, part in estimate.parts.items():
+        share = part.seconds / estimate.seconds if estimate.seconds else 0.0
+        cells = [name, duration(part.seconds), f"{share:.0%}", f"{part.train_macs:.3g}"]
+        table.add_row(*cells, *[f"{part.guide_macs:.3g}"] * guided)
+    out.print()
+    out.print(table)
+    if guided:
+        out.print(
+            "guidance: the teacher's part of these, for logits of images that change",
+            soft_wrap=True,
+        )
+    most = list(estimate.halved.items())[:_KEYS]
+    told = [f"{key} ({value:g}) saves {duration(saved)}" for key, (saved, value) in most]
+    if told:
+        out.print(
+            f"half of {', of '.join(told)}; --set budget.scale=0.1 tries all of it out",
+            soft_wrap=True,
+        )
 
 
 def _search_of(study: str, overrides: Sequence[str] | None) -> str:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _LONG = 10_000
 """Characters, more than any table is wide."""
+_NOT_NEEDED = ("parameters", "method", "test")
+"""Columns of points that a narrow terminal does without, in this order."""
 
 
 def cost_json(shown: Cost, whole: Cost) -> dict[str, Any]:
@@ -138,7 +140,8 @@ def print_points(
     out: Console, points: Sequence[Mapping[str, Any]], objectives: Sequence[str] = SEARCHED
 ) -> None:
     """A row for each point: its metric, on validation and test images with 95 % intervals, and its
-    costs. Elsewhere than on a terminal each has a line of its own, however long."""
+    costs. Elsewhere than on a terminal each has a line of its own, however long; a terminal that is
+    too narrow for whole numbers has fewer columns."""
     metric = objectives[0] if OBJECTIVES[objectives[0]].chance is not None else "accuracy"
     beside = [] if metric == "accuracy" else ["accuracy"]
     known = [name for name in COLUMNS if name in OBJECTIVES]
@@ -146,28 +149,40 @@ def print_points(
     further += [
         n for n, o in OBJECTIVES.items() if not o.asked and n not in (*known, *further)
     ]  # from outside
-    heads = [metric, "test", *beside, "macs", "parameters", *further]
-    table = Table("", "id", "method", *heads, box=None, pad_edge=False)
-    for number, column in enumerate(table.columns):
-        column.justify = "right" if number > 2 else "left"
-        column.no_wrap = number < 3 or column.header in ("macs", "parameters")
-    for point in points:
-        table.add_row(
-            "*" if point["on_front"] else "",
-            escape(point["id"]),
-            escape(point["method"]),
-            value_text(point, metric, headed=True),
-            value_text(point, metric, "test_", headed=True),
-            *(value_text(point, name) for name in beside),
-            f"{point['macs']:,}",
-            f"{point['params']:,}",
-            *(
-                "" if point.get(name) is None else OBJECTIVES[name].cell(point[name])
-                for name in further
-            ),
-        )
-    whole = Measurement.get(out, out.options.update(max_width=_LONG), table).maximum
+    columns = {
+        "": ["*" if point["on_front"] else "" for point in points],
+        "id": [escape(point["id"]) for point in points],
+        "method": [escape(point["method"]) for point in points],
+        metric: [value_text(point, metric, headed=True) for point in points],
+        "test": [value_text(point, metric, "test_", headed=True) for point in points],
+        **{name: [value_text(point, name) for point in points] for name in beside},
+        "macs": [f"{point['macs']:,}" for point in points],
+        "parameters": [f"{point['params']:,}" for point in points],
+    }
+    for name in further:
+        values = (point.get(name) for point in points)
+        columns[name] = ["" if v is None else OBJECTIVES[name].cell(v) for v in values]
+    gone = []
+    table, least, whole = _sized(out, columns)
+    while out.is_terminal and least > out.width and len(gone) < len(_NOT_NEEDED):
+        gone.append(_NOT_NEEDED[len(gone)])
+        del columns[gone[-1]]
+        table, least, whole = _sized(out, columns)
     out.print(table, width=None if out.is_terminal else max(out.width, whole), crop=False)
+    if gone:
+        out.print(f"without {', '.join(gone)}: the terminal is {out.width} characters wide")
+
+
+def _sized(out: Console, columns: Mapping[str, Sequence[str]]) -> tuple[Table, int, int]:
+    """A table of these columns, and the characters it takes: with cells that wrap between words,
+    and without."""
+    table = Table(*columns, box=None, pad_edge=False)
+    for number, column in enumerate(table.columns):
+        column.justify = "right" if number and column.header not in ("id", "method") else "left"
+        column.no_wrap = column.header in ("", "id", "method", "macs", "parameters")
+    for cells in zip(*columns.values(), strict=True):
+        table.add_row(*cells)
+    return table, *Measurement.get(out, out.options.update(max_width=_LONG), table)
 
 
 def print_choice(

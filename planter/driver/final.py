@@ -118,7 +118,8 @@ def train_points(
             jobs.sort(key=lambda job: shape_of_job(job, study) or "")
         file.write()
         # A training that failed is told and tried again by the same command: none ends the others.
-        schedule = Schedule([_Trainings(jobs, file)], max_failures=len(jobs))
+        every = seeds * (len(points) * len(alone) + len(repeated))
+        schedule = Schedule([_Trainings(jobs, file, every)], max_failures=len(jobs))
         _train(_context(run, study, data), schedule, observe)
         _read_test(run, study, file, data, shared=unfinished is None)
         drop_locks(run / FINAL)
@@ -312,15 +313,16 @@ def _context(run: Path, study: Study, data: Data) -> Context:
 
 
 class _Trainings(Proposer):
-    """Trainings that are left, proposed in order; what became of them goes into the file."""
+    """Trainings that are left of `every` one that is asked for, proposed in order; what became of
+    them goes into the file."""
 
     method = "final"
     kinds = representative = ("final", "repeat")
     after_teacher = False
 
-    def __init__(self, jobs: Sequence[Job], file: FinalFile) -> None:
+    def __init__(self, jobs: Sequence[Job], file: FinalFile, every: int) -> None:
         self._waiting = deque(jobs)
-        self._open = len(jobs)
+        self._open, self._every = len(jobs), every
         self._file = file
 
     def next(self) -> Job | None:
@@ -339,13 +341,16 @@ class _Trainings(Proposer):
     def left(self) -> int:
         return self._open
 
+    def done(self) -> int:
+        return self._every - self._open
+
 
 class _Told(Queue):
     """A schedule whose progress is told."""
 
     def __init__(self, schedule: Schedule, observe: Callable[[str], None]) -> None:
         self._schedule = schedule
-        self._all = schedule.left()
+        self._all = schedule.done() + schedule.left()
         self._observe = observe
 
     def next(self) -> Job | None:
@@ -359,7 +364,7 @@ class _Told(Queue):
             told = f"failed: {outcome['error']}; see {FINAL}/trials/{job.id}/log.txt"
         else:
             told = ", ".join(f"{100 * point['accuracy']:.2f} %" for point in outcome["points"])
-        self._observe(f"[{self._schedule.done}/{self._all}] {job.id} {told}")
+        self._observe(f"[{self._schedule.done()}/{self._all}] {job.id} {told}")
 
     def complete(self) -> bool:
         return self._schedule.complete()

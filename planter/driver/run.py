@@ -322,7 +322,6 @@ class _Search(Queue):
     def _tell_notices(self) -> None:
         for notice in [notice for each in self._proposers for notice in each.notices()]:
             for trial in notice.closed:
-                self._schedule.done += 1
                 drop_checkpoints(self._run / "trials" / trial)
             self._tell(notice.text, "failed" if notice.failed else "told")
 
@@ -357,7 +356,7 @@ class _Search(Queue):
             Progress(
                 kind,
                 event,
-                self._schedule.done,
+                self._schedule.done(),
                 self._schedule.failed(),
                 tuple(self._schedule.running),
                 self._schedule.left(),

@@ -30,7 +30,6 @@ class Schedule:
     max_failures: int
     spent: Callable[[], str | None] = lambda: None
     running: dict[str, Job] = field(default_factory=dict)
-    done: int = 0
     _tries: dict[str, int] = field(default_factory=dict)
     _again: list[Job] = field(default_factory=list)
     _began: dict[str, float] = field(default_factory=dict)
@@ -85,7 +84,6 @@ class Schedule:
             del self._tries[job.id]
             self._proposer(job).finish(job, outcome)
             return False
-        self.done += len(job.trials)
         each = (time.monotonic() - self._began[job.id]) / len(job.trials)
         self._durations.setdefault(job.kind, []).append(each)
         self._proposer(job).finish(job, outcome)
@@ -111,6 +109,10 @@ class Schedule:
     def left(self) -> int:
         """Jobs still to be finished, at most; the running ones are among them."""
         return sum(proposer.left() for proposer in self.proposers)
+
+    def done(self) -> int:
+        """Trials that are over, those of earlier runs of the driver among them."""
+        return sum(proposer.done() for proposer in self.proposers)
 
     def failed(self) -> int:
         return sum(proposer.failed() for proposer in self.proposers)
@@ -140,7 +142,7 @@ class Schedule:
         """Where the search stands, fit for JSON; `epochs` are those of each running training, and
         `at` the time, in seconds since 1970."""
         return {
-            "done": self.done,
+            "done": self.done(),
             "failed": self.failed(),
             "left": self.left(),
             "seconds_left": self.seconds_left(workers),

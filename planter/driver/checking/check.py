@@ -134,14 +134,15 @@ def prepare(study: Study, *, elsewhere: bool = False, begun: bool = False) -> Pr
             found.add(place, f"a second {name}", "a name of its own: set name")
         names.add(name)
         recipe = baseline.recipe or study.recipe
-        networks[name] = Planned(architecture, recipe, trained=not baseline.frozen)
+        guided = baseline.kd is not None and baseline.kd.weight > 0
+        networks[name] = Planned(architecture, recipe, trained=not baseline.frozen, guided=guided)
         weights |= check_weights(place, baseline, architecture, found)
     layers: list[str] = []
     latencies = Latencies(study)
     if study.plant is not None:
         start = _network(study, study.plant, study.plant.start, data, "plant", found)
         if start is not None:
-            networks["start"] = Planned(start, study.recipe)
+            networks["start"] = Planned(start, study.recipe, guided=study.plant.kd_weight > 0)
             weights |= check_weights("plant", study.plant, start, found)
             layers = layers_to_plant(study.plant, start, found)
             form = study.plant.kernels or "plain"

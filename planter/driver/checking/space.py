@@ -180,7 +180,8 @@ def _planned(candidate: Candidate, study: Study, data: Data, *, check: bool) -> 
         start = with_data_options(candidate.architecture, data.classes, data.image)
         check_plants(candidate, start)
         check_drawn_augmentation(candidate, study, data)
-    return Planned(architecture, recipes_of(candidate, study).network, candidate.kernels)
+    recipe = recipes_of(candidate, study).network
+    return Planned(architecture, recipe, candidate.kernels, guided=candidate.guided)
 
 
 def _check_repeats(

@@ -79,9 +79,8 @@ class Evolving(Proposer):
         self._running: dict[str, tuple[FrozenTrial, Offspring]] = {}
         self._waiting: list[tuple[FrozenTrial, Offspring]] = []
         self._undecided: list[FrozenTrial] = []
-        self._adopting: dict[str, str] = {
-            name: folder for name, folder in self._starts().items() if not context.book.has(name)
-        }
+        self._taken_in = self._starts()
+        self._adopting = {n: f for n, f in self._taken_in.items() if not context.book.has(n)}
         self._handed_out: set[str] = set()
         self._failures: dict[str, str] = {}
         self._left: dict[str, Cost] = {}
@@ -190,11 +189,11 @@ class Evolving(Proposer):
 
     def left(self) -> int:
         more = self._settings.trials - self._booked() if self._exhausted is None else 0
-        open_ = len(self._others()) + len(self._waiting) + len(self._adopting)
-        return open_ + max(more, 0)
+        return len(self._on_their_way()) + len(self._adopting) + max(more, 0)
 
-    def failed(self) -> int:
-        return len(self._failures)
+    def done(self) -> int:
+        children = self._booked() - len(self._on_their_way())
+        return children + len(self._taken_in) - len(self._adopting)
 
     def failures(self) -> dict[str, str]:
         return dict(self._failures)
@@ -217,8 +216,7 @@ class Evolving(Proposer):
     def needed(self) -> set[str]:
         """The parents of children that are still to be trained, and those that may have more: on
         the run's own front, which is kept anyway, they need not be."""
-        open_ = [*self._others(), *self._waiting]
-        parents = {child.parent.partition("/")[0] for _, child in open_}
+        parents = {child.parent.partition("/")[0] for _, child in self._on_their_way()}
         return parents | (self._selection.parents_kept() if self._wants_more() else set())
 
     def notices(self) -> list[Notice]:
@@ -243,10 +241,9 @@ class Evolving(Proposer):
             self._left[name] = cost
         waits = child is not None and self._read_rungs(name, row, child)
         if row.state == TrialState.FAIL:
-            reason = reason_of(row)
-            self._failures[name] = reason
+            self._failures[name] = reason_of(row)
             if child is not None:
-                self._selection.refuse(child, reason)
+                self._selection.refuse(child, self._failures[name])
         elif child is None:
             if PASSED_OVER in row.user_attrs:
                 self._passed += 1
@@ -311,6 +308,9 @@ class Evolving(Proposer):
         """The children that train or wait on a rung."""
         return [*self._running.values(), *self._on_rungs.values()]
 
+    def _on_their_way(self) -> list[tuple[FrozenTrial, Offspring]]:
+        return [*self._others(), *self._waiting]
+
     def _to_take(self, name: str, child: Offspring) -> int:
         """What a child is expected to take from now on."""
         return max(child.train_macs - self._left.get(name, (0, 0.0))[0], 0)
@@ -318,7 +318,7 @@ class Evolving(Proposer):
     def _booked(self) -> int:
         """Children that are trained, were stopped, failed, or are on their way."""
         failed = sum(name.startswith("e") for name in self._failures)
-        return self._done + self._stopped + failed + len(self._others()) + len(self._waiting)
+        return self._done + self._stopped + failed + len(self._on_their_way())
 
     def _wants_more(self) -> bool:
         return self._exhausted is None and self._booked() < self._settings.trials

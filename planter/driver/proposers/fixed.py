@@ -51,6 +51,9 @@ class Teacher(Proposer):
     def left(self) -> int:
         return int(self._open)
 
+    def done(self) -> int:
+        return int(not self._open)
+
     def failed(self) -> int:
         """0: a study does not go on without its teacher."""
         return 0
@@ -125,6 +128,9 @@ class Baselines(Proposer):
 
     def left(self) -> int:
         return len(self._waiting)
+
+    def done(self) -> int:
+        return len(self._study.baselines) - len(self._waiting)
 
     def failures(self) -> dict[str, str]:
         return dict(self._failed)

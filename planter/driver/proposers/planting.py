@@ -123,6 +123,10 @@ class Rounds(Proposer):
             left += 1
         return left
 
+    def done(self) -> int:
+        weighed = [row for row in self._rows.values() if row.state != TrialState.PRUNED]
+        return sum(row.state.is_finished() or read_result(row) is not None for row in weighed)
+
     def failed(self) -> int:
         return sum(row.state == TrialState.FAIL for row in self._rows.values())
 

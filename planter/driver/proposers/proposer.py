@@ -95,6 +95,10 @@ class Proposer(Protocol):
     def left(self) -> int:
         """How many jobs, at most, are still to be finished; 0 ends this proposer."""
 
+    def done(self) -> int:
+        """How many trials are over: trained, failed or stopped, in this run of the driver or, by
+        the books, an earlier one."""
+
     def failed(self) -> int:
         """Failed trials that count against `resources.max_failures`."""
         return len(self.failures())

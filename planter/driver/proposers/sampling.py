@@ -189,8 +189,8 @@ class Sampling(Proposer):
     def left(self) -> int:
         return (0 if self._all_drawn() else self._trials - self._counted) + len(self._open)
 
-    def failed(self) -> int:
-        return len(self._failures)  # asked for after every job
+    def done(self) -> int:
+        return self._counted - len(self._open)
 
     def failures(self) -> dict[str, str]:
         return dict(self._failures)

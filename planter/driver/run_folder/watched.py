@@ -37,7 +37,7 @@ class Training(NamedTuple):
 @dataclass(frozen=True)
 class Watched:
     """`driver` is who searches (None: nobody does), `gone` that it was killed; `done`, `failed`
-    and `left` count trainings of its command, as it last told `age` seconds ago."""
+    and `left` count trainings of the run, as it last told `age` seconds ago."""
 
     name: str
     driver: Mapping[str, Any] | None

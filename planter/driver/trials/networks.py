@@ -40,12 +40,13 @@ _WHOLE = ("epochs", "batch", "accumulate", "validate_every", "patience")
 
 
 class Planned(NamedTuple):
-    """A network of the study and how it would be trained, if it is."""
+    """A network of the study, how it would be trained, if it is, and whether a teacher guides."""
 
     architecture: Architecture
     recipe: Recipe
     kernels: Kernels | None = None
     trained: bool = True
+    guided: bool = False
 
 
 def builder_of(study: Study, section: Network) -> str:
