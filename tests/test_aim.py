@@ -20,7 +20,17 @@ def test_between_two_points_accuracy_follows_the_line_over_the_logarithm():
     assert forecast.metric(4e6) == pytest.approx(0.8)
     assert forecast.metric(2e6) == pytest.approx(0.7)
     assert forecast.metric(4e6 * math.sqrt(2)) == pytest.approx(0.85)
-    assert forecast.metric(1e9) == 0.9
+
+
+def test_above_the_dearest_it_rises_more_slowly_than_between_the_dearest_two():
+    """So that growing promises something where nothing as large is trained yet."""
+    assert Forecast(FRONT).metric(32e6) == pytest.approx(0.9 + 2 * 0.1 / 1.3)
+    assert Forecast(FRONT[1:2]).metric(16e6) == pytest.approx(0.8 + 2 * 0.02)
+
+
+@pytest.mark.parametrize("metric", [0.9, 0.85])
+def test_where_dearer_ones_were_no_better_it_stays(metric):
+    assert Forecast([*FRONT, Place(metric, 16e6)]).metric(64e6) == pytest.approx(0.9)
 
 
 def test_below_the_cheapest_it_falls_faster_than_between_the_cheapest_two():

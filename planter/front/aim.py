@@ -12,9 +12,11 @@ from planter.front.pareto import hypervolume
 
 _LEAST_SLOPE = 0.02
 """Of the metric, what a network of half the cost is taken to lose at least, below a front's
-cheapest point."""
+cheapest point, and one of twice the cost to gain above the only one."""
 _STEEPER = 1.3
 """How much faster the metric falls there than in the front's cheapest part."""
+_FLATTER = 1 / 1.3
+"""How much slower it rises above the dearest point than in the front's dearest part."""
 _NEAR = 0.01
 """Of the metric, what is as good below the hull as on it."""
 _PRIOR = 3.0
@@ -44,8 +46,8 @@ class Forecast:
     """What metric, more being better, a network of such a cost may have, by those trained so far.
 
     It is that of the front's concave hull over the logarithm of the cost, the straight lines that
-    no point lies above; below the cheapest point it falls on, faster, down to `least`; above the
-    dearest it stays.
+    no point lies above; below the cheapest point it falls on, faster, down to `least`. Above the
+    dearest it rises on, more slowly; where dearer ones were no better, it stays.
     """
 
     def __init__(self, points: Sequence[Place], least: float = 0.0) -> None:
@@ -58,19 +60,23 @@ class Forecast:
             while len(hull) > 1 and _slope(hull[-2], hull[-1]) <= _slope(hull[-1], point):
                 hull.pop()
             hull.append(point)
+        dearest = hull[-1:]
         while len(hull) > 1 and hull[-2].metric >= hull[-1].metric:
             hull.pop()  # dearer and no better
         self._hull = hull
+        self._rises_on = hull[-1:] == dearest
 
     def metric(self, cost: float) -> float:
         """What is expected. Raises ValueError of a forecast without points."""
         if not self._hull:
             raise ValueError("nothing is trained yet that a forecast could rest on")
         first, last = self._hull[0], self._hull[-1]
+        slope = _LEAST_SLOPE
         if cost >= last.cost:
-            return last.metric
+            if len(self._hull) > 1:
+                slope = _FLATTER * _slope(self._hull[-2], last)
+            return last.metric + self._rises_on * slope * math.log2(cost / last.cost)
         if cost <= first.cost:
-            slope = _LEAST_SLOPE
             if len(self._hull) > 1:
                 slope = max(slope, _STEEPER * _slope(first, self._hull[1]))
             return max(first.metric - slope * math.log2(first.cost / cost), self._least)

@@ -23,7 +23,7 @@ from planter.driver.proposers.unfinished import (
 )
 from planter.driver.storage.open_rows import row_of, take_up, write_attributes
 from planter.driver.storage.points import Direction, open_study, read_result, write_result
-from planter.driver.trials.child import Offspring
+from planter.driver.trials.child import Offspring, child_id
 from planter.driver.trials.jobs import Job, Outcome, points_of, seed_of
 from planter.front.halving import Points, by_aim
 from planter.front.objectives import values_of
@@ -260,6 +260,7 @@ class Evolving(Proposer):
         elif PARTIAL in row.user_attrs and PASSED_OVER not in row.user_attrs:
             self._stopped += 1
         if child is not None:
+            self._selection.note(child)
             self._passed = 0
 
     def _read_rungs(self, name: str, row: FrozenTrial, child: Offspring) -> bool:
@@ -357,6 +358,7 @@ class Evolving(Proposer):
             worth = self._selection.worth_of(child, running, left)
             if last or worth >= _GOOD_PART * promise:
                 self._passed = 0
+                self._selection.note(child)
                 write_attributes(self._study, trial, {OFFSPRING: json.dumps(child.to_data())})
                 return row_of(self._study, trial), child
             self._pass_over(trial, f"promises {worth:.3g}, others up to {promise:.3g}")
@@ -393,8 +395,3 @@ class Evolving(Proposer):
         self._selection.learn(child, point)
         self._context.book.add([point], row.params, row.distributions)
         self._done += 1
-
-
-def child_id(number: int) -> str:
-    """The id of a child, by the number of its row."""
-    return f"e{number:04d}"

@@ -91,6 +91,7 @@ class Selection:
         self._surprises = Surprises()
         self._told: list[str] = []
         self._gone: set[str] = set()
+        self._known: set[tuple[str, str, float]] = set()
 
     def possible(self) -> bool:
         """Whether anything is trained that could have children."""
@@ -100,6 +101,11 @@ class Selection:
         """Takes in how well a child has done."""
         aimed = self._metric.merit_of(child.accuracy)
         self._surprises.add(child.edit, metric_merit(point.values, self._objectives) - aimed)
+
+    def note(self, child: Offspring) -> None:
+        """Takes in that a child was decided on: there shall be no second one that differs in
+        nothing but its seed."""
+        self._known.add((child.parent, _kind(child.edits, exact=True), child.recipe["lr"]))
 
     def begun(self, child: Offspring) -> None:
         """Takes in that a child is trained in part, and waits: there shall be no second one like
@@ -163,7 +169,7 @@ class Selection:
         parents = self._parents()
         if not parents:
             return "nothing is trained yet that could have a child"
-        options = self._options(params, parents, running, left)
+        options = self._options(params, parents, self._forecast(), running, left)
         if not options:
             return "no network on the front can have a child of these settings"
         affordable = [one for one in options if one.train_macs <= left.macs]
@@ -189,7 +195,10 @@ class Selection:
             kinds = (_kind(data, exact=True), _kind(data, exact=False))
             if any((option.parent.id, kind) in self._refused for kind in kinds):
                 continue
-            recipe = self._recipe.model_copy(update={"lr": self._recipe.lr * params["rate"]})
+            rate = self._recipe.lr * params["rate"]
+            if (option.parent.id, kinds[0], rate) in self._known:
+                continue
+            recipe = self._recipe.model_copy(update={"lr": rate})
             return Offspring(
                 option.parent.id,
                 data,
@@ -206,7 +215,7 @@ class Selection:
     def promise(self, running: Sequence[Place], left: Left) -> float:
         """The worth of the best child that settings nobody drew would give: what a draw is measured
         by."""
-        parents = self._parents()
+        parents, forecast = self._parents(), self._forecast()
         middle = {
             "shrink_size": sum(self._settings.shrink) / 2,
             "grow_size": sum(self._settings.grow) / 2,
@@ -220,7 +229,7 @@ class Selection:
         every = [
             option.worth
             for edit in self._settings.edits
-            for option in self._options({**middle, "edit": edit}, parents, running, left)
+            for option in self._options({**middle, "edit": edit}, parents, forecast, running, left)
         ]
         return max(every, default=0.0)
 
@@ -248,20 +257,26 @@ class Selection:
                     self._told.append(f"{name} has no children, others have: {why}")
         return []
 
+    def _forecast(self) -> Forecast:
+        """By every network there is: one that may have no children, a teacher beyond the bounds,
+        still says what larger ones can."""
+        return Forecast([*map(self._place, self._context.book.points)], self._range[0])
+
     def _options(
         self,
         params: Mapping[str, Any],
         parents: Sequence[Point],
+        forecast: Forecast,
         running: Sequence[Place],
         left: Left,
     ) -> list[_Option]:
         worst, best = self._range
-        forecast = Forecast([self._place(p) for p in parents], worst)
+        own = Forecast([*map(self._place, parents)], worst)
         least = self._least(parents)
         found = []
         smaller = params["edit"] in ("shrink", "cut", "remove")
         for parent in parents:
-            if smaller and forecast.lags(self._place(parent)):
+            if smaller and own.lags(self._place(parent)):
                 continue
             for edit, macs in self._edits(params, parent):
                 prior = _BETTER_TRAINED if params["edit"] == "go_on" else 0.0

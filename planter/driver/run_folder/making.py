@@ -11,10 +11,11 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
 from planter.arch import Architecture
-from planter.driver.proposers.evolving import OFFSPRING, STARTS, child_id
+from planter.driver.proposers.evolving import OFFSPRING, STARTS
 from planter.driver.proposers.planting import FINAL, GROWN, START
 from planter.driver.proposers.planting_rows import row_id
 from planter.driver.storage.reading import opened, rows_in
+from planter.driver.trials.child import child_id
 from planter.driver.trials.jobs import Job, number_of
 from planter.driver.trials.networks import baseline_id
 from planter.front.points import Point

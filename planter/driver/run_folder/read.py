@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
-from planter.driver.proposers.evolving import child_id
 from planter.driver.proposers.unfinished import cost_without_point
 from planter.driver.run_folder.settings import names_of
 from planter.driver.storage.points import point_of_row
 from planter.driver.storage.reading import opened, rows_in, run_study
+from planter.driver.trials.child import child_id
 from planter.driver.trials.jobs import trial_id
 from planter.front.history import Stopped, elapsed
 from planter.front.points import Point

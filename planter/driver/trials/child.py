@@ -10,6 +10,11 @@ from planter.front.aim import Place
 from planter.front.objectives import OBJECTIVES
 
 
+def child_id(number: int) -> str:
+    """The id of a child, by the number of its row."""
+    return f"e{number:04d}"
+
+
 @dataclass(frozen=True)
 class Offspring:
     """A child as it was decided on: of which point, by which edits (`to_data`), trained how; `macs`
