@@ -16,6 +16,7 @@ class Bench:
 
     seed: int = 7
     found: dict = None  # type: ignore[assignment]
+    beyond: tuple = ()
 
     def gradients(self, parent):
         network = parent.network
@@ -23,6 +24,9 @@ class Bench:
         network.zero_grad()
         network(torch.randn(4, *parent.architecture.options["image"])).square().sum().backward()
         return Measured({n: p.grad.clone() for n, p in network.named_parameters()}, 1234)
+
+    def within_bounds(self, child):
+        return child.architecture.key() not in self.beyond
 
     def falls(self, parent, children):
         self.asked = dict(children)

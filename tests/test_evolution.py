@@ -120,6 +120,20 @@ def test_growing_where_a_planting_round_measured_most():
     assert set(costs) <= set(bench.asked)
 
 
+@pytest.mark.parametrize("rule", ["measured", "gradient"])
+def test_where_a_width_leads_beyond_the_bounds_another_grows(rule):
+    parent = individual("convnet", widths=8)
+    bench = Probed(torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0)))
+    bench.found = dict.fromkeys(READERS, 1.0)
+    first, _ = Grow(1.3, rule).apply(parent, bench)
+    bench.beyond = (first.architecture.key(),)
+    second, _ = Grow(1.3, rule).apply(parent, bench)
+    assert second.architecture != first.architecture
+    # With none that keeps to them, the best of all.
+    bench.within_bounds = lambda child: False
+    assert Grow(1.3, rule).apply(parent, bench)[0].architecture == first.architecture
+
+
 READERS = {"conv1": "conv2.conv", "conv2": "conv3.conv", "conv3": "conv4.conv",
            "conv4": "conv5.conv", "conv5": "head.fc1", "fc1": "head.fc2"}  # fmt: skip
 

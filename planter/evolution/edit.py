@@ -53,6 +53,9 @@ class Bench(Protocol):
         """Gradients of the loss that its child will learn by, by parameter, over some training
         images."""
 
+    def within_bounds(self, child: Individual) -> bool:
+        """Whether a network costs no more than the study allows, as far as its shapes tell."""
+
     def falls(self, parent: Individual, children: Mapping[str, Individual]) -> Measured:
         """By how much a short planting round lowers the loss of each child of a parent, channels
         planted in it alone being trained. Those that cannot be measured are left out."""

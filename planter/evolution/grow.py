@@ -127,6 +127,9 @@ class Grow:
                 children["+".join(group.widths)] = child
         if not children:
             raise EditError(f"a channel of any width costs more than {self.size:g} times the macs")
+        # A width may cost far more parameters than multiply-adds: the others, if there are any.
+        within = {name: child for name, child in children.items() if bench.within_bounds(child)}
+        children = within or children
         if self.rule == GRADIENT:
             measured = _first_order(parent, found, bench)
             best = max(children, key=lambda name: measured.values.get(name, -math.inf))

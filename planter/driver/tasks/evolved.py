@@ -220,6 +220,12 @@ class _Bench:
         network.zero_grad(set_to_none=True)
         return Measured(sums, 3 * parent.macs * len(split))
 
+    def within_bounds(self, child: Individual) -> bool:
+        way = cost(child.architecture).pipelines[child.pipeline]
+        costs = {"macs": way.macs, "params": way.params}
+        limits = self.context.study.objectives.bounds.limits()
+        return all(value <= limits.get(name, value) for name, value in costs.items())
+
     def falls(self, parent: Individual, children: Mapping[str, Individual]) -> Measured:
         found, macs = {}, parent.macs * len(self._images)
         before = evaluate(parent.network, self._images).loss
