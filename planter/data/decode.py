@@ -48,7 +48,7 @@ class Decoded:
         """Pixels that were decoded."""
         if isinstance(self.shown, Image.Image):
             return self.shown.width * self.shown.height
-        return self.shown.shape[0] * self.shown.shape[1]
+        return int(self.shown.shape[0] * self.shown.shape[1])
 
     @property
     def pixels(self) -> Pixels:

@@ -67,7 +67,7 @@ def fitted(images: Tensor, size: Size, fit: Fit) -> Tensor:
 def fitted_photo(photo: NDArray[np.uint8] | Image.Image, size: Size, fit: Fit) -> NDArray[np.uint8]:
     """A photo, pixels `[height, width, 3]` or an RGB picture, as `[3, *size]`: `fitted`, computed
     in whole numbers, which takes half the time, where its proportions are others."""
-    pixels = lent(photo) if isinstance(photo, Image.Image) else np.require(photo, None, "CW")
+    pixels = lent(photo) if isinstance(photo, Image.Image) else np.require(photo, None, ["C", "W"])
     if fit == "squash" or is_shaped((pixels.shape[0], pixels.shape[1]), size):
         rgb = np.ascontiguousarray(pixels[..., :3])
         return _resized(torch.from_numpy(rgb).permute(2, 0, 1)[None], size)[0].numpy()

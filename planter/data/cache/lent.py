@@ -36,7 +36,8 @@ class _Lent:
 
     def __init__(self, picture: Image.Image) -> None:
         width, height = picture.size
-        if 4 * width % Image.core.get_alignment():  # Pillow before 13 lends such rows as well
+        apart = Image.core.get_alignment()  # type: ignore[attr-defined] # has no other place
+        if 4 * width % apart:  # Pillow before 13 lends such rows as well
             raise ValueError("rows lie apart")
         _, self._capsule = picture.__arrow_c_array__()
         pixels = _Array.from_address(_pointer(self._capsule, b"arrow_array"))
