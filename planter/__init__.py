@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from planter.machine.importing import uncollected
+
 if TYPE_CHECKING:
     from planter.arch import Architecture
     from planter.backbones import BUILDERS, StagedNet
@@ -154,7 +156,9 @@ def __getattr__(name: str) -> Any:
     # torch takes seconds to import; `planter --help` should not wait for it.
     if name not in _PLACES:
         raise AttributeError(f"module 'planter' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"planter.{_PLACES[name]}"), name)
+    with uncollected():
+        module = importlib.import_module(f"planter.{_PLACES[name]}")
+    return getattr(module, name)
 
 
 def __dir__() -> list[str]:

@@ -16,6 +16,7 @@ from planter.cli.tables import print_front
 from planter.driver.run_folder.names import run_folder
 from planter.front.certainty import like_guessing
 from planter.machine.commands import command
+from planter.machine.importing import uncollected
 from planter.machine.paths import shown_path
 from planter.study.quantities import duration
 
@@ -73,7 +74,7 @@ def search(
 
     The same command continues a run that was interrupted, to exactly the trials asked for.
     """
-    with err.status("loading"):
+    with err.status("loading"), uncollected():
         from planter.cli.progress import ProgressDisplay
         from planter.driver.outcome import SearchFailedError
         from planter.driver.run import search as run_search
@@ -190,8 +191,9 @@ def check(
         return
     if study is None:
         raise ValueError("check needs a STUDY (or --schema)")
-    from planter.driver.checking.check import prepare, worker_count
-    from planter.driver.checking.estimate import estimated
+    with uncollected():
+        from planter.driver.checking.check import prepare, worker_count
+        from planter.driver.checking.estimate import estimated
 
     try:
         checked = read_study(study, overrides or [])

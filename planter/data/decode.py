@@ -44,6 +44,13 @@ class Decoded:
     shape: tuple[int, int]
 
     @property
+    def size(self) -> int:
+        """Pixels that were decoded."""
+        if isinstance(self.shown, Image.Image):
+            return self.shown.width * self.shown.height
+        return int(self.shown.shape[0] * self.shown.shape[1])
+
+    @property
     def pixels(self) -> Pixels:
         """`[height, width, 3]`."""
         return np.array(self.shown) if isinstance(self.shown, Image.Image) else self.shown
@@ -58,6 +65,15 @@ def readable() -> dict[str, str]:
         for ending, name in every.items()
         if name in Image.OPEN and name not in _NO_PIXELS
     }
+
+
+@functools.cache
+def _tried(ending: str) -> list[str]:
+    """The formats that a file with that ending may have."""
+    own = readable().get(ending)
+    # Formats without a signature take nearly anything for theirs: only files named so are tried.
+    signed = [name for name in Image.OPEN if name not in _NO_PIXELS and Image.OPEN[name][1]]
+    return [own, *signed] if own else signed
 
 
 def decode(file: Path) -> Decoded:
@@ -76,10 +92,7 @@ def decode(file: Path) -> Decoded:
 def decode_bytes(content: bytes, ending: str, needed: Needed | None = None) -> Decoded:
     """`decode` of what a file with that ending holds; a JPEG that is at least twice as large as
     `needed` at a smaller scale, which is faster."""
-    own = readable().get(ending.lower())
-    # Formats without a signature take nearly anything for theirs: only files named so are tried.
-    signed = [name for name in Image.OPEN if name not in _NO_PIXELS and Image.OPEN[name][1]]
-    formats = [own, *signed] if own else signed
+    formats = _tried(ending.lower())
     try:
         # Of a path, Pillow maps uncompressed TIFFs into memory by the size they have once turned.
         with Image.open(io.BytesIO(content), formats=formats) as image:

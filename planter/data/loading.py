@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from planter.data.account import Account, Reading
@@ -79,6 +78,8 @@ def load_data(
     """
     resolved = user_path(name) / "resolved.yaml"
     if resolved.is_file():
+        import yaml  # not at the top: only runs need it
+
         study = yaml.safe_load(resolved.read_text(encoding="utf-8"))
         # An older run may lack what came later.
         later = {**(load_data.__kwdefaults__ or {}), "fit": OLD_FIT}

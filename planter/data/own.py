@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from planter.backbones import import_object
 from planter.data.account import Reading
 from planter.data.arrays import Pixels, ambiguous, image_array, joined, one_type, pixels_of
 from planter.data.cache.decoding import Decoding
@@ -36,6 +35,8 @@ def read_own(name: str, how: Decoding) -> Raw:
     """The data of a function such as my_pkg.data:make, pictures in it fitted as `how` says; files
     of an `ImageFolder` are not read. Raises ValueError, with the function's name and the rule, for
     anything that is none."""
+    from planter.backbones import import_object  # not at the top: folders need no networks
+
     make: Callable[[], Any] = import_object(name)
     rule = f"{name} must return {_RULE}"
     if not callable(make):

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,7 @@ def digests_of(images: Sequence[Encoded], cache: Path, workers: int) -> list[byt
     if known is not None:
         return known
     began = time.time_ns()
-    found = list(in_order(digest_of, images, workers, "reading images"))
+    found = list(in_order(partial(map, digest_of), images, workers, "reading images"))
     if newest < began - _SURE_NS and all(map(any, found)):
         with suppress(OSError), written(file) as new:  # whoever needs the cache tells it
             table = np.frombuffer(b"".join(found), np.uint8).reshape(-1, _DIGEST)

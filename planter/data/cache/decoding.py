@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -11,7 +12,6 @@ from typing import Any
 import numpy as np
 import PIL
 from numpy.typing import NDArray
-from PIL import Image
 
 from planter.data.account import Reading
 from planter.data.cache.parallel import in_order
@@ -23,6 +23,13 @@ from planter.machine.torch_state import threads_of_torch
 _RULES = 2
 """Counts up when the same file would become other pixels."""
 _NAMED = 10
+_TOGETHER = 2**22
+"""Pixels from which on no more images are opened before those that are get fitted."""
+_EXACT = 256
+"""Bytes the sum of whose squares is exact in float32, in any order: 256 * 255**2 < 2**24."""
+_ONES = np.ones(_EXACT, np.float32)
+_PART = 2**16
+"""Pixels whose moments are computed at a time: they stay in the processor's cache."""
 _DIM = 1 / 16
 """Share of their range that deep pixels should reach, or few levels of grey are left of them."""
 
@@ -41,12 +48,19 @@ class Decoding:
     def decode(self, content: bytes, ending: str) -> tuple[Pixels, Decoded]:
         """The pixels of an image, in C order, and what else there is to tell. Raises ValueError for
         what is none."""
-        made = decode_bytes(content, ending, self._needed)
+        made = self.opened(content, ending)
+        return self.fitted(made), made
+
+    def opened(self, content: bytes, ending: str) -> Decoded:
+        """An image before it is fitted. Raises ValueError for what is none."""
+        return decode_bytes(content, ending, self._needed)
+
+    def fitted(self, made: Decoded) -> Pixels:
+        """The pixels of what is `opened`, in C order."""
         if self.size is None:
-            return np.ascontiguousarray(made.pixels.transpose(2, 0, 1)), made
+            return np.ascontiguousarray(made.pixels.transpose(2, 0, 1))
         # Scaled down, an image may have proportions that are others by a pixel.
-        size, fit = self.size, self.fit
-        return np.ascontiguousarray(fitted_photo(made.shown, size, fit)), made
+        return np.ascontiguousarray(fitted_photo(made.shown, self.size, self.fit))
 
     def _needed(self, image: Size) -> Size | None:
         # Squashed, and of the right proportions, images are as they ever were.
@@ -116,14 +130,17 @@ class ChangedError(ValueError):
 
 @dataclass
 class _One:
+    """An image, fitted, and what is noted of it; `shape`: of the whole of it."""
+
     pixels: Pixels
     moments: NDArray[np.int64]
-    made: Decoded
+    more_frames: bool
+    brightest: float | None
+    shape: Size
 
 
-def _decoded(how: Decoding, given: tuple[Encoded, bytes]) -> _One | str:
-    """An image; the reason, for one that cannot be read."""
-    image, digest = given
+def _opened(how: Decoding, image: Encoded, digest: bytes) -> Decoded | str:
+    """An image before it is fitted; the reason, for one that cannot be read."""
     try:
         content = read_unchanged(image, digest)
     except ChangedError:
@@ -131,26 +148,44 @@ def _decoded(how: Decoding, given: tuple[Encoded, bytes]) -> _One | str:
     except ValueError as error:
         return str(error)
     try:
-        pixels, made = how.decode(content, image.ending)
+        return how.opened(content, image.ending)
     except ValueError as error:
         return f"{image} cannot be read as an image: {error}"
-    return _One(pixels, _moments(pixels), made)
+
+
+def _decoded(how: Decoding, given: Sequence[tuple[Encoded, bytes]]) -> Iterator[_One | str]:
+    """Images; the reason, for one that cannot be read.
+
+    Several are opened, then fitted, then counted: a step takes a fifth less time where the one
+    before was of its own code, which the processor still holds.
+    """
+    left = deque(given)
+    while left:
+        some: list[Decoded | str] = []
+        pixels = 0
+        while left and pixels < _TOGETHER:
+            some.append(made := _opened(how, *left.popleft()))
+            pixels += 0 if isinstance(made, str) else made.size
+        fitted = [one if isinstance(one, str) else (one, how.fitted(one)) for one in some]
+        for one in fitted:
+            yield one if isinstance(one, str) else _noted(*one)
+
+
+def _noted(made: Decoded, pixels: Pixels) -> _One:
+    return _One(pixels, _moments(pixels), made.more_frames, made.brightest, made.shape)
 
 
 def _moments(pixels: Pixels) -> NDArray[np.int64]:
-    # Pillow counts in half the time of numpy's bincount.
-    counts = np.array([Image.fromarray(one).histogram() for one in pixels])
-    values = np.arange(256)
-    there = counts > 0
-    return np.stack(
-        [
-            counts @ values,
-            counts @ values**2,
-            there.argmax(1),
-            255 - there[:, ::-1].argmax(1),
-        ],
-        axis=1,
-    )
+    found = np.zeros((len(pixels), 2))
+    every = pixels.reshape(len(pixels), -1)
+    for part in np.split(every, range(_PART, every.shape[1], _PART), axis=1):
+        count = part.shape[1]
+        rows = np.empty((len(pixels), -(-count // _EXACT), _EXACT), np.float32)
+        numbers = rows.reshape(len(pixels), -1)
+        numbers[:, :count], numbers[:, count:] = part, 0
+        found[:, 0] += np.vecdot(rows, _ONES).sum(1, dtype=np.float64)
+        found[:, 1] += np.vecdot(rows, rows).sum(1, dtype=np.float64)
+    return np.column_stack([found, every.min(1), every.max(1)]).astype(np.int64)
 
 
 @dataclass
@@ -192,10 +227,10 @@ def decode_all(
                     f"{image} has {shape[1:]} pixels, the first image, {first[0]}, {first[1][1:]}; "
                     "set resize to bring all to one size"
                 )
-            found.more_frames += one.made.more_frames
-            if one.made.brightest is not None:
-                found.brightest = max(one.made.brightest, found.brightest or 0.0)
-            found.fitted += how.size is not None and not is_shaped(one.made.shape, how.size)
+            found.more_frames += one.more_frames
+            if one.brightest is not None:
+                found.brightest = max(one.brightest, found.brightest or 0.0)
+            found.fitted += how.size is not None and not is_shaped(one.shape, how.size)
             found.moments.append(one.moments)
             if not found.unreadable:
                 keep(one.pixels)

@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import islice
 from typing import TypeVar
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 Given = TypeVar("Given")
 Made = TypeVar("Made")
@@ -27,22 +25,20 @@ def cores() -> int:
 
 
 def in_order(
-    call: Callable[[Given], Made], items: Collection[Given], workers: int, told: str
+    call: Callable[[list[Given]], Iterable[Made]],
+    items: Collection[Given],
+    workers: int,
+    told: str,
 ) -> Iterator[Made]:
-    """What `call` makes of each item, in their order, a few ahead of what is asked for; with a bar
-    on a terminal that says what is `told`. Raises what it raises."""
+    """What `call` makes of each item, of several at a time, in their order, a few ahead of what is
+    asked for; with a bar on a terminal that says what is `told`. Raises what it raises."""
 
     def several(some: list[Given]) -> list[Made]:
-        return [call(one) for one in some]
+        return list(call(some))
 
     source = iter(items)
     ahead: deque[Future[list[Made]]] = deque()
-    console = Console(stderr=True)
-    shown = console.is_terminal and len(items) >= _SHOWN_FROM
-    columns = TextColumn(told), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    bar = Progress(*columns, console=console, transient=True, disable=not shown)
-    with ThreadPoolExecutor(workers) as pool, bar:
-        task = bar.add_task(told, total=len(items))
+    with ThreadPoolExecutor(workers) as pool, _bar(told, len(items)) as advance:
         try:
             while True:
                 while len(ahead) < 3 * workers and (some := list(islice(source, _TOGETHER))):
@@ -51,7 +47,27 @@ def in_order(
                     return
                 made = ahead.popleft().result()
                 yield from made
-                bar.advance(task, len(made))
+                advance(len(made))
         finally:
             for future in ahead:
                 future.cancel()
+
+
+@contextmanager
+def _bar(told: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Shows how many of all are done, on a terminal and where there are enough."""
+    if total < _SHOWN_FROM:
+        yield lambda count: None
+        return
+    # Not at the top: a set that is found in the cache needs none of it.
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import TimeRemainingColumn as Remaining
+
+    console = Console(stderr=True)
+    columns = TextColumn(told), BarColumn(), MofNCompleteColumn(), Remaining()
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task(told, total=total)
+        yield lambda count: bar.advance(task, count)

@@ -34,9 +34,9 @@ def folders_in(
     ignored, relative to `root`."""
     kept = []
     for entry in _entries(folder):
-        path = Path(entry.path)
         if not _is_folder(entry):
             continue
+        path = Path(entry.path)
         # First, as looking through what a link leads to may take long.
         if leads and entry.is_symlink() and (reason := leads(path)):
             ignore(path, root, reason, reading, files=0)
@@ -129,7 +129,9 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _ending(name: str) -> str:
-    return Path(name).suffix.lower()
+    """`Path(name).suffix`, which takes ten times as long, in lower case."""
+    dot = name.rfind(".")
+    return name[dot:].lower() if 0 < dot < len(name) - 1 else ""
 
 
 def _no_image(entry: os.DirEntry[str]) -> str | None:

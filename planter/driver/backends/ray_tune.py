@@ -14,17 +14,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import ray
-import torch
-from ray import tune
-from ray.tune.schedulers import FIFOScheduler
-from ray.tune.search import Searcher
+from planter.machine.importing import uncollected
 
-from planter.driver.backends.parcel import job_from_text, job_to_text, unpack
-from planter.driver.tasks.run_job import run_job
-from planter.driver.trials.budget import seconds_for
-from planter.driver.trials.jobs import Job, Outcome, Queue, beyond
-from planter.machine.memory import keep_memory
+with uncollected():  # each of Ray's processes begins with this file
+    import ray
+    import torch
+    from ray import tune
+    from ray.tune.schedulers import FIFOScheduler
+    from ray.tune.search import Searcher
+
+    from planter.driver.backends.parcel import job_from_text, job_to_text, unpack
+    from planter.driver.tasks.run_job import run_job
+    from planter.driver.trials.budget import seconds_for
+    from planter.driver.trials.jobs import Job, Outcome, Queue, beyond
+    from planter.machine.memory import keep_memory
 
 log = logging.getLogger(__name__)
 
