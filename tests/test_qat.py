@@ -32,7 +32,7 @@ from planter.export.int8.simulated import (
 from planter.training.batches import layout_of
 
 pytestmark = pytest.mark.usefixtures("forked_checks")
-QUICK = ("resnet", "long stride")
+QUICK = ("resnet",)
 FACTOR = 200.0
 
 
@@ -233,7 +233,7 @@ def test_what_loses_by_int8_recovers_and_the_network_stays(digits, network, tmp_
     assert plain.loses_much
     assert plain.qat is None
     assert plain.lost > 0.05  # so that a recovery is not chance
-    qat = FineTuning(digits.train, epochs=8)
+    qat = FineTuning(digits.train, epochs=6)
     file = tmp_path / "tuned.onnx"
     done = export_network(network, file, digits.validation, calibration=calibration, qat=qat)
     assert done.qat.kept
