@@ -111,7 +111,9 @@ def test_what_fx_cannot_follow_is_written_as_operations():
     assert {"conv.weight", "shift", "norm.running_mean"} <= set(state)
     with torch.no_grad():
         assert torch.allclose(_class_in(source, state)(images), network(images), atol=1e-6)
-    with pytest.raises(ValueError, match=r"--fold-norms needs a network that torch.fx can follow"):
+    with pytest.raises(
+        ValueError, match=r"--fold-norms and --qat need a network that torch.fx can"
+    ):
         deployable(network, data, fold_norms=True)
 
 

@@ -58,6 +58,16 @@ def export(
     calibration: Annotated[
         int | None, typer.Option(min=1, help="With --int8: training images for ranges [256].")
     ] = None,
+    qat: Annotated[
+        int | None,
+        typer.Option(
+            "--qat",
+            metavar="EPOCHS",
+            min=1,
+            help="With --int8: where it loses more than a point, fine-tune on training images with "
+            "8 bits simulated (quantisation-aware training).",
+        ),
+    ] = None,
     opset: Annotated[
         int | None, typer.Option(min=1, help="Of ONNX: the operators' version [18].")
     ] = None,
@@ -86,6 +96,8 @@ def export(
 
     if calibration is not None and not int8:
         raise ValueError("--calibration is a number of images for --int8: give --int8 with it")
+    if qat is not None and not int8:
+        raise ValueError("--qat is a number of epochs for --int8: give --int8 with it")
     with err.status("loading"):
         from planter.export.points import export_point, find_row, open_run
 
@@ -108,6 +120,7 @@ def export(
             normalise=normalise,
             fold_norms=fold_norms,
             calibration=(calibration or 256) if int8 else None,
+            qat=qat,
             opset=opset,
             batch=_batch(batch, file),
             card=beside if card else None,
@@ -118,7 +131,7 @@ def export(
     if as_json:
         typer.echo(json.dumps(found, indent=2))
     else:
-        _print(exported, found)
+        _print(exported, found, asked=qat is not None)
         if (told := like_guessing(run.front, [row["id"]])) is not None:
             err.print(told, soft_wrap=True, markup=False)
 
@@ -174,10 +187,11 @@ def _told(exported: Exported, row: Mapping[str, Any]) -> dict[str, Any]:
         "folded_norms": exported.folded_norms,
         "int8": exported.calibration > 0,
         "calibration": exported.calibration,
+        "qat": exported.qat and exported.qat.told(),
     }
 
 
-def _print(exported: Exported, found: Mapping[str, Any]) -> None:
+def _print(exported: Exported, found: Mapping[str, Any], *, asked: bool) -> None:
     files = " and ".join(str(file) for file in exported.files)
     told = f"{found['id']} -> {files} ({found['bytes']:,} bytes)"
     out.print(told, soft_wrap=True, markup=False)
@@ -196,6 +210,8 @@ def _print(exported: Exported, found: Mapping[str, Any]) -> None:
             f"{found['max_difference']:.2g}",
             soft_wrap=True,
         )
+        if (more := _of_qat(exported, asked=asked)) is not None:
+            out.print(more, soft_wrap=True)
     else:
         out.print(
             f"checked without planter: {shown}, logits differ by up to "
@@ -205,3 +221,21 @@ def _print(exported: Exported, found: Mapping[str, Any]) -> None:
     out.print(f"{found['macs']:,} macs, {found['params']:,} parameters")
     if found["card"] is not None:
         out.print(f"model card: {found['card']}", soft_wrap=True, markup=False)
+
+
+def _of_qat(exported: Exported, *, asked: bool) -> str | None:
+    """What fine-tuning with 8 bits simulated did or would be for; None where nothing is to say."""
+    if (tuned := exported.qat) is not None:
+        epochs = "1 epoch" if tuned.epochs == 1 else f"{tuned.epochs} epochs"
+        told = (
+            f"static INT8 loses {100 * exported.lost:.2f} points ({tuned.static_accuracy:.2%}); "
+            f"fine-tuned for {epochs}: {tuned.accuracy:.2%}"
+        )
+        kept = "fine-tuned" if tuned.kept else "static"
+        return f"{told}; the file has the {kept} weights"
+    if exported.loses_much:
+        return (
+            f"static INT8 loses {100 * exported.lost:.2f} points; --qat 10 fine-tunes the network "
+            "for 10 epochs with 8 bits simulated and keeps what is better"
+        )
+    return "static INT8 loses no more than a point: not fine-tuned" if asked else None

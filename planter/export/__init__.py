@@ -33,13 +33,25 @@ from planter.export.formats import (
     require,
     require_int8,
 )
+from planter.export.int8.finetuning import FineTuned, FineTuning
 from planter.machine.paths import user_path
 from planter.training.scores import predict
 
-__all__ = ["FORMATS", "ExportError", "Exported", "Format", "Int8", "export_network", "format_of"]
+__all__ = [
+    "FORMATS",
+    "ExportError",
+    "Exported",
+    "FineTuning",
+    "Format",
+    "Int8",
+    "export_network",
+    "format_of",
+]
 
 # Of a logit, times the largest one where that is above 1.
 TOLERANCE = 1e-4
+# Of validation accuracy: from there on a network that loses by static INT8 is fine-tuned.
+MOST_LOST = 0.01
 
 
 class ExportError(ValueError):
@@ -51,8 +63,9 @@ class ExportError(ValueError):
 class Exported:
     """A file that was written and checked: `files` are it and those beside it; `accuracy`
     is the file's own on the validation images, `max_difference` that of a logit from the network's;
-    `calibration` the images that INT8 ranges come from, 0 without; `batch` those it takes at once,
-    None where any number; `metadata` what it says of itself."""
+    `calibration` the images that INT8 ranges come from, 0 without; `lost` the accuracy that static
+    INT8 costs, and `qat` what fine-tuning came to, None where there was none; `batch` the images it
+    takes at once, None where any number; `metadata` what it says of itself."""
 
     files: tuple[Path, ...]
     format: str
@@ -62,8 +75,15 @@ class Exported:
     max_difference: float
     folded_norms: int
     calibration: int
+    lost: float
+    qat: FineTuned | None
     batch: int | None
     metadata: Mapping[str, str]
+
+    @property
+    def loses_much(self) -> bool:
+        """Whether static INT8 costs more than a point of accuracy."""
+        return is_much(self.lost)
 
     @property
     def size_bytes(self) -> int:
@@ -80,6 +100,7 @@ def export_network(
     normalise: bool = False,
     fold_norms: bool = False,
     calibration: Split | None = None,
+    qat: FineTuning | None = None,
     opset: int | None = None,
     batch: int | None = None,
     force: bool = False,
@@ -93,17 +114,22 @@ def export_network(
     nothing is said), of images as `validation.normalise` gives them or, with
     `normalise`, as `validation` holds them. `fold_norms` makes batch norms part of the
     layers right before them. With `calibration`, whose images set the ranges, an ONNX file is
-    quantised to INT8; its logits are then its own, its accuracy is told. `about` (a mapping JSON
-    can hold; `classes` names them) goes into the file's metadata.
+    quantised to INT8; its logits are then its own, its accuracy is told. Where that costs more than
+    a point of accuracy on the validation images, a copy of the network is fine-tuned as `qat` says
+    and quantised in the same way; of the two files the more accurate one stays. `about` (a mapping
+    JSON can hold; `classes` names them) goes into the file's metadata.
 
-    Raises ValueError for another ending, a file that is there without `force`, or missing packages;
+    Raises ValueError for another ending, a file that is there without `force`, missing packages,
+    `qat` without `calibration`, or where it meets a network that torch.fx cannot follow;
     ExportError where the network cannot be written or its file computes something else.
     """
     file = user_path(file)
     kind = format_of(file)
     file = file.with_suffix(f".{kind}")
     _check_place(file, FORMATS[kind], force=force)
-    int8 = require_int8(file) if calibration is not None else None
+    if qat is not None and calibration is None:
+        raise ValueError("--qat EPOCHS (qat=) is for INT8: give --int8 (calibration=) with it")
+    int8 = require_int8(file, trained=qat is not None) if calibration is not None else None
     options = options_of(kind, {"opset": opset, "batch": batch})
     batch = options.get("batch")
     require(kind)
@@ -114,9 +140,18 @@ def export_network(
         fresh = folder / file.name
         example = _example(validation, normalise, batch or 2)
         _write(kind, shipped, example, fresh, told, options)
-        expected = logits
+        expected, lost, tuned = logits, 0.0, None
         if calibration is not None and int8 is not None:
-            expected = _quantise(int8, fresh, calibration, validation, normalise, told, batch)
+            small = _Quantised(int8, calibration, validation, normalise, batch)
+            expected = small.put_in_place(fresh)
+            lost = _accuracy(logits, validation) - _accuracy(expected, validation)
+            if qat is not None and is_much(lost):
+                other = fresh.with_suffix(f".qat{fresh.suffix}")
+                trained = small.fine_tuned(network, qat)
+                _write(kind, trained, example, other, told, options)
+                tuned, expected = small.better(fresh, expected, other, qat)
+            _tell_int8(told, _accuracy(expected, validation), len(calibration), tuned)
+            int8.write_metadata(fresh, told)
         _write_job(Path(job), validation, expected, normalise, batch)
         found = _checked(FORMATS[kind], fresh, Path(job))
         written = _move(folder, file)
@@ -131,9 +166,16 @@ def export_network(
         else found["difference"],
         folded_norms=folded,
         calibration=len(calibration) if calibration is not None else 0,
+        lost=lost,
+        qat=tuned,
         batch=batch,
         metadata=told,
     )
+
+
+def is_much(lost: float) -> bool:
+    """Whether so much accuracy (0..1) is more than a point."""
+    return round(lost, 9) > MOST_LOST  # one image of a hundred is not, whatever floats make of it
 
 
 def _check_place(file: Path, format_: Format, *, force: bool) -> None:
@@ -153,12 +195,11 @@ def _metadata(
     batch: int | None,
 ) -> dict[str, str]:
     """What a file says of itself: texts as they are, all else as JSON."""
-    labels = validation.labels.cpu().numpy()
     values = {
         "id": "a network",
         "classes": [str(i) for i in range(logits.shape[1])],
         **about,
-        "accuracy": round(float((logits.argmax(1) == labels).mean()), 6),
+        "accuracy": round(_accuracy(logits, validation), 6),
         "accuracy_images": len(validation),
         "input": input_text(validation, normalise=normalise, batch=batch),
         "normalised_inside": normalise,
@@ -206,32 +247,63 @@ def _write(
         ) from error
 
 
-def _quantise(
-    int8: Int8,
-    file: Path,
-    calibration: Split,
-    validation: Split,
-    normalise: bool,
-    told: dict[str, str],
-    batch: int | None,
-) -> check.Array:
-    """Puts the INT8 model in the file's place; its logits of the validation images."""
-    images = _all_of(calibration)
-    images = images if normalise else calibration.normalise(images)
-    small = file.with_suffix(f".int8{file.suffix}")
-    int8.quantise(file, images.cpu().numpy(), small)
-    small.replace(file)
-    raw, run = _all_of(validation).cpu().numpy(), FORMATS[format_of(file)].load(file)
-    logits = check.logits_of(run, raw, _job(validation, normalise, batch))
-    accuracy = float((logits.argmax(1) == validation.labels.cpu().numpy()).mean())
-    # What was measured of the network does not hold for this file.
+@dataclass(frozen=True)
+class _Quantised:
+    """How the INT8 file of one export is made, and what its logits are."""
+
+    int8: Int8
+    calibration: Split
+    validation: Split
+    normalise: bool
+    batch: int | None
+
+    def put_in_place(self, file: Path) -> check.Array:
+        """Puts the INT8 model in the file's place; its logits of the validation images."""
+        images = _all_of(self.calibration)
+        images = images if self.normalise else self.calibration.normalise(images)
+        small = file.with_suffix(f".int8{file.suffix}")
+        self.int8.quantise(file, images.cpu().numpy(), small)
+        small.replace(file)
+        raw, run = _all_of(self.validation).cpu().numpy(), FORMATS[format_of(file)].load(file)
+        return check.logits_of(run, raw, _job(self.validation, self.normalise, self.batch))
+
+    def fine_tuned(self, network: nn.Module, qat: FineTuning) -> nn.Module:
+        """A copy of the network, as it is shipped, trained with the file's rounding."""
+        assert self.int8.fine_tuned is not None
+        plain, _ = deployable(network, self.validation, fold_norms=True)
+        trained = self.int8.fine_tuned(plain, self.calibration, qat)
+        return deployable(trained, self.validation, normalise=self.normalise)[0]
+
+    def better(
+        self, file: Path, logits: check.Array, other: Path, qat: FineTuning
+    ) -> tuple[FineTuned, check.Array]:
+        """The more accurate one of the static INT8 file and the fine-tuned network's other file,
+        once that is INT8 too, in the first one's place; and its logits."""
+        others = self.put_in_place(other)
+        static, tuned = (_accuracy(answers, self.validation) for answers in (logits, others))
+        kept = tuned > static
+        if kept:
+            other.replace(file)
+        else:
+            other.unlink()
+        return FineTuned(qat.epochs, qat.seed, static, tuned, kept), others if kept else logits
+
+
+def _accuracy(logits: check.Array, split: Split) -> float:
+    return float((logits.argmax(1) == split.labels.cpu().numpy()).mean())
+
+
+def _tell_int8(
+    told: dict[str, str], accuracy: float, calibration: int, tuned: FineTuned | None
+) -> None:
+    """What was measured of the network does not hold for its INT8 file."""
     float_ones = {
         f"float_{name}": told.pop(name) for name in ("accuracy", "test_accuracy") if name in told
     }
     told.update(float_ones, accuracy=json.dumps(round(accuracy, 6)), int8="true")
-    told["calibration_images"] = str(len(calibration))
-    int8.write_metadata(file, told)
-    return logits
+    told["calibration_images"] = str(calibration)
+    if tuned is not None:
+        told["qat"] = json.dumps(tuned.told())
 
 
 def _all_of(split: Split) -> Tensor:

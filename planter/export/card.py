@@ -18,6 +18,7 @@ from planter.driver.storage.reading import run_study
 from planter.driver.trials.networks import baseline_id
 from planter.export import Exported
 from planter.export.formats import FORMATS
+from planter.export.int8.finetuning import FineTuned
 from planter.front.certainty import wilson
 from planter.front.choose import Row
 from planter.front.lineage import edits_text
@@ -116,6 +117,9 @@ def _value(text: str) -> Any:
 def _measures(row: Row, front: Mapping[str, Any], exported: Exported) -> list[tuple[str, int, int]]:
     """What was measured: on which images, how many, and how many were right."""
     found = [("validation images", exported.images, exported.accuracy)]
+    if (tuned := exported.qat) is not None and tuned.kept:
+        static = ("validation images, INT8 without fine-tuning", exported.images)
+        found.append((*static, tuned.static_accuracy))
     if exported.calibration:
         found.append(("validation images, before INT8", exported.images, row["accuracy"]))
     if row["test_accuracy"] is not None and (account := front.get("data")):
@@ -160,7 +164,15 @@ def _facts(
     ]
     if exported.calibration:
         facts.append(("INT8", f"ranges from {exported.calibration:,} training images"))
+    if (tuned := exported.qat) is not None:
+        facts.append(("fine-tuning with 8 bits simulated", _of_qat(tuned)))
     return [*facts, *_latency(run, row)]
+
+
+def _of_qat(tuned: FineTuned) -> str:
+    epochs = "1 epoch" if tuned.epochs == 1 else f"{tuned.epochs} epochs"
+    how = f"{epochs} on the training images, seed {tuned.seed}, guided by the network before INT8"
+    return how if tuned.kept else f"{how}; left out, as it gave {tuned.accuracy:.2%}"
 
 
 def _latency(run: Path, row: Row) -> list[tuple[str, str]]:

@@ -56,7 +56,7 @@ def deployable(
         traced = fx.symbolic_trace(shipped)
     except Exception as error:  # a network may be the user's code
         raise ValueError(
-            "--fold-norms needs a network that torch.fx can follow; leave the flag out "
+            "--fold-norms and --qat need a network that torch.fx can follow; leave them out "
             f"({type(error).__name__}: {error})"
         ) from error
     return traced.eval(), _fold_norms_(traced)

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from torch import nn
+
+from planter.data import Split
 from planter.export import (
     executorch_file,
-    int8,
     onnx_file,
     openvino_file,
     pt2_file,
@@ -17,16 +19,20 @@ from planter.export import (
     tflite_file,
 )
 from planter.export.check import Array, Run
+from planter.export.int8 import static
+from planter.export.int8.finetuning import FineTuning, fine_tuned
 
 
 @dataclass(frozen=True)
 class Int8:
     """How a format quantises to 8 bits: `quantise(file, images, small)` writes a second file, with
     ranges from the images as the first takes them; `write_metadata` replaces what a file says of
-    itself."""
+    itself. `fine_tuned(network, calibration, tuning)` gives a copy of a network whose weights were
+    trained with the rounding of its files, None where the format has no such training."""
 
     quantise: Callable[[Path, Array, Path], None]
     write_metadata: Callable[[Path, Mapping[str, str]], None]
+    fine_tuned: Callable[[nn.Module, Split, FineTuning], nn.Module] | None = None
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,7 @@ FORMATS = {
         onnx_file.write,
         onnx_file.load,
         needs=("onnx", "onnxscript", "onnxruntime"),
-        int8=Int8(int8.quantise, int8.write_metadata),
+        int8=Int8(static.quantise, static.write_metadata, fine_tuned),
         options=("opset", "batch"),
         use=onnx_file.USE,
     ),
@@ -151,13 +157,19 @@ def require(kind: str) -> None:
         )
 
 
-def require_int8(file: Path) -> Int8:
-    """How the file is quantised. Raises ValueError where its format is not."""
+def require_int8(file: Path, *, trained: bool) -> Int8:
+    """How the file is quantised. Raises ValueError where its format is not, or not `trained` to
+    be."""
     found = FORMATS[format_of(file)].int8
     if found is None:
         able = [kind for kind, known in FORMATS.items() if known.int8 is not None]
         raise ValueError(
             f"INT8 is written as {' or '.join(kind.upper() for kind in able)}, got {file.name}; "
             f"name a file ending in {' or '.join(f'.{kind}' for kind in able)}"
+        )
+    if trained and found.fine_tuned is None:
+        raise ValueError(
+            f"--qat is not for {file.suffix} files: their format quantises without training; leave "
+            "it out"
         )
     return found

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from torch.onnx import ONNXProgram
 
 # The first that has every operation planter's networks need, and so the one most runtimes read.
 OPSET = 18
@@ -26,20 +27,13 @@ session = onnxruntime.InferenceSession("FILE")
 """
 
 
-def write(
-    network: nn.Module,
-    example: Tensor,
-    file: Path,
-    metadata: Mapping[str, str],
-    *,
-    opset: int = OPSET,
-    batch: int | None = None,
-) -> None:
-    """An ONNX model from `images` `[batch, ...]` like the example to `logits` `[batch, classes]`,
-    of any number of images or of `batch`.
+def program_of(
+    network: nn.Module, example: Tensor, *, opset: int = OPSET, batch: int | None = None
+) -> ONNXProgram:
+    """An ONNX program from `images` `[batch, ...]` like the example to `logits` `[batch, classes]`,
+    of any number of images or of `batch`, and torch's program that it was made of.
 
-    The exporter folds batch norms behind convolutions in any case. Raises ValueError for an opset
-    that it does not write.
+    The exporter folds batch norms behind convolutions in any case.
     """
     import torch
 
@@ -55,6 +49,20 @@ def write(
             verbose=False,
         )
     assert program is not None
+    return program
+
+
+def write(
+    network: nn.Module,
+    example: Tensor,
+    file: Path,
+    metadata: Mapping[str, str],
+    *,
+    opset: int = OPSET,
+    batch: int | None = None,
+) -> None:
+    """The model of `program_of`. Raises ValueError for an opset that it does not write."""
+    program = program_of(network, example, opset=opset, batch=batch)
     model = program.model
     written = model.opset_imports[""]
     if written != opset:  # it logs that it could not convert, and goes on

@@ -12,7 +12,7 @@ import torch
 
 from planter.data import Data, Split
 from planter.driver.run_folder.read import images_of, run_standing
-from planter.export import Exported, ExportError, export_network
+from planter.export import Exported, ExportError, FineTuning, export_network
 from planter.export.card import card_text
 from planter.front.choose import Front, Row
 from planter.front.points import read_front, write_text
@@ -66,6 +66,7 @@ def export_point(
     normalise: bool = False,
     fold_norms: bool = False,
     calibration: int | None = None,
+    qat: int | None = None,
     opset: int | None = None,
     batch: int | None = None,
     card: Path | None = None,
@@ -73,8 +74,9 @@ def export_point(
     force: bool = False,
 ) -> Exported:
     """`export_network` for a point of a run, checked on the run's validation images; `calibration`
-    is a number of its training images. Code of the user's own that the run names is called. `card`
-    is where its model card is written, with the `licence` of that name.
+    is a number of its training images, `qat` a number of epochs over all of them, in an order of
+    the run's seed. Code of the user's own that the run names is called. `card` is where its model
+    card is written, with the `licence` of that name.
 
     Raises ValueError where the point's weights were not kept, and where the network has another
     accuracy than the run says.
@@ -86,6 +88,7 @@ def export_point(
     train, validation = as_taken(run.data.train, spec), as_taken(run.data.validation, spec)
     network = checkpoint.load(folder, own_code=True)
     drawn = _drawn(run, train, calibration) if calibration is not None else None
+    tuning = FineTuning(train, qat, _seed(run)) if qat is not None else None
     score = evaluate(network, validation).accuracy
     # A near tie may fall the other way on another machine, or where a GPU counted before.
     if abs(score - row["accuracy"]) > max(0.005, 1.5 / len(validation)):
@@ -101,6 +104,7 @@ def export_point(
         normalise=normalise,
         fold_norms=fold_norms,
         calibration=drawn,
+        qat=tuning,
         opset=opset,
         batch=batch,
         force=force,
@@ -124,9 +128,13 @@ def _environment(run: Path) -> dict[str, Any]:
     return found
 
 
+def _seed(run: Run) -> int:
+    return int(_environment(run.folder).get("seed", 0))
+
+
 def _drawn(run: Run, train: Split, count: int) -> Split:
     """So many training images, or all where there are fewer, drawn with the run's seed."""
-    generator = torch.Generator().manual_seed(int(_environment(run.folder).get("seed", 0)))
+    generator = torch.Generator().manual_seed(_seed(run))
     index = torch.randperm(len(train), generator=generator)[:count]
     return train.sample(index)
 
