@@ -289,6 +289,18 @@ def test_the_dashboard_names_trials_as_planter_does_and_offers_nothing_that_cann
         assert page.complaints == []
 
 
+def test_the_dashboard_shows_all_panels_of_the_growth(page, run):
+    page.set_viewport_size({"width": 1300, "height": 900})
+    with dashboard(run) as address:
+        page.goto(address)
+        page.get_by_text("validation loss (cross-entropy, nats)").wait_for(timeout=120_000)
+        cut_off = page.evaluate(
+            "[...document.querySelectorAll('.MuiCard-root:has(.js-plotly-plot)')]"
+            ".filter(card => card.scrollHeight > card.clientHeight + 1).length"
+        )
+        assert cut_off == 0
+
+
 def test_the_dashboard_opens_on_the_front_of_the_run(page, run):
     page.set_viewport_size({"width": 1300, "height": 900})
     with dashboard(run) as address:

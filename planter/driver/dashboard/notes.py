@@ -21,9 +21,6 @@ from planter.front.reranked import corners
 from planter.plots import HistoryLine, front_figure, growth_figure, history_figure
 from planter.plots.svg import Line, chart
 
-# The dashboard's frames are of one height, too low for three figures below one another else.
-_SMALL = {"font_size": 11, "margin": {"t": 50, "b": 45}, "legend": {"y": 0.4, "font_size": 10}}
-
 
 def study_note(front: Mapping[str, Any], picture: str) -> str:
     """The front as Markdown: a picture at its address, a table, what it cost."""
@@ -85,7 +82,7 @@ def study_plots(run: Path, front: Mapping[str, Any], storage: BaseStorage) -> di
     figures = {"front": front_figure([with_networks(front, points)])}
     figures["hypervolume"] = history_figure([line])
     if rows := read_growth(run):
-        figures["planting"] = growth_figure(study.name, rows).update_layout(_SMALL)
+        figures["planting"] = growth_figure(study.name, rows).update_layout(title_text="")
     # The dashboard's own paper is white in one theme and dark in the other, ours is neither.
     return {name: figure.to_json() for name, figure in figures.items()}
 
