@@ -162,7 +162,7 @@ def print_points(
     for name in further:
         values = (point.get(name) for point in points)
         columns[name] = ["" if v is None else OBJECTIVES[name].cell(v) for v in values]
-    gone = []
+    gone: list[str] = []
     table, least, whole = _sized(out, columns)
     while out.is_terminal and least > out.width and len(gone) < len(_NOT_NEEDED):
         gone.append(_NOT_NEEDED[len(gone)])
