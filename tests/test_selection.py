@@ -80,12 +80,15 @@ def test_growing_promises_something_where_nothing_as_large_is_known(selection: A
     assert choose.worth_of(grown, [], LEFT) > 0
 
 
-def test_no_second_child_differs_in_its_seed_alone(selection: Any) -> None:
-    choose, _ = selection
+def test_a_second_child_that_differs_in_its_seed_alone_comes_last(selection: Any) -> None:
+    choose, points = selection
     params = choose.known_good()
     child = choose.decided(params, [], LEFT)
     choose.note(child)
-    assert "was begun, before" in choose.decided(params, [], LEFT)
+    points.append(point("other", "baseline", 5, 0.61))
+    assert choose.decided(params, [], LEFT).parent == "other/base"
+    points.pop()
+    assert choose.decided(params, [], LEFT) == child  # where nothing else is possible
     again = choose.decided({**params, "rate": 1.1}, [], LEFT)
     assert (again.parent, again.edits) == (child.parent, child.edits)
     assert again.recipe["lr"] == pytest.approx(1.1 * child.recipe["lr"])

@@ -91,7 +91,7 @@ class Selection:
         self._surprises = Surprises()
         self._told: list[str] = []
         self._gone: set[str] = set()
-        self._known: set[tuple[str, str, float]] = set()
+        self._known: set[str] = set()
 
     def possible(self) -> bool:
         """Whether anything is trained that could have children."""
@@ -103,9 +103,9 @@ class Selection:
         self._surprises.add(child.edit, metric_merit(point.values, self._objectives) - aimed)
 
     def note(self, child: Offspring) -> None:
-        """Takes in that a child was decided on: there shall be no second one that differs in
-        nothing but its seed."""
-        self._known.add((child.parent, _kind(child.edits, exact=True), child.recipe["lr"]))
+        """Takes in that a child was decided on: there shall be a second one that differs in nothing
+        but its seed only where its settings allow no other."""
+        self._known.add(child.all_but_seed)
 
     def begun(self, child: Offspring) -> None:
         """Takes in that a child is trained in part, and waits: there shall be no second one like
@@ -180,37 +180,37 @@ class Selection:
                 "budget.train_macs"
             )
         told = "every child of these settings has failed, or was begun, before"
+        again = None
         for option in sorted(affordable, key=lambda one: (-one.worth, -one.place.metric)):
-            architecture = Architecture.from_dict(option.parent.architecture)
-            edits = [option.edit]
+            parent, edits = option.parent, [option.edit]
+            architecture = Architecture.from_dict(parent.architecture)
             if params["form"] != PLAIN:
                 edits.append(Reform(str(params["form"])))
             try:
                 for edit in edits:
-                    edit.check(architecture, option.parent.pipeline)
+                    edit.check(architecture, parent.pipeline)
             except EditError as error:
-                told = f"{option.parent.id} cannot {params['edit']}: {error}"
+                told = f"{parent.id} cannot {params['edit']}: {error}"
                 continue
             data = to_data(edits)
             kinds = (_kind(data, exact=True), _kind(data, exact=False))
-            if any((option.parent.id, kind) in self._refused for kind in kinds):
+            if any((parent.id, kind) in self._refused for kind in kinds):
                 continue
-            rate = self._recipe.lr * params["rate"]
-            if (option.parent.id, kinds[0], rate) in self._known:
-                continue
-            recipe = self._recipe.model_copy(update={"lr": rate})
-            return Offspring(
-                option.parent.id,
+            recipe = self._recipe.model_copy(update={"lr": self._recipe.lr * params["rate"]})
+            costs = () if self._objectives[1:] == ("macs",) else self._costs(parent, option.macs)
+            child = Offspring(
+                parent.id,
                 data,
                 recipe.model_dump(),
                 option.macs,
                 self._metric.merit_of(option.place.metric),
                 option.train_macs,
-                ()
-                if self._objectives[1:] == ("macs",)
-                else self._costs(option.parent, option.macs),
+                costs,
             )
-        return told
+            if child.all_but_seed not in self._known:
+                return child
+            again = again or child
+        return again or told
 
     def promise(self, running: Sequence[Place], left: Left) -> float:
         """The worth of the best child that settings nobody drew would give: what a draw is measured

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -33,6 +34,11 @@ class Offspring:
     def edit(self) -> str:
         """The name of its first edit."""
         return str(self.edits[0]["edit"])
+
+    @property
+    def all_but_seed(self) -> str:
+        """What another child has in common with it that is trained in another order of images."""
+        return json.dumps([self.parent, list(self.edits), self.recipe["lr"]], sort_keys=True)
 
     def place(self, objectives: Sequence[str]) -> Place:
         merit = OBJECTIVES[objectives[0]].merit_of(self.accuracy)
