@@ -66,12 +66,20 @@ def test_onnx_is_written_with_the_opset_that_is_asked_for(tmp_path, opset):
         assert np.allclose(found, _expected(network, data, count), atol=1e-5)
 
 
-def test_an_opset_that_torch_does_not_write_is_told(tmp_path):
+def test_an_opset_that_torch_does_not_write_is_told(tmp_path, capfd):
     pytest.importorskip("onnxscript")
     network, data = _made(*CASES["toy"])
     with pytest.raises(ExportError, match="has no opset 13 for it; it wrote 18"):
         export_network(network, tmp_path / "net.onnx", data, opset=13)
     assert not list(tmp_path.iterdir())
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_an_opset_that_onnx_does_not_know_is_refused(tmp_path):
+    newest = pytest.importorskip("onnx").defs.onnx_opset_version()
+    network, data = _made(*CASES["toy"])
+    with pytest.raises(ExportError, match=f"opset {newest + 1}: expected 1 to {newest}"):
+        export_network(network, tmp_path / "net.onnx", data, opset=newest + 1)
 
 
 @pytest.mark.parametrize("batch", [1, 4])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sys
 from pathlib import Path
@@ -45,6 +46,10 @@ def test_the_front_and_its_best(run, said):
         assert run.best(max_macs=row["macs"]) == row
         assert run.best(min_accuracy=row["accuracy"]) == row
     assert run.knee() in front
+    assert run.best(max_macs=f"{front[-1]['macs'] / 1000}k") == run.best()
+    for wrong in (math.nan, -1, "10 apples"):
+        with pytest.raises(ValueError, match=f"macs {wrong!r}: expected"):
+            run.best(max_macs=wrong)
     with pytest.raises(ValueError, match=f"the nearest is {front[0]['id']}"):
         run.best(max_macs=front[0]["macs"] - 1)
 
@@ -52,7 +57,7 @@ def test_the_front_and_its_best(run, said):
 def test_a_point_is_found_by_its_id_or_its_trial(run, said):
     by_trial: dict[str, list[dict]] = {}
     for row in said["points"]:
-        assert run.point(row["id"]) == row
+        assert run.point(row["id"]) == run.point(row) == row
         by_trial.setdefault(row["trial"], []).append(row)
     assert {len(rows) for rows in by_trial.values()} == {1, 2}
     for trial, rows in by_trial.items():

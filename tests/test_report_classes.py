@@ -42,6 +42,14 @@ def test_each_class_is_told_with_wilsons_intervals():
     assert confused(_answers([0, 1], [0, 1], 2), ["a", "b"]) == ""
 
 
+def test_a_class_without_errors_is_no_certain_one():
+    """Drawn again it has none either: its F1 is told as uncertain as recall and precision."""
+    labels = [0] * 29 + [1] * 10
+    table = classes_table(_answers(labels, labels, 2), ["cat", "dog"])
+    least = binomtest(29, 29).proportion_ci(method="wilson").low
+    assert table.rows[0][1:] == ["29"] + 3 * [f"100.0 % ({100 * least:.0f}-100)"]
+
+
 def test_of_many_classes_the_worst_comes_first():
     labels = np.repeat(np.arange(30), 4)
     predicted = labels.copy()

@@ -93,6 +93,10 @@ def _points_of(file: Path) -> list[dict[str, Any]]:
         found = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} is no YAML or JSON: {error}") from None
+    except OSError as error:
+        raise ValueError(
+            f"--file {file} cannot be read: {error.strerror}; expected a YAML or JSON file"
+        ) from None
     each = found if isinstance(found, list) else [found]
     if not each or not all(isinstance(one, dict) and one for one in each):
         raise ValueError(f"{file}: expected a mapping of parameters to values, or a list of such")

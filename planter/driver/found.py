@@ -10,7 +10,7 @@ from torch import nn
 
 from planter.driver.run_folder.names import run_folder
 from planter.driver.run_folder.read import images_of, read_points
-from planter.front.choose import best_of, best_under, knee, on_front
+from planter.front.choose import best_of, best_under, knee, macs_of, on_front
 from planter.front.describe import with_networks
 from planter.front.lineage import Step, lineage
 from planter.front.points import nothing_trained, read_front
@@ -50,17 +50,18 @@ class Run(dict[str, Any]):
         return {one["trial"]: one["reason"] for one in self.get("failed", [])}
 
     def best(
-        self, *, max_macs: float | None = None, min_accuracy: float | None = None
+        self, *, max_macs: float | str | None = None, min_accuracy: float | None = None
     ) -> Mapping[str, Any]:
-        """The most accurate point of the front of at most `max_macs`; with `min_accuracy` (0..1)
-        alone the one of fewest macs that reaches it; without bounds the most accurate of all.
+        """The most accurate point of the front of at most `max_macs` (20_000, or "20k"); with
+        `min_accuracy` (0..1) alone the one of fewest macs that reaches it; without bounds the most
+        accurate of all.
 
         Raises ValueError where the front is empty, or none of its points keeps to the bounds; the
         message names the nearest.
         """
         if max_macs is None and min_accuracy is None:
             return best_of(on_front(self), self["objectives"])
-        most = None if max_macs is None else int(max_macs)
+        most = None if max_macs is None else macs_of(max_macs)
         return best_under(self, max_macs=most, min_accuracy=min_accuracy)
 
     def knee(self) -> Mapping[str, Any]:
@@ -68,9 +69,11 @@ class Run(dict[str, Any]):
         front is empty."""
         return knee(self)
 
-    def point(self, id: str) -> dict[str, Any]:
-        """The point of an id. Raises KeyError where there is none, ValueError where it is that of a
-        training of several points."""
+    def point(self, id: str | Mapping[str, Any]) -> dict[str, Any]:
+        """The point of an id, or a point itself. Raises KeyError where there is none, ValueError
+        where it is that of a training of several points."""
+        if isinstance(id, Mapping):
+            id = str(id["id"])
         found = [row for row in self["points"] if id in (row["id"], row["trial"])]
         if not found:
             raise KeyError(f"{self.path} has no point {id!r}; run.points lists them")
@@ -80,7 +83,7 @@ class Run(dict[str, Any]):
         row: dict[str, Any] = found[0]
         return row
 
-    def load(self, id: str) -> nn.Module:
+    def load(self, id: str | Mapping[str, Any]) -> nn.Module:
         """The trained network of a point, in eval mode. It is built by your own code, where the
         study names such.
 
@@ -98,7 +101,7 @@ class Run(dict[str, Any]):
         """The images of the run, split as they were. Raises ValueError where they have changed."""
         return images_of(self.path)
 
-    def lineage(self, id: str) -> list[Step]:
+    def lineage(self, id: str | Mapping[str, Any]) -> list[Step]:
         """The ancestors of a point, the first of them first, and itself last: what was done to each
         (`how`) and its `point`. Raises as `point` does."""
         return lineage(read_points(self.path), self.point(id)["id"])

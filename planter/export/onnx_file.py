@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,8 +38,11 @@ def program_of(
     The exporter folds batch norms behind convolutions in any case.
     """
     import torch
+    from onnx.defs import onnx_opset_version
 
-    with torch.no_grad(), warnings.catch_warnings(action="ignore"):
+    if not 1 <= opset <= (newest := onnx_opset_version()):
+        raise ValueError(f"opset {opset}: expected 1 to {newest}, those that onnx here knows")
+    with torch.no_grad(), warnings.catch_warnings(action="ignore"), _unlogged():
         program = torch.onnx.export(
             network,
             (example,),
@@ -50,6 +55,17 @@ def program_of(
         )
     assert program is not None
     return program
+
+
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """The exporter logs at length that it could not convert; what it wrote says so, too."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(disabled)
 
 
 def write(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from planter.networks import checkpoint
 from planter.networks.normalisation import as_taken
 from planter.training.scores import evaluate
 
+_NAMED = 10
+"""Points that are named where a wanted one is not there."""
 _TOLD = ("id", "trial", "pipeline", "method", "macs", "params", "accuracy", "test_accuracy")
 
 
@@ -50,8 +53,11 @@ def find_row(front: Front, wanted: str) -> Row:
     or more than one."""
     rows = [row for row in front["points"] if wanted in (row["id"], row["trial"])]
     if not rows:
-        known = ", ".join(row["id"] for row in front["points"])
-        raise ValueError(f"{front['study']} has no point {wanted!r}; points are {known}")
+        known = [row["id"] for row in front["points"]]
+        near = get_close_matches(wanted, known, _NAMED, cutoff=0.4)
+        told = f"points are {', '.join(known)}" if len(known) <= _NAMED else ""
+        told = told or f"near it: {', '.join(near or known[:_NAMED])}; planter show lists all"
+        raise ValueError(f"{front['study']} has no point {wanted!r}; {told}")
     if len(rows) > 1:
         raise ValueError(f"{wanted} has several networks: {', '.join(row['id'] for row in rows)}")
     found: Row = rows[0]

@@ -7,6 +7,7 @@ What is best is told by the metric of the run's objectives, what is cheapest by 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -174,10 +175,14 @@ def chosen(
     return best_under(front, max_macs=most, min_accuracy=min_accuracy)
 
 
-def macs_of(text: str) -> int:
+def macs_of(given: str | float) -> int:
     """Multiply-adds as a person writes them: 1500000, 1_500_000, 1.5M, 500k, 2G. Raises ValueError
     for anything else."""
     try:
-        return quantity_of(text)
+        return int(given) if _is_amount(given) else quantity_of(str(given))
     except ValueError as error:
-        raise ValueError(f"macs {text!r}: expected {error}") from None
+        raise ValueError(f"macs {given!r}: expected {error}") from None
+
+
+def _is_amount(given: str | float) -> bool:
+    return isinstance(given, int | float) and math.isfinite(given) and given >= 0

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from planter.front.certainty import resampled, wilson
 from planter.report.contents import Table
-from planter.training.answers import Answers
+from planter.training.answers import Answers, ClassCounts
 
 _MANY = 20
 _CONFUSED = 3
@@ -27,7 +27,7 @@ def classes_table(answers: Answers, names: Sequence[str]) -> Table:
             f"{counts.images[at]:,}",
             _share(counts.hits[at], counts.images[at]),
             _share(counts.hits[at], counts.answered[at]),
-            _f1(counts.f1(), low, high, at),
+            _f1(counts.f1(), low, high, at, _least_f1(counts, at)),
         ]
         for at, name in enumerate(names)
     ]
@@ -55,10 +55,25 @@ def _share(hits: int, images: int) -> str:
     return _text(hits / images, low, high)
 
 
+def _least_f1(counts: ClassCounts, at: int) -> float:
+    """1, or of a class without errors the F1 of the lower ends of recall and precision: drawn
+    again, it has none either, however few its images are."""
+    hits = int(counts.hits[at])
+    if not hits or hits != counts.images[at] or hits != counts.answered[at]:
+        return 1.0
+    return wilson(1.0, hits)[0]
+
+
 def _f1(
-    value: NDArray[np.float64], low: NDArray[np.float64], high: NDArray[np.float64], at: int
+    value: NDArray[np.float64],
+    low: NDArray[np.float64],
+    high: NDArray[np.float64],
+    at: int,
+    least: float,
 ) -> str:
-    return "none" if np.isnan(value[at]) else _text(value[at], low[at], high[at])
+    if np.isnan(value[at]):
+        return "none"
+    return _text(value[at], min(low[at], least), high[at])
 
 
 def _text(value: float, low: float, high: float) -> str:

@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import optuna
@@ -138,15 +139,18 @@ def _facts(
 
 def _curves(run: Path, front: Mapping[str, Any]) -> list[Curve]:
     """The courses of the trainings behind the recommended points, and of the teacher; the last
-    epoch has the accuracy of the whole network that came of it."""
+    epoch has the accuracy of what came of it, as the others have theirs: the mean of the pipelines
+    that trained together."""
     trials = [row["trial"] for row, _ in recommended(front)]
     trials += [row["trial"] for row in front["points"] if row["method"] == "teacher"]
-    ends = {row["trial"]: row for row in front["points"] if row["pipeline"] == "base"}
+    ends: dict[str, list[float]] = {}
+    for row in front["points"]:
+        ends.setdefault(row["trial"], []).append(row["accuracy"])
     found = []
     for trial in dict.fromkeys(trials):
         epochs = read_epochs(run, trial)
         if epochs and trial in ends and epochs[-1].get("val_accuracy") is None:
-            epochs[-1]["val_accuracy"] = ends[trial]["accuracy"]
+            epochs[-1]["val_accuracy"] = fmean(ends[trial])
         found.append(Curve(trial, epochs))
     return found
 

@@ -20,13 +20,14 @@ from sqlalchemy import create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
+from planter.driver.storage.messages import tell_warnings_once
 from planter.driver.storage.open_rows import key_of, storage_of, write_attributes
 from planter.driver.storage.retrying import RetryingStorage, tell_when_away
 from planter.driver.trials.jobs import Outcome
 from planter.front.objectives import OBJECTIVES, SEARCHED, values_of
 from planter.front.points import Point, front_of
 
-optuna.logging.set_verbosity(optuna.logging.WARNING)
+tell_warnings_once()
 
 _BUSY_S = 60
 _SELDOM = ("more", "parent", "edits")
