@@ -10,6 +10,7 @@ from torch import nn
 
 import planter
 from planter.driver.storage.points import open_storage
+from planter.export.points import find_row
 
 
 @pytest.fixture
@@ -100,6 +101,16 @@ def test_int8_is_told_with_its_accuracy(call, place, tmp_path):
     assert "of 60 validation images" in out
     assert call("export", "small", "--knee", *arguments)[0] == 2  # it is there
     assert call("export", "small", "--knee", *arguments, "--force", "--calibration", "20")[0] == 0
+
+
+def test_of_many_points_those_near_a_typo_are_named():
+    ids = [f"s{n:04d}/base" for n in range(30)]
+    front = {"study": "big", "points": [{"id": one, "trial": one[:5]} for one in ids]}
+    assert find_row(front, "s0007")["id"] == "s0007/base"
+    with pytest.raises(ValueError, match=r"points are .*s0012/base.* and 20 more"):
+        find_row(front, "s0012/bse")
+    with pytest.raises(ValueError, match=r"points are s0000/base, .* and 20 more"):
+        find_row(front, "zzz")
 
 
 @pytest.mark.parametrize(

@@ -54,9 +54,10 @@ def find_row(front: Front, wanted: str) -> Row:
     rows = [row for row in front["points"] if wanted in (row["id"], row["trial"])]
     if not rows:
         known = [row["id"] for row in front["points"]]
-        near = get_close_matches(wanted, known, _NAMED, cutoff=0.4)
-        told = f"points are {', '.join(known)}" if len(known) <= _NAMED else ""
-        told = told or f"near it: {', '.join(near or known[:_NAMED])}; planter show lists all"
+        near = get_close_matches(wanted, known, _NAMED, cutoff=0.4) or known
+        named = known if len(known) <= _NAMED else near[:_NAMED]
+        more = len(known) - len(named)
+        told = f"points are {', '.join(named)}" + (f" and {more} more" if more else "")
         raise ValueError(f"{front['study']} has no point {wanted!r}; {told}")
     if len(rows) > 1:
         raise ValueError(f"{wanted} has several networks: {', '.join(row['id'] for row in rows)}")
