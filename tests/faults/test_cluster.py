@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import socket
 import subprocess
 import sys
@@ -126,9 +127,10 @@ class Cluster:
             folder, "sample.sampler=random", *overrides, options=address, env=self.environment
         )
 
-    def at_work(self, folder: Path) -> set[str]:
-        """The trials that processes of the cluster train."""
-        return {n for pid in descendants(self.process.pid) for n in held(pid, folder / "run")}
+    def at_work(self, folder: Path) -> dict[int, set[str]]:
+        """The processes of the cluster that train, and the trials that each trains."""
+        pids = descendants(self.process.pid)
+        return {pid: set(found) for pid in pids if (found := held(pid, folder / "run"))}
 
 
 @pytest.fixture(scope="module")
@@ -217,9 +219,21 @@ def test_a_search_that_loses_a_machine_trains_its_trials_again(cluster, tmp_path
     write_study(tmp_path)
     process = cluster.search(tmp_path, "recipe.epochs=40", "resources.workers=3")
     try:
-        # Three at work on one core and two: two of them, or more in a round, will be lost.
-        wait_until(lambda: len(cluster.at_work(tmp_path)) >= 3, tmp_path, process)
+        # Three at work on one core and two: two of them will be lost. Who comes first waits for the
+        # others, however short its training is. All need the teacher.
+        waiting: set[int] = set()
+
+        def three_are_at_work() -> bool:
+            for pid, trials in cluster.at_work(tmp_path).items():
+                if pid not in waiting and "teacher" not in trials:
+                    os.kill(pid, signal.SIGSTOP)
+                    waiting.add(pid)
+            return len(waiting) >= 3
+
+        wait_until(three_are_at_work, tmp_path, process)
         cluster.lose_a_machine()
+        for pid in waiting & set(descendants(cluster.process.pid)):
+            os.kill(pid, signal.SIGCONT)
         assert process.wait(DEADLINE_S) == 0, log_of(tmp_path)
     finally:
         kill(process.pid)
