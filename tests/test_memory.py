@@ -1,4 +1,5 @@
-"""A process that keeps its memory does not ask the system for it again in every step."""
+"""A process that keeps its memory does not ask the system for it again in every step, and does not
+grow by what it has scored."""
 
 from __future__ import annotations
 
@@ -54,3 +55,38 @@ def test_memory_that_is_kept_is_not_fetched_again() -> None:
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library than glibc")
 def test_what_the_environment_says_of_memory_stands() -> None:
     assert steps("keep", MALLOC_TOP_PAD_="131072")[0] == "False"
+
+
+_SCORED = """
+import resource, sys
+import torch
+from torch import nn
+from planter.data import InMemorySplit
+from planter.machine.memory import keep_memory
+from planter.training.scores import answers, predict
+
+keep_memory()
+torch.set_num_threads(1)
+network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 10))
+photo = torch.zeros(1, 3, 224, 224, dtype=torch.uint8)
+
+def largest(photos):
+    images, mean = photo.expand(photos, -1, -1, -1), torch.zeros(3, 1, 1)  # one photo's memory
+    split = InMemorySplit(images, torch.zeros(photos, dtype=torch.long), mean, mean + 1)
+    {"answers": answers, "predict": predict}[sys.argv[1]](network, split)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+print(largest(110), largest(1100))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library than glibc")
+@pytest.mark.parametrize("how", ["answers", "predict"])
+def test_scoring_many_photos_takes_no_more_than_scoring_few(how: str) -> None:
+    """Twenty batches of 55 photos as much as two; a batch of one float32 each has 33 MB."""
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    done = subprocess.run(
+        [sys.executable, "-c", _SCORED, how], env=plain, capture_output=True, text=True, check=True
+    )
+    few, many = (int(kilobytes) for kilobytes in done.stdout.split())
+    assert many - few < 2 * 33_000

@@ -86,8 +86,8 @@ def search(
     given += ["tensorboard=true"] if tensorboard else []
     given += [f"trackers={json.dumps(trackers)}"] if trackers else []
     file = StudyFile.of(study)
-    name = file.study(given).name
-    run = (out_folder if out_folder is not None else Path("runs") / name).resolve()
+    asked = file.study(given)
+    run = (out_folder if out_folder is not None else Path("runs") / asked.name).resolve()
     if continue_from is not None:
         other = run_folder(continue_from).resolve()
         if other == run:
@@ -96,7 +96,8 @@ def search(
                 "without it resumes; expected another run, or another --set name=..."
             )
         given.append(f"evolve.start={json.dumps(str(other))}")
-    keep_memory()  # with workers: 0 it is this process that trains
+    if asked.resources.workers == 0:  # this process trains
+        keep_memory()
     try:
         with ProgressDisplay(out, run) as display:
             front = run_search(

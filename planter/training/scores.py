@@ -80,20 +80,26 @@ def answers(model: nn.Module, split: Split) -> Answers:
         raise ValueError("nothing to evaluate on: the split is empty or missing")
     device = next(model.parameters()).device
     split = split.to(device)
-    parts: list[tuple[Tensor, ...]] = []
-    loss, classes = 0.0, 0
+    # Made before, not gathered: a little that stays of each batch stands in the memory that the
+    # next one's photos need in one piece, and the process grows by a batch of photos each time.
+    predicted, among = (
+        torch.empty(len(split), dtype=t, device=device) for t in (torch.int64, torch.bool)
+    )
+    losses = torch.empty(len(split), dtype=torch.float64, device=device)
+    loss, classes, at = 0.0, 0, 0
     for images, labels in plain_batches(split):
         logits = eval_logits(model, images)
         classes = logits.shape[1]
+        here, at = slice(at, at + len(labels)), at + len(labels)
+        predicted[here] = logits.argmax(dim=1)
         likeliest = logits.topk(min(TOP, classes)).indices
-        among_top = (likeliest == labels[:, None]).any(dim=1)
-        each = functional.cross_entropy(logits, labels, reduction="none").double()
-        parts.append((labels, logits.argmax(dim=1), among_top, each))
+        among[here] = (likeliest == labels[:, None]).any(dim=1)
+        losses[here] = functional.cross_entropy(logits, labels, reduction="none")
         loss += float(functional.cross_entropy(logits, labels, reduction="sum"))
-    label, predicted, among, losses = (
-        torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True)
+    label, answer, top, each = (
+        column.cpu().numpy() for column in (split.labels, predicted, among, losses)
     )
-    return Answers(label, predicted, among, losses, classes, loss / len(split))
+    return Answers(label, answer, top, each, classes, loss / len(split))
 
 
 def predict(model: nn.Module, split: Split, precision: Precision = "float32") -> Tensor:
@@ -109,7 +115,14 @@ def predict(model: nn.Module, split: Split, precision: Precision = "float32") ->
         layout = torch.channels_last
     with in_place_of(model, forward):
         batches = (images.contiguous(memory_format=layout) for images, _ in plain_batches(split))
-        return torch.cat([eval_logits(model, images) for images in batches])
+        first = eval_logits(model, next(batches))
+        # Made at once, as above.
+        logits, at = first.new_empty(len(split), first.shape[1]), len(first)
+        logits[:at] = first
+        for images in batches:
+            logits[at : at + len(images)] = eval_logits(model, images)
+            at += len(images)
+    return logits
 
 
 def recalibrate_batchnorm_(
