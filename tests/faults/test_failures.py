@@ -76,6 +76,24 @@ def build(widths, *, classes=10, image=(1, 8, 8), how="sound"):
     stages = OrderedDict(wild=Wild(how), **dict(net.stages.named_children()))
     return StagedNet(nn.Sequential(stages), net.head)
 """
+# Ray tells of a worker that it ends for want of memory, and of a machine that is gone, by errors
+# that its Tune does not know.
+TOLD_OTHERWISE = """
+import itertools, ray
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError
+from planter.cli import main
+
+get, deaths = ray.get, itertools.count(1)
+
+def told_otherwise(*given, **named):
+    try:
+        return get(*given, **named)
+    except RayActorError as error:
+        raise {1: OutOfMemoryError, 2: NodeDiedError}[next(deaths)](str(error)) from None
+
+ray.get = told_otherwise
+main()
+"""
 REASONS = {
     1: "KeyError: 'broken on purpose'",
     2: "FloatingPointError: training loss became nan in epoch 1 of 2",
@@ -134,11 +152,13 @@ def test_failures_in_this_process_are_recorded_and_the_study_goes_on(
         assert_failed(run, told, number, REASONS[number])
 
 
-def test_failures_of_workers_are_recorded_and_the_study_goes_on(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", "from planter.cli import main; main()", "search"]
-    command += [str(write_study(tmp_path)), "--out", str(tmp_path / "run"), "--workers", "1"]
-    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
-    done = subprocess.run(
+def searched_by_workers(
+    folder: Path, workers: int, program: str = "from planter.cli import main; main()"
+) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", program, "search"]
+    command += [str(write_study(folder)), "--out", str(folder / "run"), "--workers", str(workers)]
+    path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return subprocess.run(
         command,
         capture_output=True,
         text=True,
@@ -146,11 +166,28 @@ def test_failures_of_workers_are_recorded_and_the_study_goes_on(tmp_path: Path) 
         timeout=600,
         env={**os.environ, "PYTHONPATH": path},
     )
+
+
+def test_failures_of_workers_are_recorded_and_the_study_goes_on(tmp_path: Path) -> None:
+    done = searched_by_workers(tmp_path, 1)
     assert done.returncode == 0, done.stderr
     front = json.loads((tmp_path / "run" / "pareto.json").read_text())
     assert {point["trial"] for point in front["points"]} == {"s0000", "s0006"}
     for number, reason in REASONS.items():
         assert_failed(tmp_path / "run", done.stdout.splitlines(), number, reason)
+
+
+def test_workers_that_end_for_memory_or_with_their_machine_do_not_end_the_search(
+    tmp_path: Path,
+) -> None:
+    done = searched_by_workers(tmp_path, 2, TOLD_OTHERWISE)
+    assert done.returncode == 0, done.stderr
+    first, second = (line for line in done.stdout.splitlines() if "s0004 failed: " in line)
+    assert "the machine's memory ran short" in first
+    assert "now at most 1 at a time; it is tried again" in first
+    assert REASONS[4] in second
+    front = json.loads((tmp_path / "run" / "pareto.json").read_text())
+    assert {point["trial"] for point in front["points"]} == {"s0000", "s0006"}
 
 
 def test_too_many_failures_end_the_study_with_their_number(

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ with uncollected():  # each of Ray's processes begins with this file
     import ray
     import torch
     from ray import tune
+    from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError
     from ray.tune.schedulers import FIFOScheduler
     from ray.tune.search import Searcher
 
@@ -104,6 +106,7 @@ class JobSearcher(Searcher):
         self._began: dict[str, float] = {}
         self._workers = workers
         self._running: dict[str, Job] = {}
+        self._short: set[str] = set()
         self.error: BaseException | None = None
 
     def suggest(  # type: ignore[override]
@@ -138,6 +141,12 @@ class JobSearcher(Searcher):
         self._began[trial_id] = time.monotonic()
         return True
 
+    def short_of_memory(self, trial_id: str) -> None:
+        """A job's worker was ended, as its machine had little memory left: from now on there is one
+        worker less at work, as two that were too much would be so again."""
+        self._short.add(trial_id)
+        self._workers = max(1, self._workers - 1)
+
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
@@ -147,6 +156,13 @@ class JobSearcher(Searcher):
             reason = "its worker process died"
             if most is not None and taken >= most:
                 reason = f"not done after {most:g} s (resources.trial_minutes)"
+            if trial_id in self._short:
+                self._short.remove(trial_id)
+                reason = (
+                    "its worker process was ended, as the machine's memory ran short (a smaller "
+                    "recipe.batch with recipe.accumulate takes less); now at most "
+                    f"{self._workers} at a time"
+                )
             outcome: Outcome = {"error": reason, "retry": True}
         else:
             outcome = json.loads(result["outcome"])
@@ -197,9 +213,27 @@ class ParetoHalving(FIFOScheduler):
             self._raised = True
             controller = tune_controller._tune_controller
             controller._actor_cache.increase_max(trial.placement_group_factory, self._workers)
+            manager = controller._actor_manager
+            manager._actor_task_failed = partial(self._died, controller, manager._actor_task_failed)
             if self._own:  # whose processes have this one's environment
                 trainable = trial.get_trainable_cls()
                 controller._class_cache._cache[trainable] = ray.remote(trainable)
+
+    def _died(
+        self,
+        controller: Any,
+        handle: Callable[..., None],
+        tracked_actor_task: Any,
+        exception: Exception,
+    ) -> None:
+        """Ray Tune knows one way for an actor to die. Of the others that Ray has, an end for want
+        of memory and a machine that is gone, it makes an error that ends the whole search."""
+        if isinstance(exception, OutOfMemoryError):
+            trial = controller._actor_to_trial[tracked_actor_task._tracked_actor]
+            self._searcher.short_of_memory(trial.trial_id)
+        if isinstance(exception, (OutOfMemoryError, NodeDiedError)):
+            exception = RayActorError(error_msg=str(exception))
+        handle(tracked_actor_task, exception)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         on = self._searcher.goes_on(trial.trial_id, result)
