@@ -106,6 +106,8 @@ def test_check_states_what_a_sound_study_costs(call):
     maps = {"conv1": 64, "conv2": 16, "conv3": 4, "conv4": 4, "conv5": 4}
     macs = sum(9 * (1 if name == "conv1" else 8) * 8 * n for name, n in maps.items())
     assert found["macs"]["teacher"] == macs + 8 * 128 + 128 * 10
+    assert 0.5 <= found["memory_gb"] < 0.6
+    assert "A worker takes up to about 0.5 GB of memory (" in call("check", "small.yaml")[1]
 
 
 def test_check_divides_the_time_among_sections_and_names_what_to_turn_down(call):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,19 +16,25 @@ import torch
 from torch import Tensor
 
 from planter.arch import Architecture
-from planter.costs.macs import activation_numbers, cost
-from planter.driver.checking import estimate
+from planter.costs.macs import activations, cost
+from planter.driver.checking import estimate, memory
 from planter.driver.checking.check import prepare
 from planter.driver.checking.estimate import Estimate, estimated, timed_batch
+from planter.driver.checking.memory import most_needed, too_little
+from planter.driver.trials.networks import Planned
 from planter.networks.assembly import build
 from planter.study.file import read_study
 from planter.training.augmentation import AUGMENTATIONS
+from planter.training.recipe import Recipe
 
 
 def resnet(pixels: int, width: int = 16) -> Architecture:
     widths = {"stem": width, "group1": width, "group2": 2 * width, "group3": 4 * width}
     options = {"depth": 8, "classes": 10, "image": [3, pixels, pixels]}
     return Architecture("resnet", widths, options)
+
+
+FOLDER = Planned(resnet(224, 64), Recipe(), trained=False)
 
 
 def test_activations_are_those_that_the_layers_of_the_network_itself_hand_on() -> None:
@@ -36,7 +45,7 @@ def test_activations_are_those_that_the_layers_of_the_network_itself_hand_on() -
             module.register_forward_hook(lambda _, inputs, output: seen.append(output.numel()))
     with torch.no_grad():
         network(torch.rand(1, 3, 16, 16))
-    assert activation_numbers(architecture) == sum(seen)
+    assert activations(architecture) == (sum(seen), max(seen))
 
 
 @pytest.mark.parametrize("pixels", [8, 32, 224])
@@ -47,7 +56,7 @@ def test_a_timed_step_keeps_within_memory_and_has_two_images_for_batch_norms(pix
     assert batch is not None
     assert 2 <= batch <= 128
     if batch > 2:
-        assert 12 * activation_numbers(architecture) * batch <= 256e6
+        assert 12 * activations(architecture).all * batch <= 256e6
     if pixels == 8:
         assert batch == 128  # as it is trained
     if pixels == 224:
@@ -222,3 +231,73 @@ def test_children_are_no_larger_than_the_bound_and_end_with_the_budget(
     )  # fmt: skip
     assert ended.parts["evolve"].train_macs == pytest.approx(1e6)
     assert "evolve.trials" not in ended.halved
+
+
+@pytest.mark.parametrize(("pixels", "batch"), [(96, 64), (32, 512)])
+def test_the_memory_that_is_told_is_about_what_a_training_takes(pixels: int, batch: int) -> None:
+    """As the system counts it, of a process of its own."""
+    program = f"""
+import json, resource, torch
+from torch.nn import functional
+from planter import Architecture, Recipe, build, fit
+from planter.data import InMemorySplit
+from planter.machine.memory import keep_memory
+
+keep_memory()
+torch.set_num_threads(1)
+network = build(Architecture.from_dict(json.loads({json.dumps(resnet(pixels).to_dict())!r})))
+photo, mean = torch.zeros(1, 3, {pixels}, {pixels}, dtype=torch.uint8), torch.zeros(3, 1, 1)
+images, labels = photo.expand({3 * batch}, -1, -1, -1), torch.zeros({3 * batch}, dtype=torch.long)
+
+def loss(network, batch):
+    return functional.cross_entropy(network(batch.images), batch.labels)
+
+def largest():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+before = largest()
+recipe = Recipe(epochs=1, batch={batch}, lr=0.01)
+fit(network, loss, InMemorySplit(images, labels, mean, mean + 1), recipe, seed=0)
+print(largest() - before)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    recipe = Recipe(epochs=1, batch=batch)
+    need = most_needed({"one": Planned(resnet(pixels), recipe), "given": FOLDER})
+    assert need is not None
+    assert need.network == "one"
+    assert 0.5 < (need.bytes - 0.5e9) / (1024 * int(done.stdout)) < 2
+
+
+def test_a_study_that_takes_more_memory_than_there_is_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "study.yaml"
+    file.write_text("name: s\ndata: {name: digits}\nbaselines: [{builder: convnet}]\n")
+    parts = Recipe(batch=128, accumulate=4)
+    need = most_needed({"deep": Planned(resnet(224), parts)})
+    assert need is not None
+    assert need.images == 32
+    whole = most_needed({"deep": Planned(resnet(224), Recipe(batch=128))})
+    assert whole is not None
+    assert whole.bytes - 0.5e9 == pytest.approx(4 * (need.bytes - 0.5e9), rel=0.01)
+
+    def told(*overrides: str, free: float) -> str | None:
+        monkeypatch.setattr(memory, "available_bytes", lambda: int(free))
+        return too_little(read_study(file, list(overrides)), need)
+
+    two = ["resources.workers=2"]
+    assert told(*two, free=2.1 * need.bytes) is None
+    warned = told(*two, free=1.5 * need.bytes)
+    assert warned is not None
+    assert "2 at a time" in warned
+    assert "resources.workers: 1 fits" in warned
+    warned = told("resources.workers=1", free=0.9 * need.bytes)
+    assert warned is not None
+    assert "fits" not in warned
+    assert "recipe.accumulate" in warned
+    warned = told(*two, "resources.memory_gb=1", free=1e12)
+    assert warned is not None
+    assert "resources.memory_gb is 1" in warned
+    assert most_needed({"given": FOLDER}) is None

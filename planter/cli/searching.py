@@ -195,6 +195,7 @@ def check(
     with uncollected():
         from planter.driver.checking.check import prepare, worker_count
         from planter.driver.checking.estimate import estimated
+        from planter.driver.checking.memory import most_needed, too_little
 
     try:
         checked = read_study(study, overrides or [])
@@ -210,7 +211,10 @@ def check(
         raise typer.Exit(2) from None
     costs, account = prepared.costs(), prepared.data.account
     estimate = estimated(checked, prepared)
-    for warning in prepared.warnings:
+    need = most_needed(prepared.networks)
+    short = too_little(checked, need) if need is not None else None
+    warnings = [*prepared.warnings, *([short] if short is not None else [])]
+    for warning in warnings:
         err.print(f"[yellow]warning:[/yellow] {escape(warning)}", soft_wrap=True)
     if as_json:
         found = {
@@ -219,10 +223,11 @@ def check(
             "estimate_s": round(estimate.seconds, 1),
             "macs": {name: cost.macs for name, cost in costs.items()},
             "params": {name: cost.params for name, cost in costs.items()},
-            "warnings": prepared.warnings,
+            "warnings": warnings,
             "data": account.document() if account is not None else None,
             "parts": {name: part._asdict() for name, part in estimate.parts.items()},
             "half_saves_s": {key: saved for key, (saved, _) in estimate.halved.items()},
+            "memory_gb": round(need.bytes / 1e9, 2) if need is not None else None,
         }
         if prepared.drawn is not None and prepared.drawn.within is not None:
             found["within_bounds"] = prepared.drawn.within / prepared.drawn.weighed
@@ -248,6 +253,12 @@ def check(
             told += f", {drawn.mean_train_macs / most:.1%} of the budget"
         out.print(f"{told}.", soft_wrap=True)
     _print_parts(estimate)
+    if need is not None:
+        out.print(
+            f"\nA worker takes up to about {need.bytes / 1e9:.1f} GB of memory ({need.network}, "
+            f"{need.images} images at a time).",
+            soft_wrap=True,
+        )
     workers = worker_count(checked)
     out.print(
         f"\n{study} is sound. About {duration(estimate.seconds)} of training on this machine "

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -213,15 +213,21 @@ def _cost_of_one(network: nn.Module, images: Tensor) -> Cost:
     return Cost(macs, macs_all, params, tuple(stages), size_bytes=size)
 
 
-def activation_numbers(architecture: Architecture) -> int:
-    """Numbers that the layers of all pipelines hand on for one image: what a training step keeps of
-    an image for its backward pass, but for a factor."""
+class Activations(NamedTuple):
+    """Numbers that layers hand on for one image: of all layers, and of the one with most."""
+
+    all: int
+    most: int
+
+
+def activations(architecture: Architecture) -> Activations:
+    """Of the layers of all pipelines: what a training step keeps of an image for its backward pass,
+    but for a factor."""
     network = build_without_data(architecture).eval()
-    count = 0
+    counts = [0]
 
     def add(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        nonlocal count
-        count += output.numel() if isinstance(output, Tensor) else 0
+        counts.append(output.numel() if isinstance(output, Tensor) else 0)
 
     leaves = [module for module in network.modules() if not list(module.children())]
     hooks = [leaf.register_forward_hook(add) for leaf in leaves]
@@ -231,7 +237,7 @@ def activation_numbers(architecture: Architecture) -> int:
     finally:
         for hook in hooks:
             hook.remove()
-    return count
+    return Activations(sum(counts), max(counts))
 
 
 def alone(cost: Cost, pipeline: str) -> Cost:

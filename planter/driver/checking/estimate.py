@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from planter.arch import Architecture
-from planter.costs.macs import activation_numbers, cost, joint_macs
+from planter.costs.macs import activations, cost, joint_macs
 from planter.data import Split
 from planter.driver.checking.check import Prepared, worker_count
 from planter.driver.trials.cost import training_macs
@@ -261,7 +261,7 @@ def timed_batch(architecture: Architecture, batch: int, macs: int) -> int | None
     if 4 * cost(architecture).params > _MOST_BYTES or 2 * macs > _MOST_MACS:
         return None
     # A value, its gradient, and what a backward pass holds in between.
-    each = 12 * activation_numbers(architecture)
+    each = 12 * activations(architecture).all
     most = min(_MOST_BYTES / max(each, 1), _MOST_MACS / max(macs, 1))
     return min(batch, max(int(most), 2))
 
