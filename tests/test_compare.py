@@ -123,3 +123,12 @@ def test_fronts_of_other_images_are_told_apart(
     assert code == 0
     assert "different images or labels, by fingerprint: first, same (aaaa); apart (bbbb)" in err
     assert "different images" not in call("pareto", "first", "same")[2]
+
+
+def test_a_section_that_one_study_has_is_one_difference(tmp_path: Path) -> None:
+    runs = a_run(tmp_path / "plain"), a_run(tmp_path / "grown", evolve={"trials": 3})
+    one, other = (compared(*pair).differences for pair in (runs, runs[::-1]))
+    (row,) = (values for key, *values in one if key.startswith("evolve"))
+    assert row[0] == "nothing"
+    assert re.fullmatch(r"a section of \d\d keys", row[1])
+    assert [values[::-1] for key, *values in other if key.startswith("evolve")] == [row]

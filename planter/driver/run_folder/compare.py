@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -47,6 +48,8 @@ def compared(run: Path, other: Path) -> Comparison:
     if same_images:  # wherever they lie
         for one in keys:
             one.pop("data.root", None)
+    _as_sections(keys[0], keys[1])
+    _as_sections(keys[1], keys[0])
     apart = [
         (key, *(str(one.get(key, "nothing")) for one in keys))
         for key in sorted(set(keys[0]) | set(keys[1]))
@@ -59,6 +62,18 @@ def compared(run: Path, other: Path) -> Comparison:
     only = bool(apart) and {key for key, *_ in apart} <= set(samplers)
     control = only and set(samplers.values()) == {"random"}
     return Comparison(control=control, same_images=same_images, differences=apart)
+
+
+def _as_sections(keys: dict[str, Any], other: dict[str, Any]) -> None:
+    """Puts one key for all of a section that the other study does not have."""
+    there = {key.partition(".")[0] for key in other if "." in key}
+    alone = [key for key in keys if "." in key and key.partition(".")[0] not in there]
+    for key in alone:
+        del keys[key]
+    for section, count in Counter(key.partition(".")[0] for key in alone).items():
+        keys[section] = f"a section of {count} key{'s' * (count != 1)}"
+        if other.get(section) is None:
+            other.pop(section, None)
 
 
 def samplers_of(study: Study) -> dict[str, str]:
