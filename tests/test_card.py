@@ -82,6 +82,23 @@ def test_the_card_says_what_the_run_says(call, place, row, tmp_path):
     assert f"torch {spec['versions']['torch']}" in text
 
 
+def test_the_card_of_a_cut_names_the_widths_that_the_cut_has(call, place, tmp_path):
+    run = tmp_path / "kept"
+    planter.search(place / "small.yaml", out=run, overrides=["keep=all"])
+    points = json.loads((run / "pareto.json").read_text())["points"]
+    cut = next(point for point in points if point["pipeline"] == "cut2")
+    spec = json.loads((run / cut["model"] / "arch.json").read_text())
+    code, _, err = call("export", f"{run}/{cut['id']}", "-o", str(tmp_path / "cut.pt2"))
+    assert code == 0, err
+    (line,) = re.findall(r"\| architecture \| (.*) \|", (tmp_path / "cut.pt2.card.md").read_text())
+    named = dict(re.findall(r"(\w+) (\d+)", line))
+    widths = spec["architecture"]["widths"]
+    # cut2 enters before conv3, with as many channels as conv2 hands on.
+    assert list(widths) == ["conv1", "conv2", "conv3", "conv4", "conv5", "fc1"]
+    assert list(named) == ["conv2", "conv3", "conv4", "conv5", "fc1"]
+    assert named == {name: str(widths[name]) for name in named}
+
+
 @pytest.mark.parametrize("normalise", [True, False])
 @pytest.mark.parametrize("kind", ENDINGS)
 def test_the_cards_lines_run_and_answer_as_the_network(call, place, row, tmp_path, kind, normalise):

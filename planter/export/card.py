@@ -13,6 +13,8 @@ from typing import Any
 
 import yaml
 
+from planter.arch import Architecture
+from planter.channels.groups import groups
 from planter.driver.run_folder.making import drawn_parameters
 from planter.driver.storage.reading import run_study
 from planter.driver.trials.networks import baseline_id
@@ -152,12 +154,16 @@ def _facts(
     run: Path, row: Row, exported: Exported, told: Mapping[str, Any]
 ) -> list[tuple[str, str]]:
     names = [file.name for file in exported.files]
-    widths = ", ".join(f"{k} {v}" for k, v in told["architecture"]["widths"].items())
+    architecture = Architecture.from_dict(told["architecture"])
+    own = set(architecture.widths)
+    if row["pipeline"] != "base":  # the layers before its entry are no part of it
+        own = {name for group in groups(architecture, row["pipeline"]) for name in group.widths}
+    widths = ", ".join(f"{k} {v}" for k, v in architecture.widths.items() if k in own)
     facts = [
         ("file", f"{' and '.join(names)}, {exported.size_bytes:,} bytes"),
         ("takes", str(told["input"])),
         ("gives", f"logits [{exported.batch or 'batch'}, {len(told['classes'])}], no softmax"),
-        ("architecture", f"{told['architecture']['builder']}: {widths or 'as it is'}"),
+        ("architecture", f"{architecture.builder}: {widths or 'as it is'}"),
         ("pipeline of it", row["pipeline"]),
         ("multiply-adds of an image", f"{row['macs']:,}"),
         ("parameters", f"{row['params']:,}"),
