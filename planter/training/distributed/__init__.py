@@ -157,6 +157,8 @@ def _run(
             for process in children.processes:
                 process.kill()
                 process.join()
+            for file in children.error_files:  # torch leaves them
+                Path(file).unlink(missing_ok=True)
     if not (folder / "trained.pt").is_file():
         raise RuntimeError("a process of the training was interrupted")
 
