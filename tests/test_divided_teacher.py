@@ -190,18 +190,23 @@ def test_workers_get_what_follows_the_divided_trainings(
         assert (shape_of_job(again, study) is None) == (processes == 2)
 
 
+CONNECTED = small(
+    {"builder": "connected", "widths": None}, baselines=[{"builder": "convnet", "widths": 4}]
+)
+
+
 @pytest.mark.parametrize(
     ("study", "place", "told"),
     [
         (small({"processes": 0}), "teacher.processes", "greater than or equal to 1"),
         (small({"processes": 1.5}), "teacher.processes", "integer"),
-        (small(resources={"workers": 0, "gpu": 1}), "teacher.processes", "this machine has 1"),
+        (small(resources={"workers": 0, "gpu": 1}), "teacher.processes", "has 1 GPU"),
         (small({"processes": 31}), "teacher.processes", "batches of 30 images for 31 processes"),
         (small({"recipe": {"accumulate": 2}}), "teacher.processes", "accumulate 2"),
         (small({"recipe": {"precision": "bfloat16"}}), "teacher.processes", "precision bfloat16"),
         (small({"recipe": {"compile": True}}), "teacher.processes", "compile True"),
         (
-            small({"builder": "connected", "widths": None}),
+            CONNECTED,
             "teacher.processes",
             "cannot be sent to another process",
         ),

@@ -118,7 +118,11 @@ def check_processes(
         found.add(place, many, "1 or nothing: this teacher is given, there is no training to share")
         return
     device = "cuda" if resources.gpu else "cpu"
-    if (refused := refused_of_processes(data.train, teacher.recipe, many, device)) is not None:
+    if device == "cuda" and many > (gpus := torch.cuda.device_count()):
+        expected = f"{max(gpus, 1)} or fewer: each process trains on a GPU of its own, and this "
+        expected += f"machine, whose search trains the teacher, has {gpus} GPU{'s' * (gpus != 1)}"
+        found.add(place, many, expected)
+    elif (refused := refused_of_processes(data.train, teacher.recipe, many, device)) is not None:
         found.tell(place, many, refused)
     if (what := only_here(teacher.architecture)) is not None:
         found.add(place, many, f"1: {what}, and so is unknown to another process")
