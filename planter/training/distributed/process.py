@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import os
 import pickle
@@ -143,8 +142,7 @@ def _train(
         settings["on_epoch"] = partial(caller, "epoch")
         settings["on_end"] = partial(caller, "end")
         validation = None if validation is None else validation.to(place)
-    # On the CPU a tensor that is sent is shared: each process trains weights of its own.
-    model = copy.deepcopy(sent.model).to(place)
+    model = sent.model.to(place)
     if sent.device == "cuda":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     optimizer = make_optimizer(model, sent.recipe)
