@@ -17,8 +17,8 @@ import torch
 
 import planter
 from planter.driver.backends.divided import run_divided
+from planter.driver.checking import estimate
 from planter.driver.checking.check import prepare
-from planter.driver.checking.estimate import estimated
 from planter.driver.tasks.context import Context
 from planter.driver.trials.jobs import Job, Queue
 from planter.driver.trials.stacks import shape_of_job
@@ -266,12 +266,16 @@ def test_a_teacher_that_is_given_is_trained_by_nobody(alone: Path, tmp_path: Pat
             prepare(study)
 
 
-def test_more_processes_than_cores_are_told_and_divide_the_estimate() -> None:
+def test_more_processes_than_cores_are_told_and_divide_the_estimate(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     many = prepare(study_of(small({"processes": 15}, resources={"workers": 0, "cpu": 100})))
     assert "15 processes of 100 threads (resources.cpu) share" in " ".join(many.warnings)
-    study = study_of(small(resources={"workers": 4}))
-    parts = estimated(study, prepare(study)).parts
-    assert parts["teacher"].seconds > 0
+    monkeypatch.setattr(estimate._Pace, "of_training", lambda pace, planned: 100.0)
+    for processes, seconds in ((1, 75.0), (2, 50.0), (4, 25.0)):
+        # One process of four workers has a baseline trained beside it, which takes a quarter.
+        study = study_of(small({"processes": processes}, resources={"workers": 4}))
+        assert estimate.estimated(study, prepare(study)).parts["teacher"].seconds == seconds
 
 
 @pytest.mark.long
