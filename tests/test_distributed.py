@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import multiprocessing
+import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +17,9 @@ from planter import Architecture, Recipe, build
 from planter.data import InMemorySplit
 from planter.training.batches import Batch
 from planter.training.distributed import fit_in_processes
-from planter.training.loop import fit
+from planter.training.loop import Epoch, PausedError, fit
 from planter.training.losses import classification_loss
+from planter.training.recipe import make_optimizer
 
 RECIPE = Recipe(epochs=2, batch=15, lr=0.05, clip_grad=1.0, augment={"crop": 1, "flip": True})
 SMALL: dict[str, Any] = {"classes": 10, "image": [1, 8, 8]}
@@ -66,8 +70,70 @@ def test_batch_norms_see_the_parts_as_with_accumulate() -> None:
     assert all(bool(b.abs().max() > 0) for b in statistics.values())
 
 
-def in_a_function() -> Any:
-    return lambda model, batch: loss(model, batch)
+def test_what_is_told_and_left_is_that_of_one_process(tmp_path: Path) -> None:
+    """Epochs with their validations, the best one's weights, the optimiser and the average."""
+    recipe = RECIPE.model_copy(update={"epochs": 6, "lr": 0.3, "patience": 2, "ema": 0.5})
+    found = []
+    for train in (fit, partial(fit_in_processes, processes=2)):
+        model, epochs, ended = network(), [], []
+        optimizer = make_optimizer(model, recipe)
+        train(
+            model,
+            loss,
+            images(),
+            recipe,
+            seed=3,
+            optimizer=optimizer,
+            validation=images(20),
+            on_epoch=epochs.append,
+            on_end=ended.append,
+        )
+        learned = [state["momentum_buffer"] for state in optimizer.state_dict()["state"].values()]
+        found.append((model, [(e.loss, e.lr, e.val_loss) for e in epochs], ended, learned))
+    (alone, epochs, ended, learned), (divided, others, other, same) = found
+    assert far(alone, divided) < 1e-12
+    assert others == [pytest.approx(epoch, rel=1e-6) for epoch in epochs]  # summed in float32
+    assert ended == other
+    assert len(epochs) == ended[0]
+    torch.testing.assert_close(learned, same, rtol=0, atol=1e-12)
+
+
+def test_a_training_that_is_paused_goes_on(tmp_path: Path) -> None:
+    whole, paused = network(), network()
+    fit(whole, loss, images(), RECIPE, seed=3)
+    go_on = {"seed": 3, "processes": 2, "checkpoint": tmp_path / "checkpoint.pt"}
+    with pytest.raises(PausedError, match="paused after epoch 1 of 2"):
+        fit_in_processes(paused, loss, images(), RECIPE, pause=lambda: True, **go_on)
+    resumed: list[Epoch] = []
+    fit_in_processes(
+        paused, lambda *of: loss(*of), images(), RECIPE, on_epoch=resumed.append, **go_on
+    )
+    assert [epoch.epoch for epoch in resumed] == [2]
+    assert far(whole, paused) < 1e-12
+
+
+def fails(model: nn.Module, batch: Batch) -> Tensor:
+    raise ValueError(f"no loss of {len(batch.labels)} images")
+
+
+def lost(model: nn.Module, batch: Batch) -> Tensor:
+    return loss(model, batch) * torch.inf
+
+
+@pytest.mark.long
+def test_what_goes_wrong_in_a_process_is_raised_here_and_none_is_left() -> None:
+    model, before = network(), network()
+    with pytest.raises(RuntimeError, match=r"process . of the training: ValueError: no loss of"):
+        fit_in_processes(model, fails, images(), RECIPE, seed=0, processes=2)
+    with pytest.raises(FloatingPointError, match="in epoch 1 of 2"):
+        fit_in_processes(model, lost, images(), RECIPE, seed=0, processes=2)
+    assert not multiprocessing.active_children()
+    assert far(model, before) == 0.0
+
+
+def of_a_lock() -> Any:
+    lock = threading.Lock()
+    return lambda model, batch: loss(model, batch) if lock else None
 
 
 @pytest.mark.parametrize(
@@ -76,8 +142,8 @@ def in_a_function() -> Any:
         ("has 0: ask for as many", {"device": "cuda", "processes": 2}),
         ("expected 1 or more", {"processes": 0}),
         ("batches of 14 images for 16 processes", {"processes": 16}),
-        ("pause: not for a training in several", {"pause": bool}),
-        ("cannot be sent to another process", {"loss": in_a_function()}),
+        ("together: not for a training in several", {"together": "others"}),
+        ("cannot be sent to another process", {"loss": of_a_lock()}),
         ("patience 3", {"recipe": RECIPE.model_copy(update={"patience": 3})}),
         ("precision bfloat16", {"recipe": RECIPE.model_copy(update={"precision": "bfloat16"})}),
         ("precision auto", {"recipe": RECIPE.model_copy(update={"precision": "auto"})}),

@@ -14,6 +14,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from planter.data import Data
+from planter.driver.backends.divided import run_divided
 from planter.driver.backends.local import run_here
 from planter.driver.checking.check import worker_count
 from planter.driver.proposers.proposer import Proposer
@@ -24,7 +25,7 @@ from planter.driver.run_folder.settings import drop_half_written, drop_locks, fi
 from planter.driver.schedule import Schedule
 from planter.driver.tasks.context import Context
 from planter.driver.trackers.tracking import tracked
-from planter.driver.trials.jobs import Job, Outcome, Queue
+from planter.driver.trials.jobs import Job, Outcome, Queue, divided
 from planter.driver.trials.stacks import shape_of_job
 from planter.front.points import Point, front_of, read_front
 from planter.machine.commands import command
@@ -116,6 +117,7 @@ def train_points(
         ]
         if study.resources.stack > 1:  # seeds of one point one behind the other
             jobs.sort(key=lambda job: shape_of_job(job, study) or "")
+        jobs.sort(key=lambda job: not divided(job, study))  # before the workers start
         file.write()
         # A training that failed is told and tried again by the same command: none ends the others.
         every = seeds * (len(points) * len(alone) + len(repeated))
@@ -372,11 +374,12 @@ class _Told(Queue):
 
 def _train(context: Context, schedule: Schedule, observe: Callable[[str], None]) -> None:
     with tracked(_Told(schedule, observe), context.run, context.study) as queue:
-        if workers := min(worker_count(context.study), schedule.left()):
+        workers = min(worker_count(context.study), schedule.left())
+        if workers and not (queue := run_divided(context, queue)).complete():
             from planter.driver.backends.ray_session import run_on_ray
 
             run_on_ray(context, queue, workers)
-        else:
+        elif not workers:
             run_here(context, queue)
 
 

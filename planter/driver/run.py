@@ -13,6 +13,7 @@ from typing import Any
 
 from planter.backbones import BUILDERS
 from planter.backbones.outside.own import Made, register
+from planter.driver.backends.divided import run_divided
 from planter.driver.backends.local import run_here
 from planter.driver.checking.check import Prepared, prepare, worker_count
 from planter.driver.checking.given import check_not_itself
@@ -221,13 +222,14 @@ class _Search(Queue):
             return
         try:
             with tracked(self, self._run, self._study) as queue:
+                here = replace(self._context, tick=self._count_time)
                 if self._workers == 0:
-                    run_here(replace(self._context, tick=self._count_time), queue)
-                else:
+                    run_here(here, queue)
+                elif not (rest := run_divided(here, queue)).complete():
                     from planter.driver.backends.ray_session import run_on_ray
 
                     self._tell(f"{self._workers} workers start", "start")
-                    run_on_ray(self._context, queue, self._workers, ray_address)
+                    run_on_ray(self._context, rest, self._workers, ray_address)
         except BaseException:
             self._wait_no_longer()
             raise

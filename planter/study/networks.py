@@ -48,6 +48,16 @@ class Teacher(_Trained):
             "of DEFAULT weights as they were trained",
         ),
     ] = None
+    processes: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=1024,
+            exclude_if=lambda many: many == 1,
+            description="that share its training, each with a part of every batch on cores or a "
+            "GPU of its own, as many as resources gives a worker; they come before the workers",
+        ),
+    ] = 1
 
     @model_validator(mode="after")
     def _not_of_another(self) -> Teacher:

@@ -77,7 +77,10 @@ class PausedError(Exception):
     """A training was ended on demand at a checkpoint, from which another call goes on."""
 
     def __init__(self, epoch: int, epochs: int) -> None:
-        super().__init__(f"paused after epoch {epoch} of {epochs}")
+        super().__init__(epoch, epochs)  # as they are, to be sent to another process
+
+    def __str__(self) -> str:
+        return "paused after epoch {} of {}".format(*self.args)
 
 
 def fit(

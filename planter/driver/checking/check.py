@@ -18,7 +18,7 @@ from planter.data import NAMES, Data, load_data
 from planter.driver.checking.given import check_enqueued, check_warm_start
 from planter.driver.checking.growable import layers_to_plant, named_layers
 from planter.driver.checking.importable import REMEDY, only_here
-from planter.driver.checking.recipes import check_precisions, check_recipes
+from planter.driver.checking.recipes import check_precisions, check_processes, check_recipes
 from planter.driver.checking.reference import check_metric, macs_reference, reference_of
 from planter.driver.checking.samplers import check_samplers
 from planter.driver.checking.saved import given_teacher, saved_network, starts_of
@@ -123,6 +123,7 @@ def prepare(study: Study, *, elsewhere: bool = False, begun: bool = False) -> Pr
         recipe = settings.recipe or study.recipe
         networks["teacher"] = Planned(teacher, recipe, trained=not settings.frozen)
         weights |= check_weights("teacher", settings, teacher, found)
+        check_processes(settings, networks["teacher"], study, data, found)
     names: set[str] = set()
     for index, baseline in enumerate(study.baselines):
         place = f"baselines.{index}"

@@ -90,7 +90,9 @@ def estimated(study: Study, prepared: Prepared) -> Estimate:
     for work in works:
         own[work.section] = own.get(work.section, 0.0) + work.seconds
     seconds = {section: of_workers / workers for section, of_workers in own.items()}
-    if "teacher" in own:
+    if "teacher" in own and study.teacher is not None and study.teacher.processes > 1:
+        seconds["teacher"] = own["teacher"] / study.teacher.processes  # nobody trains beside it
+    elif "teacher" in own:
         beside = sum(w.seconds for w in works if w.section == "baselines" and not w.guided)
         seconds["teacher"] = max(own["teacher"] - beside / workers, own["teacher"] / workers)
     parts = {

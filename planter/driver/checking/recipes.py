@@ -1,5 +1,5 @@
 """What recipes ask of the data and the networks: changes that images can take, weights of classes
-that are there, a precision that modules compute in."""
+that are there, a precision that modules compute in, processes that can share a training."""
 
 from __future__ import annotations
 
@@ -11,14 +11,18 @@ import torch
 from torch import nn
 
 from planter.data import Data
+from planter.data.cache.parallel import cores
+from planter.driver.checking.importable import only_here
 from planter.driver.trials.networks import Planned, recipes_of
 from planter.machine.torch_state import evaluating
-from planter.networks.assembly import build
+from planter.networks.assembly import build, build_without_data
 from planter.networks.cut_points import image_of
 from planter.study.findings import Findings
+from planter.study.networks import Teacher
 from planter.study.schema import Study
 from planter.study.space import Candidate
 from planter.training.class_weights import weights_of_classes
+from planter.training.distributed import refused_of_processes, travelling
 from planter.training.recipe import Recipe
 from planter.training.running.forward import Running, check_precision, tried
 
@@ -100,6 +104,36 @@ def check_precisions(study: Study, networks: Mapping[str, Planned], found: Findi
         found.attempt(place, precision, check)
         if len(found.problems) == problems and device == "cpu":
             found.attempt(place, precision, partial(_check_network, planned, planned.recipe))
+
+
+def check_processes(
+    settings: Teacher, teacher: Planned, study: Study, data: Data, found: Findings
+) -> None:
+    """A teacher whose training several processes cannot share, as it is or on this machine. More
+    of them than its cores are told only: they are slow, not wrong."""
+    place, many, resources = "teacher.processes", settings.processes, study.resources
+    if many == 1:
+        return
+    if settings.model is not None or not teacher.trained:
+        found.add(place, many, "1 or nothing: this teacher is given, there is no training to share")
+        return
+    device = "cuda" if resources.gpu else "cpu"
+    if device == "cuda" and many > (gpus := torch.cuda.device_count()):
+        expected = f"{max(gpus, 1)} or fewer: each process trains on a GPU of its own, and this "
+        expected += f"machine, whose search trains the teacher, has {gpus} GPU{'s' * (gpus != 1)}"
+        found.add(place, many, expected)
+    elif (refused := refused_of_processes(data.train, teacher.recipe, many, device)) is not None:
+        found.tell(place, many, refused)
+    if (what := only_here(teacher.architecture)) is not None:
+        found.add(place, many, f"1: {what}, and so is unknown to another process")
+    else:
+        network = build_without_data(teacher.architecture)
+        found.attempt(place, many, partial(travelling, network))
+    if not resources.gpu and many * resources.cpu > (count := cores()):
+        found.warnings.append(
+            f"{place}: {many} processes of {resources.cpu} threads (resources.cpu) share {count} "
+            "cores and take turns; fewer are as fast"
+        )
 
 
 def _check_network(planned: Planned, recipe: Recipe) -> None:

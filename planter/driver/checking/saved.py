@@ -36,7 +36,7 @@ def given_teacher(
     settings = study.teacher
     assert settings is not None
     assert settings.model is not None
-    if settings != Teacher(model=settings.model):
+    if settings != Teacher(model=settings.model, processes=settings.processes):
         found.add("teacher", "model beside other keys", "model alone, or no model")
         return None
     model = settings.model

@@ -36,7 +36,7 @@ _PACKAGES = (
 _MAY_GROW = (("sample", "trials"), ("plant", "rounds"), ("evolve", "trials"))
 _MAY_CHANGE = ("resources", "budget", "keep", "tensorboard", "trackers", "table")
 _DATA_MAY_CHANGE = ("workers", "cache_gb")
-_MAY_STEER = (("sample", "enqueue"), ("sample", "warm_start"))
+_MAY_STEER = (("sample", "enqueue"), ("sample", "warm_start"), ("teacher", "processes"))
 _CHOICES = ("edits", "shrink_rules", "grow_rules", "forms")
 _FIXED = ("seed", "data", "teacher")
 

@@ -107,11 +107,12 @@ class Context:
         checkpoint: Path | None = None,
         macs_after: MacsAfter,
         validate: Validate | None = None,
+        by: Callable[..., nn.Module] | None = None,
     ) -> int:
-        """Trains all of a network, under the trial's own seed; on `images`, by default those of the
-        recipe, with a `checkpoint`, by default in the trial's folder. The log of its epochs says
-        what each of them took, `macs_after` them. Returns after how many epochs it ended. See
-        `planter.fit`."""
+        """Trains all of a network, `by` another way than `fit` where one is given, under the
+        trial's own seed; on `images`, by default those of the recipe, with a `checkpoint`, by
+        default in the trial's folder. The log of its epochs says what each of them took,
+        `macs_after` them. Returns after how many epochs it ended. See `planter.fit`."""
         guide = self.guide(recipe, trial) if guided else None
         validation, ended = self.data.validation, recipe.epochs
         if images is not None:
@@ -124,7 +125,7 @@ class Context:
             ended = epochs
 
         try:
-            fit(
+            (by or fit)(
                 network,
                 loss,
                 self.images(recipe) if images is None else images,

@@ -95,6 +95,8 @@ def _cached(
     images = as_taken(context.data.train, spec)
     if (weights := key_of_weights(section, architecture.builder)) is not None:
         settings.append({"weights": weights})
+    if section.processes > 1:
+        settings.append({"processes": section.processes})
     if "mean" in spec:
         settings.append({key: spec[key] for key in ("mean", "std")})
     key = checkpoint.content_key(settings)
@@ -125,6 +127,7 @@ def _cached(
             guided=False,
             images=images,
             checkpoint=part,
+            processes=section.processes,
         )
         info: dict[str, Any] = {"settings": settings}
         if trained.epochs < recipe.epochs:

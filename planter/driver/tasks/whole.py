@@ -21,6 +21,7 @@ from planter.kernels.forms import Kernels
 from planter.networks.pipelines import Pipelines
 from planter.planting.round import Loss
 from planter.training.batches import Batch
+from planter.training.distributed import fit_in_processes
 from planter.training.loop import Validate
 from planter.training.losses import classification_loss
 from planter.training.recipe import Recipe, make_optimizer
@@ -54,6 +55,7 @@ def train_whole(
     images: Split | None = None,
     checkpoint: Path | None = None,
     before: int = 0,
+    processes: int = 1,
 ) -> Trained:
     """Trains a network in place, under the trial's own seed: its kernels expanded, all of it on the
     context's device, then collapsed.
@@ -63,7 +65,8 @@ def train_whole(
     one before which the network was another: what that one took is not counted. Unless it is the
     `last` phase of its trial, see `Context.phase`; for `images` and `checkpoint`, `Context.fit`.
     What the trial took `before`, in multiply-adds, stands in its log alone. Of validations on the
-    way, several pipelines count by their mean.
+    way, several pipelines count by their mean. Several `processes`, each with a worker's threads
+    and a GPU where workers have one, share the training: see `fit_in_processes`.
     """
     if kernels is not None:
         expand_kernels_(network, kernels, seed=seed_of(context.study.seed, trial))
@@ -86,6 +89,11 @@ def train_whole(
         names, measure = pipelines or network.names, context.study.objectives.metric
         validate = partial(mean_score, names=names, measure=measure)
 
+    by: Callable[..., nn.Module] | None = None
+    if processes > 1:
+        threads = context.study.resources.cpu
+        by = partial(fit_in_processes, processes=processes, device=context.device, threads=threads)
+
     def train() -> int:
         return context.fit(
             trial,
@@ -100,6 +108,7 @@ def train_whole(
             checkpoint=checkpoint,
             macs_after=lambda epochs: before + macs_after(epochs),
             validate=validate,
+            by=by,
         )
 
     # An older planter kept 0 of a training that had ended.

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypedDict
 
 from planter.front.points import Point
+from planter.study.schema import Study
 
 
 class Outcome(TypedDict, total=False):
@@ -105,6 +106,14 @@ class Queue(Protocol):
     def complete(self) -> bool:
         """Whether there is nothing left to do. Asked all the time, also while every worker is
         busy."""
+
+
+def divided(job: Job, study: Study) -> bool:
+    """Whether a job's training is divided among processes (`teacher.processes`)."""
+    if study.teacher is None or study.teacher.processes == 1:
+        return False
+    steps = job.params["steps"] if job.kind == "repeat" else []
+    return job.kind == "teacher" or any(step["kind"] == "teacher" for step in steps)
 
 
 def beyond(job: Job) -> Job:

@@ -7,15 +7,16 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from planter.driver.trials.jobs import STACK, Job
+from planter.driver.trials.jobs import STACK, Job, divided
 from planter.study.schema import Study
 
 
 def shape_of_job(job: Job, study: Study) -> str | None:
     """Jobs of which this is the same train networks of one shape, as far as is known before they
-    begin; None for one that is done alone: of another kind, or compared with others on its way."""
+    begin; None for one that is done alone: of another kind, compared with others on its way, or
+    divided among processes."""
     params = job.params
-    if params.get("rungs"):
+    if params.get("rungs") or divided(job, study):
         return None
     known: list[Any]
     if job.kind == "final":
