@@ -107,7 +107,7 @@ def test_check_states_what_a_sound_study_costs(call):
     macs = sum(9 * (1 if name == "conv1" else 8) * 8 * n for name, n in maps.items())
     assert found["macs"]["teacher"] == macs + 8 * 128 + 128 * 10
     assert 0.5 <= found["memory_gb"] < 0.6
-    assert "A worker takes up to about 0.5 GB of memory (" in call("check", "small.yaml")[1]
+    assert "A training takes up to about 0.5 GB of memory (" in call("check", "small.yaml")[1]
 
 
 def test_check_divides_the_time_among_sections_and_names_what_to_turn_down(call):

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,10 +21,12 @@ from planter.costs.macs import activations, cost
 from planter.driver.checking import estimate, memory
 from planter.driver.checking.check import prepare
 from planter.driver.checking.estimate import Estimate, estimated, timed_batch
-from planter.driver.checking.memory import most_needed, too_little
+from planter.driver.checking.memory import needs_of, too_little
 from planter.driver.trials.networks import Planned
+from planter.machine.memory import _left_to_groups
 from planter.networks.assembly import build
 from planter.study.file import read_study
+from planter.study.schema import Study
 from planter.training.augmentation import AUGMENTATIONS
 from planter.training.recipe import Recipe
 
@@ -237,7 +240,7 @@ def test_children_are_no_larger_than_the_bound_and_end_with_the_budget(
 def test_the_memory_that_is_told_is_about_what_a_training_takes(pixels: int, batch: int) -> None:
     """As the system counts it, of a process of its own."""
     program = f"""
-import json, resource, torch
+import json, torch
 from torch.nn import functional
 from planter import Architecture, Recipe, build, fit
 from planter.data import InMemorySplit
@@ -252,8 +255,9 @@ images, labels = photo.expand({3 * batch}, -1, -1, -1), torch.zeros({3 * batch},
 def loss(network, batch):
     return functional.cross_entropy(network(batch.images), batch.labels)
 
-def largest():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def largest():  # kB; `ru_maxrss` begins with what the process had that started this one
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
 
 before = largest()
 recipe = Recipe(epochs=1, batch={batch}, lr=0.01)
@@ -263,41 +267,89 @@ print(largest() - before)
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
-    recipe = Recipe(epochs=1, batch=batch)
-    need = most_needed({"one": Planned(resnet(pixels), recipe), "given": FOLDER})
-    assert need is not None
+    one = {"one": Planned(resnet(pixels), Recipe(epochs=1, batch=batch)), "given": FOLDER}
+    (need,) = needs(one, 3 * batch)
     assert need.network == "one"
     assert 0.5 < (need.bytes - 0.5e9) / (1024 * int(done.stdout)) < 2
 
 
+def needs(
+    networks: dict[str, Planned], images: int, study: Study | None = None
+) -> list[memory.Need]:
+    data = SimpleNamespace(train=range(images))
+    prepared: Any = SimpleNamespace(networks=networks, data=data)
+    return needs_of(study or a_study(), prepared)
+
+
+def a_study(**more: Any) -> Study:
+    resources = more.pop("resources", {"workers": 2})
+    network = {"builder": "convnet"}
+    return Study.model_validate(
+        {"name": "s", "data": {"name": "digits"}, "baselines": [network], "resources": resources}
+        | more
+    )
+
+
+def test_the_memory_that_is_told_is_of_the_images_that_a_step_has() -> None:
+    def of(images: int, **recipe: Any) -> float:
+        ((bytes_, _, many),) = needs({"one": Planned(resnet(224), Recipe(**recipe))}, images)
+        assert many == together
+        return bytes_ - 0.5e9
+
+    together = 128
+    whole = of(12_800, batch=128)
+    together = 65
+    assert of(130, batch=128) == pytest.approx(whole * 65 / 128, rel=0.01)
+    together = 24
+    assert of(24, batch=128) == pytest.approx(whole * 24 / 128, rel=0.01)
+    together = 32
+    assert of(12_800, batch=128, accumulate=4) == pytest.approx(whole / 4, rel=0.01)
+
+
 def test_a_study_that_takes_more_memory_than_there_is_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    file = tmp_path / "study.yaml"
-    file.write_text("name: s\ndata: {name: digits}\nbaselines: [{builder: convnet}]\n")
-    parts = Recipe(batch=128, accumulate=4)
-    need = most_needed({"deep": Planned(resnet(224), parts)})
-    assert need is not None
-    assert need.images == 32
-    whole = most_needed({"deep": Planned(resnet(224), Recipe(batch=128))})
-    assert whole is not None
-    assert whole.bytes - 0.5e9 == pytest.approx(4 * (need.bytes - 0.5e9), rel=0.01)
+    large, small = Planned(resnet(224), Recipe(batch=32)), Planned(resnet(64), Recipe(batch=32))
+    networks = {"small": small, "teacher": large, "sample0": small}
+    guide = {"builder": "resnet"}
 
-    def told(*overrides: str, free: float) -> str | None:
+    def told(free: float, **more: Any) -> str:
         monkeypatch.setattr(memory, "available_bytes", lambda: int(free))
-        return too_little(read_study(file, list(overrides)), need)
+        study = a_study(teacher={**guide, **more.pop("teacher", {})}, **more)
+        return too_little(study, needs(networks, 1000, study)) or ""
 
-    two = ["resources.workers=2"]
-    assert told(*two, free=2.1 * need.bytes) is None
-    warned = told(*two, free=1.5 * need.bytes)
-    assert warned is not None
-    assert "2 at a time" in warned
-    assert "resources.workers: 1 fits" in warned
-    warned = told("resources.workers=1", free=0.9 * need.bytes)
-    assert warned is not None
-    assert "fits" not in warned
-    assert "recipe.accumulate" in warned
-    warned = told(*two, "resources.memory_gb=1", free=1e12)
-    assert warned is not None
-    assert "resources.memory_gb is 1" in warned
-    assert most_needed({"given": FOLDER}) is None
+    study = a_study(teacher=guide)
+    found = needs(networks, 1000, study)
+    most, less, *drawn = (need.bytes for need in found)
+    assert [need.network for need in found] == [
+        "teacher", "small", "a draw of sample.space", "a draw of sample.space"
+    ]  # fmt: skip
+    assert drawn == [less, less]
+    assert told(most + less) == ""
+    few = told(0.99 * (most + less))
+    assert "2 trainings at a time" in few
+    assert "resources.workers: 1 fits" in few
+    assert "recipe.accumulate" in few
+    assert told(0.99 * (most + less), resources={"workers": 1}) == ""
+    assert f"a training of teacher takes about {most / 1e9:.1f} GB" in told(0.99 * most)
+    limit = {"workers": 2, "memory_gb": 0.99 * most / 1e9}
+    assert "resources.memory_gb is" in told(1e12, resources=limit)
+    assert told(1e12, resources={**limit, "workers": 0}) == ""  # a limit of workers
+    # A teacher that several processes train has no limit, and nobody beside it.
+    divided = needs(networks, 1000, a_study(teacher={**guide, "processes": 4}))[0]
+    assert divided.bytes == pytest.approx(most + 3 * (0.5e9 + 16 * cost(resnet(224)).params))
+    assert told(divided.bytes, resources=limit, teacher={"processes": 4}) == ""
+    alone = told(0.99 * divided.bytes, teacher={"processes": 4})
+    assert "more than the" in alone
+    assert "accumulate" not in alone
+    assert too_little(study, []) is None
+
+
+def test_what_a_container_may_hold_is_what_is_left(tmp_path: Path) -> None:
+    (tmp_path / "memory.max").write_text("3000\n")
+    (tmp_path / "memory.stat").write_text("anon 1000\nfile 9000\nshmem 500\n")
+    assert min(_left_to_groups(tmp_path)) == 1500  # files give way
+    (tmp_path / "memory.max").write_text("max\n")
+    assert min(_left_to_groups(tmp_path)) > 2**60
+    (tmp_path / "memory.stat").unlink()
+    assert min(_left_to_groups(tmp_path)) > 2**60

@@ -195,7 +195,7 @@ def check(
     with uncollected():
         from planter.driver.checking.check import prepare, worker_count
         from planter.driver.checking.estimate import estimated
-        from planter.driver.checking.memory import most_needed, too_little
+        from planter.driver.checking.memory import needs_of, too_little
 
     try:
         checked = read_study(study, overrides or [])
@@ -211,8 +211,8 @@ def check(
         raise typer.Exit(2) from None
     costs, account = prepared.costs(), prepared.data.account
     estimate = estimated(checked, prepared)
-    need = most_needed(prepared.networks)
-    short = too_little(checked, need) if need is not None else None
+    needs = [] if checked.resources.gpu else needs_of(checked, prepared)  # there it is the GPU's
+    short = too_little(checked, needs)
     warnings = [*prepared.warnings, *([short] if short is not None else [])]
     for warning in warnings:
         err.print(f"[yellow]warning:[/yellow] {escape(warning)}", soft_wrap=True)
@@ -227,7 +227,7 @@ def check(
             "data": account.document() if account is not None else None,
             "parts": {name: part._asdict() for name, part in estimate.parts.items()},
             "half_saves_s": {key: saved for key, (saved, _) in estimate.halved.items()},
-            "memory_gb": round(need.bytes / 1e9, 2) if need is not None else None,
+            "memory_gb": round(needs[0].bytes / 1e9, 2) if needs else None,
         }
         if prepared.drawn is not None and prepared.drawn.within is not None:
             found["within_bounds"] = prepared.drawn.within / prepared.drawn.weighed
@@ -253,10 +253,10 @@ def check(
             told += f", {drawn.mean_train_macs / most:.1%} of the budget"
         out.print(f"{told}.", soft_wrap=True)
     _print_parts(estimate)
-    if need is not None:
+    if needs:
         out.print(
-            f"\nA worker takes up to about {need.bytes / 1e9:.1f} GB of memory ({need.network}, "
-            f"{need.images} images at a time).",
+            f"\nA training takes up to about {needs[0].bytes / 1e9:.1f} GB of memory "
+            f"({needs[0].network}, {needs[0].images} images at a time).",
             soft_wrap=True,
         )
     workers = worker_count(checked)

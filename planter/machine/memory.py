@@ -10,6 +10,7 @@ import torch
 
 # <malloc.h> of glibc
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+_GROUPS = Path("/sys/fs/cgroup")
 
 
 def keep_memory() -> bool:
@@ -28,15 +29,41 @@ def keep_memory() -> bool:
 
 
 def available_bytes() -> int:
-    """What this machine's memory has left for processes; with Linux's counting, files that are
-    kept in it give way."""
+    """What this machine's memory, or a container's, has left for processes; with Linux's counting,
+    files that are kept in it give way."""
     try:
         for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
+                return min(int(line.split()[1]) * 1024, *_left_to_groups(_GROUPS))
     except OSError:  # another system
         pass
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def _left_to_groups(root: Path) -> list[int]:
+    """What the limits of this process's control groups (v2), as containers and batch systems set
+    them, leave of memory; what has none gives nothing."""
+    own = next(
+        (
+            line.removeprefix("0::/")
+            for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+            if line.startswith("0::/")
+        ),
+        "",
+    )
+    found = [2**63]
+    folder = root / own
+    for group in (folder, *folder.parents):
+        try:
+            most = (group / "memory.max").read_text(encoding="utf-8").strip()
+            held = dict(
+                line.split() for line in (group / "memory.stat").read_text("utf-8").splitlines()
+            )
+            if most != "max":
+                found.append(max(int(most) - int(held["anon"]) - int(held["shmem"]), 0))
+        except (OSError, KeyError, ValueError):  # not there, or of another version
+            continue
+    return found
 
 
 def free_bytes(device: torch.device) -> int | None:

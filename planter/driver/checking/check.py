@@ -121,7 +121,8 @@ def prepare(study: Study, *, elsewhere: bool = False, begun: bool = False) -> Pr
         assert study.teacher is not None
         settings = study.teacher
         recipe = settings.recipe or study.recipe
-        networks["teacher"] = Planned(teacher, recipe, trained=not settings.frozen)
+        given = settings.frozen or settings.model is not None
+        networks["teacher"] = Planned(teacher, recipe, trained=not given)
         weights |= check_weights("teacher", settings, teacher, found)
         check_processes(settings, networks["teacher"], study, data, found)
     names: set[str] = set()
