@@ -124,7 +124,7 @@ def test_with_workers_the_driver_trains_the_teacher_first(alone: Path, tmp_path:
 
 @pytest.mark.long
 def test_a_search_killed_while_two_processes_train_goes_on(tmp_path: Path) -> None:
-    study = small(recipe={**SMALL["recipe"], "epochs": 1200, "validate_every": 0})
+    study = small(recipe={**SMALL["recipe"], "epochs": 2000, "validate_every": 0})
     (tmp_path / "study.yaml").write_text(json.dumps(study))
     run = tmp_path / "run"
     command = [sys.executable, "-m", "planter", "search", "study.yaml", "--out", str(run)]
@@ -136,7 +136,7 @@ def test_a_search_killed_while_two_processes_train_goes_on(tmp_path: Path) -> No
     planter.search(study, out=run)
     log = (run / "trials" / "teacher" / "log.txt").read_text()
     assert "taken up after epoch " in log
-    assert [line["epoch"] for line in metrics(run)] == list(range(1, 1201))
+    assert [line["epoch"] for line in metrics(run)] == list(range(1, 2001))
 
 
 def wait_for(what: Callable[[], bool]) -> None:

@@ -179,7 +179,10 @@ def test_the_command_shows_a_column_more(run: Path, command_in: Any) -> None:
     [
         (["--like", "s0000", "--from-scratch"], "--like repeats what the search did"),
         (["--like", "s0000", "--epochs", "3"], "--like repeats what the search did"),
-        (["--like", "s0000", "--set", "recipe.lr=0.1"], "override resources.KEY alone"),
+        (
+            ["--like", "s0000", "--set", "recipe.lr=0.1"],
+            "override resources.KEY, teacher.processes",
+        ),
         (["--like", "s0099"], "no trial or point 's0099'"),
     ],
 )

@@ -223,7 +223,7 @@ class Oracle:
             best = max(better, key=lambda x: (worth(x), -LAYERS.index(x)))
             ranked.append(best)
             better.remove(best)
-        plants = self._fitting(ranked[: self.plant.per_round], parent)
+        plants = self._fitting(ranked, parent)
         winner = (widths[plants[0]], scored[plants[0]]) if plants else None
         accepted = plants[0] if plants else None
         if not plants and self.plant.finetune is not None and scored:
@@ -248,8 +248,8 @@ class Oracle:
         chosen: list[str] = []
         for layer in ranked:
             merged = {x: w + 2 * (x in [*chosen, layer]) for x, w in parent.items()}
-            if self._allowed(merged):
-                chosen.append(layer)
+            if len(chosen) < self.plant.per_round and self._allowed(merged):
+                chosen.append(layer)  # else the next best may have room
         return chosen
 
     def _allowed(self, widths: Mapping[str, int]) -> bool:

@@ -74,7 +74,7 @@ def train(
     if like and (points or front or from_scratch or continued or guided or epochs is not None):
         raise ValueError(
             "--like repeats what the search did: give it alone, with --seeds, --workers or "
-            "--set resources.KEY=VALUE"
+            "--set resources.KEY=VALUE or --set teacher.processes=N"
         )
     folder = run_folder(run).resolve()
     with err.status("loading"):

@@ -42,6 +42,7 @@ from planter.training.scores import evaluate
 _SMALLER = 10
 """The recipe's rate over that of further training: at its peak a full rate would undo what the
 weights have learned, and further training would be a second training from scratch."""
+_PROCESSES = "teacher.processes="
 _GUIDE = "guide"
 """Of `final/models`: the copy of the run's teacher that others learn from."""
 
@@ -64,10 +65,10 @@ def train_points(
     KEY=VALUE of `recipe`, `continued` (the recipe of further training: by default the same with a
     tenth of its rate) and `resources`. `guided` adds the run's teacher to the labels. The kind
     "repeated" makes the points' trials once more from nothing, as the search made them: of
-    `overrides`, it takes `resources` alone. What is trained already is not trained again; the run
-    itself is read only, also while a search is at work on it. Raises ValueError where that cannot
-    be done, before anything is trained, SearchStoppedError where the disk stays full,
-    KeyboardInterrupt on Ctrl-C.
+    `overrides`, it takes `resources` and `teacher.processes`. What is trained already is not
+    trained again; the run itself is read only, also while a search is at work on it. Raises
+    ValueError where that cannot be done, before anything is trained, SearchStoppedError where the
+    disk stays full, KeyboardInterrupt on Ctrl-C.
     """
     study, recipes = _recipes(run, overrides)
     points = _chosen(run, study, names, front=front)
@@ -84,8 +85,9 @@ def train_points(
     _check_sizes(points, data)
     if (unfinished := run_standing(run)) is not None:
         observe(unfinished)
-    if REPEATED in kinds and any(not text.startswith("resources.") for text in overrides):
-        raise ValueError("a repetition is trained as it was: override resources.KEY alone")
+    machine = ("resources.", _PROCESSES)
+    if REPEATED in kinds and not all(text.startswith(machine) for text in overrides):
+        raise ValueError("a repetition is as it was: override resources.KEY, teacher.processes")
     repeated = _repetitions(run, study, points) if REPEATED in kinds else {}
     alone = [kind for kind in kinds if kind != REPEATED]
     settings: dict[str, Any] = {
@@ -133,7 +135,7 @@ def _recipes(run: Path, overrides: Sequence[str]) -> tuple[Study, dict[str, Reci
     plain, further = [], []
     for text in overrides:
         section = text.partition("=")[0].partition(".")[0]
-        if section not in ("recipe", "continued", "resources"):
+        if section not in ("recipe", "continued", "resources") and not text.startswith(_PROCESSES):
             raise ValueError(
                 f"--set {text!r}: expected a key of recipe, continued or resources, "
                 "e.g. recipe.lr=0.01"

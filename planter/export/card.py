@@ -157,7 +157,8 @@ def _facts(
     architecture = Architecture.from_dict(told["architecture"])
     own = set(architecture.widths)
     if row["pipeline"] != "base":  # the layers before its entry are no part of it
-        own = {name for group in groups(architecture, row["pipeline"]) for name in group.widths}
+        every, here = (_grouped(architecture, way) for way in ("base", row["pipeline"]))
+        own -= every - here
     widths = ", ".join(f"{k} {v}" for k, v in architecture.widths.items() if k in own)
     facts = [
         ("file", f"{' and '.join(names)}, {exported.size_bytes:,} bytes"),
@@ -173,6 +174,12 @@ def _facts(
     if (tuned := exported.qat) is not None:
         facts.append(("fine-tuning with 8 bits simulated", _of_qat(tuned)))
     return [*facts, *_latency(run, row)]
+
+
+def _grouped(architecture: Architecture, pipeline: str) -> set[str]:
+    """The widths that can be told from a pipeline's tensors: not those that only change with
+    others, such as a DenseNet's growth."""
+    return {name for group in groups(architecture, pipeline) for name in group.widths}
 
 
 def _of_qat(tuned: FineTuned) -> str:

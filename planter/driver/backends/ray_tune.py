@@ -228,8 +228,8 @@ class ParetoHalving(FIFOScheduler):
     ) -> None:
         """Ray Tune knows one way for an actor to die. Of the others that Ray has, an end for want
         of memory and a machine that is gone, it makes an error that ends the whole search."""
-        if isinstance(exception, OutOfMemoryError):
-            trial = controller._actor_to_trial[tracked_actor_task._tracked_actor]
+        trial = controller._actor_to_trial.get(tracked_actor_task._tracked_actor)
+        if isinstance(exception, OutOfMemoryError) and trial is not None:  # None as it ends
             self._searcher.short_of_memory(trial.trial_id)
         if isinstance(exception, (OutOfMemoryError, NodeDiedError)):
             exception = RayActorError(error_msg=str(exception))

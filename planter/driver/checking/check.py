@@ -21,11 +21,10 @@ from planter.driver.checking.importable import REMEDY, only_here
 from planter.driver.checking.recipes import check_precisions, check_processes, check_recipes
 from planter.driver.checking.reference import check_metric, macs_reference, reference_of
 from planter.driver.checking.samplers import check_samplers
-from planter.driver.checking.saved import given_teacher, saved_network, starts_of
+from planter.driver.checking.saved import check_weights, given_teacher, saved_network, starts_of
 from planter.driver.checking.shortened import with_shorter_test
 from planter.driver.checking.space import Drawn, check_space
 from planter.driver.checking.trackers import check_trackers
-from planter.driver.checking.weights import check_weights
 from planter.driver.storage.points import check_url
 from planter.driver.trials.bounds import LATENCY, Latencies, limits_of
 from planter.driver.trials.given import Earlier, Params, Ranges

@@ -1,4 +1,5 @@
-"""Saved networks that a study names: its teacher, and parents of its children."""
+"""What a study begins with: its teacher, and parents of its children, as saved networks, and the
+weights that its networks are given."""
 
 from __future__ import annotations
 
@@ -9,11 +10,13 @@ from typing import Any
 from planter.arch import Architecture
 from planter.backbones import is_known
 from planter.data import Data
+from planter.driver.trials.starts import key_of_weights, started
 from planter.front.points import read_front
 from planter.networks import checkpoint
 from planter.study.findings import Findings
-from planter.study.networks import Teacher
+from planter.study.networks import Baseline, Teacher
 from planter.study.schema import Study
+from planter.study.section import Network
 
 
 def saved_network(folder: str) -> tuple[Architecture, dict[str, Any]]:
@@ -130,3 +133,27 @@ def _fitting(
             "have trained it, and accuracies may be too high"
         )
     return architecture
+
+
+def check_weights(
+    place: str, section: Network, architecture: Architecture, found: Findings
+) -> dict[str, str]:
+    """What tells a section's weights from others, by its place, if it has any. What does not fit
+    its network is found, and what is done to make it fit told."""
+    if section.weights is None:
+        return {}
+    at = f"{place}.weights"
+    begun = found.attempt(at, section.weights, lambda: started(section, architecture, 0))
+    if begun is None:
+        return {}
+    found.warnings += [f"{at}: {told}" for told in begun.told]
+    if begun.fresh and isinstance(section, Teacher | Baseline) and section.frozen:
+        found.add(
+            f"{place}.recipe",
+            f"null beside a classifier that begins afresh ({', '.join(begun.fresh)})",
+            "a recipe, to train it, or weights of as many classes as the data have",
+        )
+    if isinstance(section, Baseline) and section.frozen and section.kd is not None:
+        found.add(f"{place}.kd", "kd beside recipe: null", "a recipe, to learn by, or no kd")
+    key = key_of_weights(section, architecture.builder)
+    return {} if key is None else {at: key}

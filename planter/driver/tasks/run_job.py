@@ -19,6 +19,7 @@ from planter.driver.tasks.sampled import sample
 from planter.driver.tasks.teacher import train_teacher
 from planter.driver.trials.jobs import STACK, Job, Outcome, SearchStoppedError
 from planter.machine.disk import NoSpaceError
+from planter.training.distributed import ProcessLostError
 from planter.training.loop import PausedError
 from planter.training.stacked.together import Together
 
@@ -103,6 +104,9 @@ def _run(context: Context, job: Job) -> Outcome:
         except PausedError as paused:
             log.info("%s %s", ", ".join(job.trials), paused)
             return {"paused": str(paused)}
+        except ProcessLostError as error:
+            log.error("%s: %s", ", ".join(job.trials), error)
+            return {"error": str(error), "retry": True}
         except Exception as error:  # whatever the user's code or torch raises fails this trial
             log.error("%s failed\n%s", ", ".join(job.trials), traceback.format_exc())
             return {"error": f"{type(error).__name__}: {error}"}

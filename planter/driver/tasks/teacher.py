@@ -71,6 +71,22 @@ def train_teacher(context: Context, job: Job) -> Outcome:
     return outcome
 
 
+def _key(settings: list[Any], processes: int) -> str:
+    """Of a trained teacher; how many processes share a training is part of what it gives."""
+    return checkpoint.content_key([*settings, *([{"processes": processes}] * (processes > 1))])
+
+
+def _tell_of_others(teachers: Path, settings: list[Any], processes: int) -> None:
+    """Says where this teacher's training was begun by another number of processes."""
+    for many in {*range(1, 65)} - {processes}:
+        part = teachers / f"{_key(settings, many)}.part"
+        if part.exists():
+            log.warning(
+                "%s is of a training of this teacher by %d: teacher.processes: %d goes on with "
+                "it, this one begins anew", part, many, many,
+            )  # fmt: skip
+
+
 def _cached(
     context: Context,
     job: Job,
@@ -95,11 +111,10 @@ def _cached(
     images = as_taken(context.data.train, spec)
     if (weights := key_of_weights(section, architecture.builder)) is not None:
         settings.append({"weights": weights})
-    if section.processes > 1:
-        settings.append({"processes": section.processes})
     if "mean" in spec:
         settings.append({key: spec[key] for key in ("mean", "std")})
-    key = checkpoint.content_key(settings)
+    key = _key(settings, section.processes)
+    _tell_of_others(context.teachers, settings, section.processes)
     folder = context.teachers / key
     with locked(context.teachers / f"{key}.lock", _pause_before(context, recipe)):
         drop_half_written(context.teachers, key)

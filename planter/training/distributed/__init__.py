@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +17,12 @@ from typing import Any
 import cloudpickle
 import torch
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import ProcessContext, ProcessException, spawn
+from torch.multiprocessing.spawn import (
+    ProcessContext,
+    ProcessException,
+    ProcessExitedException,
+    spawn,
+)
 
 from planter.data import Split
 from planter.training.augmentation import AUGMENTATIONS
@@ -25,6 +31,11 @@ from planter.training.distributed.process import Sent, take_part
 from planter.training.loop import Epoch, Validate
 from planter.training.recipe import Recipe
 from planter.training.scores import evaluate
+
+
+class ProcessLostError(RuntimeError):
+    """A process of a training was ended from outside: the same training may succeed."""
+
 
 _POLL_S = 0.1
 _TRAVELS = {"teacher", "checkpoint", "start", "until", "validation"}
@@ -114,14 +125,21 @@ def refused_of_processes(split: Split, recipe: Recipe, processes: int, device: s
     if device == "cuda" and processes > (count := torch.cuda.device_count()):
         return f"{processes} GPUs asked for, this machine has {count}: ask for as many"
     if recipe.accumulate > 1:
-        return f"accumulate {recipe.accumulate}: each process has a part already; 1"
+        return (
+            f"accumulate {recipe.accumulate}: each of several processes has a part of the batch "
+            "already; set the recipe's accumulate to 1, or train in one process"
+        )
     if recipe.precision != "float32" or recipe.compile is not False:
         return (
-            f"precision {recipe.precision}, compile {recipe.compile}: expected float32 and false, "
-            "which are all that several processes train in"
+            f"precision {recipe.precision}, compile {recipe.compile}: several processes train in "
+            "float32 without compilation alone; set the recipe's precision to float32 and compile "
+            "to false, or train in one process"
         )
     if (least := min(map(len, batch_order(split, recipe, 0, 0)[0]))) < processes:
-        return f"batches of {least} images for {processes} processes: expected an image for each"
+        return (
+            f"batches of {least} images for {processes} processes: expected an image for each; set "
+            f"a larger recipe.batch, or at most {least} processes"
+        )
     return None
 
 
@@ -151,8 +169,13 @@ def _run(
         try:
             _answer(children, here, {**calls, "raise": _raise, "log": _log})
         except ProcessException as error:
-            last = str(error).strip().splitlines()[-1]
-            raise RuntimeError(f"process {error.error_index} of the training: {last}") from error
+            if _killed(children, error):
+                raise ProcessLostError(
+                    "a process of the training was killed, perhaps by the system for want of "
+                    "memory: a smaller recipe.batch or fewer processes take less"
+                ) from error
+            told = f"process {error.error_index} of the training: {_last_words(str(error))}"
+            raise RuntimeError(told) from error
         finally:
             for process in children.processes:
                 process.kill()
@@ -161,6 +184,22 @@ def _run(
                 Path(file).unlink(missing_ok=True)
     if not (folder / "trained.pt").is_file():
         raise RuntimeError("a process of the training was interrupted")
+
+
+def _killed(children: ProcessContext, error: ProcessException) -> bool:
+    """Whether a process was ended from outside: the others fail for want of it, and one of them may
+    be the first that is seen. torch ends them by SIGTERM."""
+    codes = [process.exitcode for process in children.processes]
+    return isinstance(error, ProcessExitedException) or -signal.SIGKILL in codes
+
+
+def _last_words(text: str) -> str:
+    """The first line of the error at the end of a process's traceback: what follows are advice and
+    details, of torch's."""
+    lines = text.strip().splitlines()
+    frames = [number for number, line in enumerate(lines) if line.startswith('  File "')]
+    behind = lines[frames[-1] + 1 :] if frames else lines
+    return next((line for line in behind if not line.startswith("    ")), lines[-1])
 
 
 def _answer(

@@ -193,7 +193,10 @@ class _Divided:
             with warnings.catch_warnings():
                 # Newer torch has a second word for it, which older ones do not know.
                 warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
-                own = DistributedDataParallel(one.model, broadcast_buffers=False)
+                # Layers that are left out, always or now and then, are no mistake.
+                own = DistributedDataParallel(
+                    one.model, broadcast_buffers=False, find_unused_parameters=True
+                )
             self._wrapped = one.model, own
         whole = self._wrapped[1]
         steps, generator = batch_order(one.split, one.recipe, one.seed, one.epoch)
