@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from scipy.stats import binomtest
 
 import planter
 from planter.export import FORMATS
+from planter.export.card import _own_widths
 from planter.plots.pages import Markdown, rendered_markdown
 
 pytestmark = pytest.mark.usefixtures("forked_checks")
@@ -97,6 +99,15 @@ def test_the_card_of_a_cut_names_the_widths_that_the_cut_has(call, place, tmp_pa
     assert list(widths) == ["conv1", "conv2", "conv3", "conv4", "conv5", "fc1"]
     assert list(named) == ["conv2", "conv3", "conv4", "conv5", "fc1"]
     assert named == {name: str(widths[name]) for name in named}
+
+
+def test_widths_that_only_change_with_others_stay_on_the_card_of_a_cut() -> None:
+    """A DenseNet's growth is of all its layers: no group of channels has it alone."""
+    options = {"depth": 13, "classes": 10, "image": [3, 32, 32]}
+    network = planter.Architecture("densenet", {"stem": 16, "growth": 12}, options)
+    place = list(planter.cuts(network))[-1]
+    network = replace(network, pipelines={"cut": {"before": place}})
+    assert _own_widths(network, "cut") == {"stem", "growth"} == _own_widths(network, "base")
 
 
 @pytest.mark.parametrize("normalise", [True, False])

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from planter import Architecture, Recipe, build
 from planter.data import InMemorySplit
 from planter.training.batches import Batch
-from planter.training.distributed import fit_in_processes
+from planter.training.distributed import _last_words, fit_in_processes
 from planter.training.loop import Epoch, PausedError, fit
 from planter.training.losses import classification_loss
 from planter.training.recipe import make_optimizer
@@ -68,6 +68,47 @@ def test_batch_norms_see_the_parts_as_with_accumulate() -> None:
     assert far(parts, divided) < 1e-12
     statistics = {n: b for n, b in divided.named_buffers() if n.endswith("running_mean")}
     assert all(bool(b.abs().max() > 0) for b in statistics.values())
+
+
+class Sometimes(nn.Module):
+    """A layer that no image passes, and one that half of the parts of batches pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.never, self.bright = (nn.Linear(64, 10).double() for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.flatten(1)
+        logits: Tensor = self.first(flat)
+        return logits + self.bright(flat) if float(flat.mean()) > -0.15 else logits
+
+
+def test_layers_that_a_step_leaves_out_are_no_mistake() -> None:
+    torch.manual_seed(0)
+    alone = Sometimes()
+    divided, begun = copy.deepcopy(alone), copy.deepcopy(alone)
+    # With the parts of a batch as another training has them: the branch is taken by part.
+    fit(alone, loss, images(), RECIPE.model_copy(update={"accumulate": 2}), seed=3)
+    fit_in_processes(divided, loss, images(), RECIPE, seed=3, processes=2)
+    assert far(alone, divided) < 1e-12
+    assert far(divided.bright, begun.bright) > 1e-3
+
+
+def test_what_is_told_of_a_process_is_the_error_itself() -> None:
+    text = """
+-- Process 1 terminated with the following error:
+Traceback (most recent call last):
+  File "spawn.py", line 90, in _wrap
+    fn(i, *args)
+    ~~^^^^^^^^^^
+  File "net.py", line 3, in forward
+    raise ValueError(told)
+ValueError: the first line
+ advice (1)
+  and more of it
+"""
+    assert _last_words(text) == "ValueError: the first line"
+    assert _last_words("process 1 exited") == "process 1 exited"
 
 
 def test_what_is_told_and_left_is_that_of_one_process(tmp_path: Path) -> None:

@@ -139,6 +139,33 @@ def test_a_search_killed_while_two_processes_train_goes_on(tmp_path: Path) -> No
     assert [line["epoch"] for line in metrics(run)] == list(range(1, 2001))
 
 
+@pytest.mark.long
+def test_a_teacher_whose_process_is_killed_is_tried_again(tmp_path: Path) -> None:
+    study = small(recipe={**SMALL["recipe"], "epochs": 2000, "validate_every": 0})
+    (tmp_path / "study.yaml").write_text(json.dumps(study))
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "planter", "search", "study.yaml", "--out", str(run)]
+    with (tmp_path / "told.txt").open("w") as told:
+        driver = subprocess.Popen(command, cwd=tmp_path, start_new_session=True, stdout=told)
+    wait_for(lambda: any((tmp_path / ".teachers").glob("*.part")))
+    one = max(pid for pid in in_session(driver.pid) if b"spawn_main" in command_of(pid))
+    os.kill(one, signal.SIGKILL)
+    assert driver.wait(timeout=300) == 0
+    told = (tmp_path / "told.txt").read_text()
+    assert "teacher failed: a process of the training was killed" in told
+    assert "it is tried again" in told
+    log = (run / "trials" / "teacher" / "log.txt").read_text()
+    assert "taken up after epoch " in log
+    assert [line["epoch"] for line in metrics(run)] == list(range(1, 2001))
+
+
+def command_of(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
 def wait_for(what: Callable[[], bool]) -> None:
     end = time.monotonic() + 120
     while not what():

@@ -155,10 +155,7 @@ def _facts(
 ) -> list[tuple[str, str]]:
     names = [file.name for file in exported.files]
     architecture = Architecture.from_dict(told["architecture"])
-    own = set(architecture.widths)
-    if row["pipeline"] != "base":  # the layers before its entry are no part of it
-        every, here = (_grouped(architecture, way) for way in ("base", row["pipeline"]))
-        own -= every - here
+    own = _own_widths(architecture, row["pipeline"])
     widths = ", ".join(f"{k} {v}" for k, v in architecture.widths.items() if k in own)
     facts = [
         ("file", f"{' and '.join(names)}, {exported.size_bytes:,} bytes"),
@@ -176,10 +173,16 @@ def _facts(
     return [*facts, *_latency(run, row)]
 
 
-def _grouped(architecture: Architecture, pipeline: str) -> set[str]:
-    """The widths that can be told from a pipeline's tensors: not those that only change with
-    others, such as a DenseNet's growth."""
-    return {name for group in groups(architecture, pipeline) for name in group.widths}
+def _own_widths(architecture: Architecture, pipeline: str) -> set[str]:
+    """All but those of layers before a pipeline's entry. Widths that only change with others, such
+    as a DenseNet's growth, are in no group: they stay."""
+    if pipeline == "base":
+        return set(architecture.widths)
+    every, here = (
+        {name for group in groups(architecture, way) for name in group.widths}
+        for way in ("base", pipeline)
+    )
+    return set(architecture.widths) - (every - here)
 
 
 def _of_qat(tuned: FineTuned) -> str:
