@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -113,13 +114,40 @@ def test_claims_are_means_of_three_seeds_and_need_their_rows(arena: Any) -> None
     assert found["small end: hypervolume"]["holds"]
     over = found["small end: points over scratch, at the worst size"]
     assert over["value"] == pytest.approx(3.0)
-    assert len(found) == 2
+    over = found["small end: points over scratch at its macs, at the worst size (at 12 %)"]
+    assert over["value"] == pytest.approx(3.0)
+    assert len(found) == 3
     evolve = [_line("planter-evolve", s, [(0.56, 10_000), (0.9, 500_000)]) for s in range(3)]
     found = {claim["name"]: claim for claim in report.claims_of(evolve + scratch, task)}
     assert found["evolve: hypervolume over the best other's (scratch)"]["holds"]
     worst = found["evolve: points over the best other, at the worst size (at 12 %)"]
     assert worst["value"] == pytest.approx(-2.0)
     assert not worst["holds"]
+    worst = found["evolve: points over the best other at its macs, at the worst size (at 3 %)"]
+    assert worst["value"] == pytest.approx(1.0)
+    larger = [_line("scratch", s, [(0.85, 50_000 * 10**0.5)]) for s in range(3)]
+    (worst,) = (
+        claim
+        for claim in report.claims_of(evolve + larger, task)
+        if claim["name"].startswith("evolve: points over the best other at its macs")
+    )
+    share = (math.log10(5) + 0.5) / math.log10(50)  # of the way from 10,000 to 500,000
+    assert worst["value"] == pytest.approx(100 * (0.56 + 0.34 * share - 0.85), abs=1e-3)
+
+
+def test_what_stands_between_two_points(arena: Any) -> None:
+    between = arena("counting").between
+    points = [
+        {"macs": 100, "validation": 0.5, "test": 0.4},
+        {"macs": 1_000, "validation": 0.4, "test": 0.9},  # not on the front
+        {"macs": 10_000, "validation": 0.7, "test": 0.8},
+    ]
+    assert between(points, 1_000) == pytest.approx(0.6)
+    assert between(points, 100) == pytest.approx(0.4)
+    assert between(points, 10_000) == pytest.approx(0.8)
+    assert between(points, 99) is None
+    assert between(points, 20_000) == 0.8
+    assert between([], 100) is None
 
 
 def test_a_picture_shows_what_validation_images_choose(arena: Any) -> None:

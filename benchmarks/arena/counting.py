@@ -7,7 +7,9 @@ passes once, backward passes twice.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -82,3 +84,22 @@ def at(points: Sequence[Mapping[str, Any]], macs: float) -> Mapping[str, Any] | 
     validation accuracy; None where there is none. Test accuracies do not select."""
     fitting = [point for point in points if point["macs"] <= SLACK * macs]
     return max(fitting, key=lambda point: point["validation"], default=None)
+
+
+def between(points: Sequence[Mapping[str, Any]], macs: float) -> float | None:
+    """The test accuracy at so many macs, by a straight line over their logarithm between the
+    neighbours of a front that validation accuracies chose: that of the largest above it, None below
+    the smallest."""
+    front: list[tuple[float, float]] = []
+    best = -math.inf
+    for point in sorted(points, key=lambda point: (point["macs"], -point["validation"])):
+        if point["validation"] > best:
+            best = point["validation"]
+            front.append((math.log(point["macs"]), point["test"]))
+    where = math.log(macs)
+    if not front or where < front[0][0]:
+        return None
+    for (low, first), (high, second) in pairwise(front):
+        if where <= high:
+            return first + (second - first) * (where - low) / (high - low)
+    return front[-1][1]

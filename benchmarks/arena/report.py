@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from counting import LARGE, at, covered
+from counting import LARGE, at, between, covered
 from task import TASKS, Task
 from ways import RIVALS, WAYS
 
@@ -75,6 +75,9 @@ def claims_of(lines: Sequence[Line], task: Task) -> list[dict[str, Any]]:
     if small and "scratch" in rows:
         gained = _over_scratch(by_way["planter-small"], by_way["scratch"])
         claims.append(_claim("small end: points over scratch, at the worst size", gained, 2.0))
+        gained, size = _at_equal_macs(by_way["planter-small"], by_way["scratch"], task)
+        name = f"small end: points over scratch at its macs, at the worst size ({size})"
+        claims.append(_claim(name, gained, 2.0))
     rivals = {name: rows[name] for name in RIVALS if name in rows}
     evolve = rows.get("planter-evolve")
     if evolve and rivals:
@@ -83,6 +86,11 @@ def claims_of(lines: Sequence[Line], task: Task) -> list[dict[str, Any]]:
         claims.append(_claim(f"evolve: hypervolume over the best other's ({best})", ahead, 0.0))
         ahead, size = _worst_size(evolve, rivals, task)
         name = f"evolve: points over the best other, at the worst size ({size})"
+        claims.append(_claim(name, ahead, -1.0))
+        ahead, size = min(
+            _at_equal_macs(by_way["planter-evolve"], by_way[name], task) for name in rivals
+        )
+        name = f"evolve: points over the best other at its macs, at the worst size ({size})"
         claims.append(_claim(name, ahead, -1.0))
     less, one_shot = rows.get("planter-evolve-less"), rows.get("torch-pruning")
     if less and one_shot:
@@ -114,6 +122,24 @@ def _over_scratch(grown: Sequence[Line], scratch: Sequence[Line]) -> float:
             more = -1.0 if found is None else found["test"] - point["test"]
             gained.setdefault(point["macs"], []).append(100 * more)
     return min(statistics.fmean(values) for values in gained.values())
+
+
+def _at_equal_macs(own: Sequence[Line], other: Sequence[Line], task: Task) -> tuple[float, str]:
+    """Percentage points that a way is ahead of another at the macs of the other's points, between
+    its own neighbours (means of the seeds), where that is least, and where. Sizes at which the
+    other has no point in some seed, and those below all of the way's own, are left out."""
+    of_seed = {line["seed"]: line for line in own}
+    ahead = []
+    for share in task.shares:
+        gained = []
+        for line in other:
+            point = at(line["points"], share * line["teacher"]["macs"])
+            found = point and between(of_seed[line["seed"]]["points"], point["macs"])
+            if point is not None and found is not None:
+                gained.append(100 * (found - point["test"]))
+        if len(gained) == len(other):
+            ahead.append((statistics.fmean(gained), f"at {100 * share:g} %"))
+    return min(ahead, default=(-100.0, "none"))
 
 
 def _worst_size(
