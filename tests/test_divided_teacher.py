@@ -20,11 +20,14 @@ from planter.driver.backends.divided import run_divided
 from planter.driver.checking import estimate
 from planter.driver.checking.check import prepare
 from planter.driver.tasks.context import Context
+from planter.driver.tasks.teacher import _key, _tell_of_others
 from planter.driver.trials.jobs import Job, Queue
 from planter.driver.trials.stacks import shape_of_job
 from planter.study.file import study_of
 from planter.study.schema import StudyError
 
+LONG = 2000
+"""Epochs, some seconds more than it takes to a checkpoint."""
 SMALL: dict[str, Any] = {
     "name": "divided",
     "data": {"name": "digits", "subset": 240, "validation": 0.25},
@@ -122,41 +125,54 @@ def test_with_workers_the_driver_trains_the_teacher_first(alone: Path, tmp_path:
     assert at == sorted(at)
 
 
+def begun(folder: Path, told: Any = None) -> tuple[dict[str, Any], subprocess.Popen[bytes]]:
+    """A long study in a process of its own, whose teacher has a checkpoint, into `folder/run`."""
+    study = small(recipe={**SMALL["recipe"], "epochs": LONG, "validate_every": 0})
+    (folder / "study.yaml").write_text(json.dumps(study))
+    command = [sys.executable, "-m", "planter", "search", "study.yaml", "--out", "run"]
+    driver = subprocess.Popen(command, cwd=folder, start_new_session=True, stdout=told)
+    wait_for(lambda: any((folder / ".teachers").glob("*.part")))
+    return study, driver
+
+
+def assert_went_on(run: Path) -> None:
+    log = (run / "trials" / "teacher" / "log.txt").read_text()
+    assert "taken up after epoch " in log
+    assert [line["epoch"] for line in metrics(run)] == list(range(1, LONG + 1))
+
+
 @pytest.mark.long
 def test_a_search_killed_while_two_processes_train_goes_on(tmp_path: Path) -> None:
-    study = small(recipe={**SMALL["recipe"], "epochs": 2000, "validate_every": 0})
-    (tmp_path / "study.yaml").write_text(json.dumps(study))
-    run = tmp_path / "run"
-    command = [sys.executable, "-m", "planter", "search", "study.yaml", "--out", str(run)]
-    driver = subprocess.Popen(command, cwd=tmp_path, start_new_session=True)
-    wait_for(lambda: any((tmp_path / ".teachers").glob("*.part")))
+    study, driver = begun(tmp_path)
     driver.kill()  # it alone: the processes it has started are to notice
     driver.wait()
     wait_for(lambda: not in_session(driver.pid))
-    planter.search(study, out=run)
-    log = (run / "trials" / "teacher" / "log.txt").read_text()
-    assert "taken up after epoch " in log
-    assert [line["epoch"] for line in metrics(run)] == list(range(1, 2001))
+    planter.search(study, out=tmp_path / "run")
+    assert_went_on(tmp_path / "run")
 
 
 @pytest.mark.long
 def test_a_teacher_whose_process_is_killed_is_tried_again(tmp_path: Path) -> None:
-    study = small(recipe={**SMALL["recipe"], "epochs": 2000, "validate_every": 0})
-    (tmp_path / "study.yaml").write_text(json.dumps(study))
-    run = tmp_path / "run"
-    command = [sys.executable, "-m", "planter", "search", "study.yaml", "--out", str(run)]
-    with (tmp_path / "told.txt").open("w") as told:
-        driver = subprocess.Popen(command, cwd=tmp_path, start_new_session=True, stdout=told)
-    wait_for(lambda: any((tmp_path / ".teachers").glob("*.part")))
+    with (tmp_path / "told.txt").open("w") as file:
+        _, driver = begun(tmp_path, file)
     one = max(pid for pid in in_session(driver.pid) if b"spawn_main" in command_of(pid))
     os.kill(one, signal.SIGKILL)
     assert driver.wait(timeout=300) == 0
     told = (tmp_path / "told.txt").read_text()
     assert "teacher failed: a process of the training was killed" in told
     assert "it is tried again" in told
-    log = (run / "trials" / "teacher" / "log.txt").read_text()
-    assert "taken up after epoch " in log
-    assert [line["epoch"] for line in metrics(run)] == list(range(1, 2001))
+    assert_went_on(tmp_path / "run")
+
+
+def test_a_training_that_other_processes_have_begun_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = [{"widths": 8}, "images"]
+    (tmp_path / f"{_key(settings, 2)}.part").write_bytes(b"")
+    _tell_of_others(tmp_path, settings, 2)
+    assert caplog.text == ""  # its own
+    _tell_of_others(tmp_path, settings, 1)
+    assert "teacher.processes: 2 goes on with it, this one begins anew" in caplog.text
 
 
 def command_of(pid: int) -> bytes:

@@ -345,6 +345,22 @@ def test_a_study_that_takes_more_memory_than_there_is_is_told(
     assert too_little(study, []) is None
 
 
+def test_children_take_what_their_parents_would_within_the_bounds() -> None:
+    recipe = {"epochs": 1, "batch": 16}
+    evolving = {"trials": 3, "recipe": recipe}
+    given = {"teacher": Planned(resnet(224), Recipe(batch=64), trained=False)}
+    assert needs(given, 1000, a_study()) == []
+    found = needs(given, 1000, a_study(evolve=evolving))
+    assert [(need.network, need.images) for need in found] == [("a child of teacher", 16)] * 2
+    (whole,) = needs({"one": Planned(resnet(224), Recipe(**recipe))}, 1000, a_study())
+    assert found[0].bytes == whole.bytes
+    macs = cost(resnet(224)).macs
+    half = a_study(evolve=evolving, objectives={"bounds": {"macs": macs / 2}})
+    bounded = needs(given, 1000, half)[0].bytes
+    kept = 0.5e9 + 16 * cost(resnet(224)).params
+    assert bounded - kept == pytest.approx((whole.bytes - kept) / 2)
+
+
 def test_what_a_container_may_hold_is_what_is_left(tmp_path: Path) -> None:
     (tmp_path / "memory.max").write_text("3000\n")
     (tmp_path / "memory.stat").write_text("anon 1000\nfile 9000\nshmem 500\n")

@@ -43,14 +43,11 @@ def available_bytes() -> int:
 def _left_to_groups(root: Path) -> list[int]:
     """What the limits of this process's control groups (v2), as containers and batch systems set
     them, leave of memory; what has none gives nothing."""
-    own = next(
-        (
-            line.removeprefix("0::/")
-            for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
-            if line.startswith("0::/")
-        ),
-        "",
-    )
+    try:
+        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:  # a Linux without them
+        lines = []
+    own = next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), "")
     found = [2**63]
     folder = root / own
     for group in (folder, *folder.parents):

@@ -28,34 +28,46 @@ class Need(NamedTuple):
 
 
 def needs_of(study: Study, prepared: Prepared) -> list[Need]:
-    """What each training takes of the host's memory, most first; a draw of a space stands for as
-    many as may train at a time. Children of `evolve` are no larger than their parents."""
-    workers = max(worker_count(study), 1)
-    needs = []
+    """What each training takes of the host's memory, most first. A draw of a space, and a child of
+    `evolve`, taken as large as its parent or as its bound of multiply-adds allows, stand for as
+    many as may train at a time. Rounds of planting keep to `plant.memory_gb` and are not counted.
+    """
+    workers, images = max(worker_count(study), 1), len(prepared.data.train)
+    stack, needs = study.resources.stack, []
     for name, planned in prepared.networks.items():
-        if planned.trained:
-            drawn = name.startswith("sample")
+        drawn = name.startswith("sample")
+        if planned.trained and drawn:
+            needs += [_need("a draw of sample.space", planned, images, stack=stack)] * workers
+        elif planned.trained:
             processes = 1
             if name == "teacher" and study.teacher is not None:
                 processes = study.teacher.processes
-            need = _need(
-                "a draw of sample.space" if drawn else name,
-                planned,
-                len(prepared.data.train),
-                processes,
-                study.resources.stack,
-            )
-            needs += [need] * (workers if drawn else 1)
+            needs.append(_need(name, planned, images, stack=stack, processes=processes))
+        if study.evolve is not None and not drawn:
+            macs = cost(planned.architecture).macs
+            share = min(study.objectives.bounds.limits().get("macs", math.inf) / macs, 1.0)
+            child = planned._replace(recipe=study.evolve.recipe_of(study.recipe))
+            told = f"a child of {name}"
+            needs += [_need(told, child, images, stack=stack, share=share)] * workers
     return sorted(needs, reverse=True)
 
 
-def _need(name: str, planned: Planned, images: int, processes: int, stack: int) -> Need:
+def _need(
+    name: str,
+    planned: Planned,
+    images: int,
+    *,
+    stack: int,
+    processes: int = 1,
+    share: float = 1.0,
+) -> Need:
+    """Of a network with a `share` of another's layers, in so many processes or stacked."""
     recipe = planned.recipe
     # Batches differ by an image at most: of 130 images, 128 at a time, they have 65.
     together = math.ceil(images / math.ceil(images / recipe.batch))
     together = math.ceil(together / recipe.accumulate)
     handed = activations(planned.architecture)
-    values = 4 * together * (handed.all + _AT_ONCE * handed.most)
+    values = share * 4 * together * (handed.all + _AT_ONCE * handed.most)
     weights = 16 * cost(planned.architecture).params  # gradients and two moments beside
     return Need(processes * (_PROCESS + weights) + stack * values, name, together)
 
