@@ -94,6 +94,11 @@ def test_layers_that_a_step_leaves_out_are_no_mistake() -> None:
     assert far(divided.bright, begun.bright) > 1e-3
 
 
+def test_processes_say_nothing_on_the_terminal(capfd: pytest.CaptureFixture[str]) -> None:
+    fit_in_processes(network(), loss, images(), RECIPE, seed=3, processes=2)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_what_is_told_of_a_process_is_the_error_itself() -> None:
     text = """
 -- Process 1 terminated with the following error:

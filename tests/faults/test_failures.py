@@ -94,6 +94,20 @@ def told_otherwise(*given, **named):
 ray.get = told_otherwise
 main()
 """
+# Ctrl-C while Ray is imported, which takes a second or two.
+INTERRUPTED = """
+import sys
+from planter.cli import main
+
+class Interrupted:
+    def find_spec(self, name, path=None, target=None):
+        if name == "ray.util.annotations":
+            sys.meta_path.remove(self)  # once, as a person does
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupted())
+main()
+"""
 REASONS = {
     1: "KeyError: 'broken on purpose'",
     2: "FloatingPointError: training loss became nan in epoch 1 of 2",
@@ -188,6 +202,13 @@ def test_workers_that_end_for_memory_or_with_their_machine_do_not_end_the_search
     assert REASONS[4] in second
     front = json.loads((tmp_path / "run" / "pareto.json").read_text())
     assert {point["trial"] for point in front["points"]} == {"s0000", "s0006"}
+
+
+def test_ctrl_c_while_ray_is_imported_ends_as_at_any_time(tmp_path: Path) -> None:
+    done = searched_by_workers(tmp_path, 1, INTERRUPTED)
+    assert done.returncode == 130, done.stderr
+    assert "the same command goes on from there" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_too_many_failures_end_the_study_with_their_number(

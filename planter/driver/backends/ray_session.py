@@ -8,6 +8,7 @@ import logging
 import os
 import secrets
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -136,7 +137,8 @@ def _left_as_found() -> Iterator[None]:
         for name in set(os.environ) - set(environment):
             del os.environ[name]
         os.environ.update(environment)
-        _read_settings_again()
+        if "ray" in sys.modules:  # not where its import was interrupted
+            _read_settings_again()
 
 
 def _read_settings_again() -> None:

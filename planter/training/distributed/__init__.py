@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import tempfile
@@ -38,6 +39,7 @@ class ProcessLostError(RuntimeError):
 
 
 _POLL_S = 0.1
+_LEVEL = "TORCH_CPP_LOG_LEVEL"
 _TRAVELS = {"teacher", "checkpoint", "start", "until", "validation"}
 
 
@@ -162,7 +164,7 @@ def _run(
     """Starts the processes, answers the first one's calls and waits for all; none outlives it."""
     here, there = Pipe()
     with here, there:
-        with _without_script():
+        with _without_script(), _quiet():
             children = spawn(  # type: ignore[no-untyped-call]
                 take_part, (folder, splits, there), processes, join=False, daemon=True
             )
@@ -218,6 +220,19 @@ def _raise(error: Exception) -> None:
 
 def _log(name: str, level: int, text: str) -> None:
     logging.getLogger(name).log(level, "%s", text)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Lets processes that are started within say nothing on the terminal but errors of torch's C++
+    code: every layer that takes part would be warned of, as one that may not is looked for."""
+    asked = os.environ.get(_LEVEL)
+    os.environ[_LEVEL] = asked or "ERROR"
+    try:
+        yield
+    finally:
+        if asked is None:
+            del os.environ[_LEVEL]
 
 
 @contextmanager
