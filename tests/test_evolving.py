@@ -99,7 +99,7 @@ def test_the_first_children_need_no_luck(whole):
     first = [row for row in rows(run) if row.number < evolving._KNOWN_GOOD]
     assert {row.params["edit"] for row in first} == {"shrink"}
     assert {row.params["shrink_size"] for row in first} == {0.5}
-    assert {row.params["shrink_rule"] for row in first} == {"even"}
+    assert {row.params["shrink_rule"] for row in first} == {"magnitude"}
 
 
 def test_what_children_took_counts_their_training_and_the_teachers_answers(whole):

@@ -38,9 +38,10 @@ class Evolve(Section):
         Field(
             min_length=1,
             description="which channels go: as many of each width, or over all widths those of the "
-            "least magnitude, norm scale or Taylor term of the loss",
+            "least magnitude, norm scale or Taylor term of the loss; the first children use the "
+            "rule that is named first",
         ),
-    ] = ["even", "magnitude", "taylor"]
+    ] = ["magnitude", "even", "taylor"]
     grow: Annotated[
         Span, Field(description="least and largest multiple of its parent's macs that it gets")
     ] = [1.4, 2.5]

@@ -44,10 +44,15 @@ def view_pool(split: Split, augment: Augment, seed: int = 0) -> Pool:
     views = augment.views or 1
     parts = [slice(at, at + SCORE_BATCH) for at in range(0, len(split), SCORE_BATCH)]
     originals = [split.batch(part) for part in parts]
-    pool = list(originals)
-    for _ in range(views - 1):
-        pool += [augmented(one, augment, generator, split.mean, split.std) for one in originals]
-    made = Pool(torch.cat(pool), split.labels.repeat(views), split.mean, split.std)
+    # Written in place: of a large data set a pool is most of what is in memory.
+    images = originals[0].new_empty((views * len(split), *originals[0].shape[1:]))
+    whole = images.split(len(split))
+    for view in range(views):
+        for part, original in zip(parts, originals, strict=True):
+            if view:
+                original = augmented(original, augment, generator, split.mean, split.std)
+            whole[view][part] = original
+    made = Pool(images, split.labels.repeat(views), split.mean, split.std)
     _, height, width = split.image
     return (
         made if made.image == split.image else made.taken_by(made.mean, made.std, (height, width))

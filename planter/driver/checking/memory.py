@@ -6,6 +6,7 @@ import math
 from typing import NamedTuple
 
 from planter.costs.macs import activations, cost
+from planter.data import Split
 from planter.driver.checking.check import Prepared, worker_count
 from planter.driver.trials.networks import Planned
 from planter.machine.memory import available_bytes
@@ -32,7 +33,7 @@ def needs_of(study: Study, prepared: Prepared) -> list[Need]:
     `evolve`, taken as large as its parent or as its bound of multiply-adds allows, stand for as
     many as may train at a time. Rounds of planting keep to `plant.memory_gb` and are not counted.
     """
-    workers, images = max(worker_count(study), 1), len(prepared.data.train)
+    workers, images = max(worker_count(study), 1), prepared.data.train
     stack, needs = study.resources.stack, []
     for name, planned in prepared.networks.items():
         drawn = name.startswith("sample")
@@ -55,21 +56,22 @@ def needs_of(study: Study, prepared: Prepared) -> list[Need]:
 def _need(
     name: str,
     planned: Planned,
-    images: int,
+    split: Split,
     *,
     stack: int,
     processes: int = 1,
     share: float = 1.0,
 ) -> Need:
     """Of a network with a `share` of another's layers, in so many processes or stacked."""
-    recipe = planned.recipe
+    recipe, images = planned.recipe, len(split)
+    pool = (recipe.augment.views or 0) * images * split.batch(slice(1)).nbytes
     # Batches differ by an image at most: of 130 images, 128 at a time, they have 65.
     together = math.ceil(images / math.ceil(images / recipe.batch))
     together = math.ceil(together / recipe.accumulate)
     handed = activations(planned.architecture)
     values = share * 4 * together * (handed.all + _AT_ONCE * handed.most)
     weights = 16 * cost(planned.architecture).params  # gradients and two moments beside
-    return Need(processes * (_PROCESS + weights) + stack * values, name, together)
+    return Need(processes * (_PROCESS + weights + pool) + stack * values, name, together)
 
 
 def too_little(study: Study, needs: list[Need]) -> str | None:
