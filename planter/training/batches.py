@@ -46,7 +46,7 @@ def view_pool(split: Split, augment: Augment, seed: int = 0) -> Pool:
     originals = [split.batch(part) for part in parts]
     # Written in place: of a large data set a pool is most of what is in memory.
     images = originals[0].new_empty((views * len(split), *originals[0].shape[1:]))
-    whole = images.split(len(split))
+    whole = images.view(views, len(split), *images.shape[1:])
     for view in range(views):
         for part, original in zip(parts, originals, strict=True):
             if view:
