@@ -17,8 +17,8 @@ STUDIES = shipped_folder("studies")
 SHIPPED = sorted(STUDIES.glob("*.yaml")) + sorted(STUDIES.glob("tables/*.yaml"))
 # Large networks, or the like of another one, are run by make test-all.
 LONG = {
-    "beyond", "beyond_trunk", "channel_planting_cifar100", "channel_planting_stl10", "cnsn", "dks_1",
-    "dks_strategies", "hu_resnet18", "kflo_2", "kflo_4", "kflo_transfer",
+    "beyond", "beyond_trunk", "channel_planting_cifar100", "channel_planting_stl10", "cnsn",
+    "dks_1", "dks_strategies", "hu_resnet18", "kflo_2", "kflo_4", "kflo_transfer",
 }  # fmt: skip
 TABLES = [file for file in SHIPPED if "table:" in file.read_text()]
 

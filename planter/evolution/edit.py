@@ -53,7 +53,7 @@ class Bench(Protocol):
         """Gradients of the loss that its child will learn by, by parameter, over some training
         images."""
 
-    def within_bounds(self, child: Individual) -> bool:
+    def within_bounds(self, architecture: Architecture, pipeline: str) -> bool:
         """Whether a network costs no more than the study allows, as far as its shapes tell."""
 
     def falls(self, parent: Individual, children: Mapping[str, Individual]) -> Measured:

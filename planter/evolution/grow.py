@@ -128,7 +128,11 @@ class Grow:
         if not children:
             raise EditError(f"a channel of any width costs more than {self.size:g} times the macs")
         # A width may cost far more parameters than multiply-adds: the others, if there are any.
-        within = {name: child for name, child in children.items() if bench.within_bounds(child)}
+        within = {
+            name: child
+            for name, child in children.items()
+            if bench.within_bounds(child.architecture, child.pipeline)
+        }
         children = within or children
         if self.rule == GRADIENT:
             measured = _first_order(parent, found, bench)

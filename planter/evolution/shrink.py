@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 from planter.arch import Architecture
 from planter.channels.groups import groups, with_widths
@@ -20,7 +21,8 @@ _LEAST = 0.2
 
 @dataclass(frozen=True)
 class Shrink:
-    """Removes channels until `size`, a share of the parent's multiply-adds, is left.
+    """Removes channels until `size`, a share of the parent's multiply-adds, is left, or less where
+    the study's bounds (of parameters) ask for it.
 
     With the rule "even" every width shrinks by one factor, and loses the channels of the least
     magnitude; with a measure of `planter.channels.importance` as rule, the channels that matter
@@ -60,7 +62,9 @@ class Shrink:
         scores = [measure(group, state, gradients) for group in found]
         most = self.size * macs_of(before, parent.pipeline)
         at = even(found, 1e-3, 1.0) if self.rule == EVEN else ranked(scores, _LEAST)
-        after, sizes = sizes_for(before, parent.pipeline, found, most, at)
+        # A rank over all layers leaves more parameters than the share of multiply-adds says.
+        within = partial(bench.within_bounds, pipeline=parent.pipeline)
+        after, sizes = sizes_for(before, parent.pipeline, found, most, at, within)
         kept = [chosen(*one) for one in zip(found, scores, sizes, strict=True)]
         child = build_network(after, parent.pipeline, bench.seed)
         child.to(next(parent.network.parameters()))

@@ -29,11 +29,13 @@ def sizes_for(
     groups: Sequence[Group],
     most: float,
     sizes_at: SizesAt,
+    within: Callable[[Architecture], bool] = lambda _: True,
 ) -> tuple[Architecture, list[int]]:
-    """The architecture of the largest sizes whose network costs `most` multiply-adds or less.
+    """The architecture of the largest sizes whose network costs `most` multiply-adds or less, and
+    is `within` what else bounds it.
 
-    Raises EditError where even the smallest costs more, or where another layer would come or go
-    with every size nearby.
+    Raises EditError where not even the smallest is, or where another layer would come or go with
+    every size nearby.
     """
 
     def built(sizes: Sequence[int]) -> int:
@@ -41,18 +43,25 @@ def sizes_for(
 
     counted = macs_by_sizes(architecture, pipeline, groups) if is_traced(architecture) else None
     macs = counted or built
+
+    def fits(sizes: Sequence[int]) -> bool:
+        # Multiply-adds first: of a traced network they are known without building it.
+        return macs(sizes) <= most and within(with_widths(architecture, widths_of(groups, sizes)))
+
     low, high = 0.0, 1.0
     best = sizes_at(low)
     if macs(best) > most:
         raise EditError(f"its smallest network costs {macs(best):,} macs, more than {int(most):,}")
+    if not fits(best):
+        raise EditError("its smallest network is beyond the study's bounds")
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         sizes = sizes_at(middle)
-        if macs(sizes) <= most:
+        if fits(sizes):
             low, best = middle, sizes
         else:
             high = middle
-    best = _filled(groups, best, lambda sizes: macs(sizes) <= most, sizes_at(1.0))
+    best = _filled(groups, best, fits, sizes_at(1.0))
     sizes = _with_the_same_layers(architecture, pipeline, groups, best)
     return canonical(with_widths(architecture, widths_of(groups, sizes))), sizes
 

@@ -220,8 +220,8 @@ class _Bench:
         network.zero_grad(set_to_none=True)
         return Measured(sums, 3 * parent.macs * len(split))
 
-    def within_bounds(self, child: Individual) -> bool:
-        way = cost(child.architecture).pipelines[child.pipeline]
+    def within_bounds(self, architecture: Architecture, pipeline: str) -> bool:
+        way = cost(architecture).pipelines[pipeline]
         costs = {"macs": way.macs, "params": way.params}
         limits = self.context.study.objectives.bounds.limits()
         return all(value <= limits.get(name, value) for name, value in costs.items())
