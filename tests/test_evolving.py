@@ -526,7 +526,7 @@ def test_the_report_draws_lineages(whole):
     for point in children(found):
         if point["on_front"]:
             assert f"{point['id']}</td>" in page
-    assert "shrunk to 50% of the macs (even)" in page
+    assert "shrunk to 50% of the macs (magnitude)" in page
 
 
 def test_a_command_begins_with_another_runs_front(study, whole, tmp_path, command_in):
